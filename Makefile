@@ -1,0 +1,57 @@
+# Everything a user or CI does, by name. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/requirements.lock
+CHECKPOINT ?= tiny
+
+.PHONY: help setup demo serve test test-full check bench loadtest lock clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready ## create .venv with every dependency (the other commands do this when needed)
+
+# uv itself comes from the lock, so that nothing unpinned is installed; the stamp makes a second run do nothing.
+$(VENV)/.ready: $(LOCK) engine/pyproject.toml client/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 12) else \
+	    f"Python 3.10 to 3.12 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	@echo "setup: virtual environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@uv=$$(command -v uv || echo $(BIN)/uv); \
+	test -x "$$uv" || { echo "setup: installing uv"; \
+	    sed -n '/^uv==/,/^    # via/p' $(LOCK) > $(VENV)/uv.txt; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/uv.txt; }; \
+	echo "setup: installing the locked dependencies (about 5 GB with CUDA the first time)"; \
+	"$$uv" pip sync --quiet --python $(BIN)/python --require-hashes $(LOCK); \
+	echo "setup: installing engine and client"; \
+	"$$uv" pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e engine -e client
+	@touch $@
+
+demo: $(VENV)/.ready ## start a server, speak one sentence over HTTP and one over gRPC into out/, stop it
+	@$(BIN)/python -m demo --checkpoint $(CHECKPOINT)
+
+serve: $(VENV)/.ready ## run the server (CHECKPOINT=folder or hub id, default tiny)
+	@$(BIN)/chatterbox-serve --checkpoint $(CHECKPOINT)
+
+test: $(VENV)/.ready ## all tests but the full-size ones
+	@$(BIN)/python -m pytest -m "not full"
+
+test-full: $(VENV)/.ready ## all tests
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.ready ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+lock: ## resolve requirements.in again
+	@uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header \
+	    --overrides requirements/overrides.txt requirements/requirements.in -o $(LOCK)
+
+clean: ## remove the virtual environment and everything generated
+	@rm -rf $(VENV) out build

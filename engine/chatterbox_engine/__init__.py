@@ -1,0 +1,1 @@
+"""Chatterbox text-to-speech as a continuous-batching engine. Imports no Triton."""

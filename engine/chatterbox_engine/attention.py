@@ -1,0 +1,59 @@
+"""Attention of a decode step over a pool of KV positions, each row reading only what it has filled.
+
+The pool has no batch dimension: a row owns the extent `start .. start + capacity` of positions, so rows of any length
+share one static tensor and a captured graph serves every length. On CUDA the method is split-K decoding
+("Flash-Decoding", Dao et al. 2023) with the row's length read on the device; elsewhere one row after the other through
+torch's own kernel, which also serves as the reference of the tests.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.library.custom_op("chatterbox::decode_attention", mutates_args=("keys", "values"))
+def decode_attention(
+    query: Tensor,  # [rows, heads, head_dim]
+    key: Tensor,  # [rows, heads, head_dim], of the new position
+    value: Tensor,  # [rows, heads, head_dim]
+    keys: Tensor,  # [positions, heads, head_dim], the pool
+    values: Tensor,  # [positions, heads, head_dim]
+    start: Tensor,  # [rows] int64, first position of each row's extent
+    position: Tensor,  # [rows] int64, where in its extent each row's new key goes
+) -> Tensor:
+    """Stores each row's new key and value and attends to everything that the row holds: [rows, heads, head_dim]."""
+    keys.index_copy_(0, start + position, key)
+    values.index_copy_(0, start + position, value)
+    if query.is_cuda:
+        from chatterbox_engine.attention_cuda import split_decode
+
+        return split_decode(query, keys, values, start, position)
+    return attend_row_by_row(query, keys, values, start, position)
+
+
+@decode_attention.register_fake
+def _(query: Tensor, *_rest: Tensor) -> Tensor:
+    return torch.empty_like(query)
+
+
+def attend_row_by_row(query: Tensor, keys: Tensor, values: Tensor, start: Tensor, position: Tensor) -> Tensor:
+    """The plain form of `decode_attention` without the store. Reads `start` and `position` on the host."""
+    out = torch.empty_like(query)
+    for row, (first, last) in enumerate(zip(start.tolist(), position.tolist(), strict=True)):
+        extent = slice(first, first + last + 1)
+        # [1, heads, 1, head_dim] against [1, heads, length, head_dim], the pool seen through strides
+        out[row] = F.scaled_dot_product_attention(
+            query[row][None, :, None],
+            keys[extent].transpose(0, 1)[None],
+            values[extent].transpose(0, 1)[None],
+        )[0, :, 0]
+    return out
+
+
+def scale_of(head_dim: int) -> float:
+    """The usual 1 / sqrt(head_dim)."""
+    return 1.0 / math.sqrt(head_dim)

@@ -1,0 +1,144 @@
+"""All settings, validated once. The only module that reads the environment.
+
+A setting `max_slots` is named `CHATTERBOX_MAX_SLOTS` in the environment and `max_slots` among the `parameters` of a
+config.pbtxt. The model's own parameters win over the environment, so that two models of one server can differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from chatterbox_engine.errors import ConfigError
+
+PREFIX = "CHATTERBOX_"
+
+# Read by other parts of the project (launcher, client, caches), so not unknown here.
+_FOREIGN = {"TRITON_HOME", "MODEL_REPOSITORY", "URL", "CACHE"}
+
+# Names that the well-known Chatterbox servers use for the same things.
+_ALIASES = {"USE_TORCH_COMPILE": "compile", "TORCH_COMPILE_MODE": "compile_mode"}
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one engine.
+
+    Raises ConfigError on a value that cannot work.
+    """
+
+    checkpoint: str = "tiny"
+    """A folder in the official layout, a Hugging Face repository id, or `tiny`."""
+    revision: str = ""
+    """Commit or tag of the Hugging Face repository; empty for its newest."""
+    device: str = "auto"
+    """`auto` (CUDA when there is one), `cuda`, `cuda:1`, `cpu`."""
+    dtype: str = "auto"
+    """T3's and the flow's weights: `bfloat16`, `float32`, or `auto` (bfloat16 on GPUs that have it)."""
+    max_slots: int = 0
+    """Utterances decoded together; 0 chooses 64 on a GPU and 16 on a CPU."""
+    max_cache_len: int = 1200
+    """KV cache positions planned per row; a request that needs more takes them from the common pool."""
+    max_queue: int = 256
+    """Requests that may wait; one more is answered with 503."""
+    max_prefills: int = 4
+    """Utterances that may join in one step, so that running ones do not stutter."""
+    request_timeout: float = 300.0
+    """Seconds from arrival after which a request is given up with 503."""
+    max_text_chars: int = 10_000
+    segment_chars: int = 300
+    """Longer text is split at sentences into segments of about this many characters."""
+    max_seconds: float = 160.0
+    """The largest `max_seconds` a request may ask for, per segment."""
+    watermark: bool = True
+    """Perth's inaudible watermark, as upstream."""
+    cuda_graphs: bool = True
+    compile: bool = False
+    """torch.compile of the decode step."""
+    compile_mode: str = "default"
+    cfm_steps: int = 10
+    """Euler steps of the flow."""
+    vocoder_batch: int = 16
+    """Segments turned into audio together."""
+    vocoder_delay: float = 0.0
+    """Seconds that a finished segment may wait for others to share its vocoder batch."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} is {value}; it must be between {low} and {high}")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise ConfigError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
+        if self.compile_mode not in COMPILE_MODES:
+            raise ConfigError(f"compile_mode is {self.compile_mode!r}; it must be one of {', '.join(COMPILE_MODES)}")
+
+    @classmethod
+    def load(cls, parameters: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None) -> Config:
+        """Settings from the environment, then from a model's own `parameters`, which win.
+
+        Raises ConfigError for an unknown name or a value that does not parse.
+        """
+        values: dict[str, Any] = {}
+        environment = os.environ if environment is None else environment
+        for name, text in environment.items():
+            setting = _setting_of(name)
+            if setting is not None:
+                values[setting] = _parse(name, setting, text)
+        for name, text in (parameters or {}).items():
+            if name not in _FIELDS:
+                raise ConfigError(f"unknown parameter {name!r} in config.pbtxt")
+            values[name] = _parse(name, name, text)
+        return cls(**values)
+
+
+_FIELDS = {item.name for item in dataclasses.fields(Config)}
+_TYPES = get_type_hints(Config)
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("max_slots", 0, 1024),
+    ("max_cache_len", 128, 16_384),
+    ("max_queue", 1, 100_000),
+    ("max_prefills", 1, 64),
+    ("request_timeout", 0.1, 86_400),
+    ("max_text_chars", 1, 1_000_000),
+    ("segment_chars", 40, 1000),
+    ("max_seconds", 0.04, 160.0),
+    ("cfm_steps", 1, 100),
+    ("vocoder_batch", 1, 128),
+    ("vocoder_delay", 0.0, 1.0),
+)
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+
+
+def _setting_of(name: str) -> str | None:
+    """The setting that an environment variable means, or None for one that is not ours."""
+    if name in _ALIASES:
+        return _ALIASES[name]
+    if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in _FOREIGN:
+        return None
+    setting = name.removeprefix(PREFIX).lower()
+    if setting not in _FIELDS:
+        raise ConfigError(f"unknown setting {name} in the environment")
+    return setting
+
+
+def _parse(name: str, setting: str, text: str) -> Any:
+    kind = _TYPES[setting]
+    if kind is bool:
+        if text.lower() in _TRUE:
+            return True
+        if text.lower() in _FALSE:
+            return False
+        raise ConfigError(f"{name} is {text!r}; it must be 1 or 0")
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} is {text!r}; it must be of type {kind.__name__}") from error

@@ -1,0 +1,132 @@
+"""The sizes of a checkpoint's networks. The defaults are the official English checkpoint's.
+
+A folder without `config.json` has the official sizes; `tiny` and other small checkpoints state theirs there.
+Sources: chatterbox-tts 0.1.7 `models/t3/llama_configs.py`, `models/t3/modules/t3_config.py`, `models/s3gen/s3gen.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chatterbox_engine.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class T3Dims:
+    """Text to speech tokens: a Llama decoder with learned position embeddings beside RoPE."""
+
+    hidden: int = 1024
+    layers: int = 30
+    heads: int = 16
+    head_dim: int = 64
+    intermediate: int = 4096
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 500_000.0
+    rope_factor: float = 8.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_positions: int = 8192
+    text_vocab: int = 704
+    speech_vocab: int = 8194
+    max_text_tokens: int = 2048
+    max_speech_tokens: int = 4096
+    start_text: int = 255
+    stop_text: int = 0
+    start_speech: int = 6561
+    stop_speech: int = 6562
+    speaker_embed: int = 256
+    perceiver_queries: int = 32
+    perceiver_heads: int = 4
+    prompt_tokens: int = 150
+
+    @property
+    def text_positions(self) -> int:
+        """Rows of the text position table (upstream adds two for start and stop)."""
+        return self.max_text_tokens + 2
+
+    @property
+    def speech_positions(self) -> int:
+        """Rows of the speech position table."""
+        return self.max_speech_tokens + 4
+
+    @property
+    def prefix(self) -> int:
+        """Positions of the conditioning prefix: speaker, perceiver output, emotion."""
+        return 1 + self.perceiver_queries + 1
+
+
+@dataclass(frozen=True)
+class S3GenDims:
+    """Speech tokens to waveform: conformer encoder, flow-matching UNet, HiFT vocoder."""
+
+    vocab: int = 6561
+    mel: int = 80
+    speaker_embed: int = 192
+    encoder: int = 512
+    encoder_heads: int = 8
+    encoder_units: int = 2048
+    encoder_blocks: int = 6
+    encoder_up_blocks: int = 4
+    decoder: int = 256
+    decoder_heads: int = 8
+    decoder_head_dim: int = 64
+    decoder_blocks: int = 4
+    decoder_mid_blocks: int = 12
+    meanflow: bool = False
+    hift: int = 512
+    f0: int = 512
+
+
+@dataclass(frozen=True)
+class ReferenceDims:
+    """Reference clip encoders; only the S3 tokenizer has another size in small checkpoints."""
+
+    tokenizer_state: int = 1280
+    tokenizer_heads: int = 20
+    tokenizer_layers: int = 6
+
+
+@dataclass(frozen=True)
+class Dims:
+    """All sizes of one checkpoint."""
+
+    t3: T3Dims = field(default_factory=T3Dims)
+    s3gen: S3GenDims = field(default_factory=S3GenDims)
+    reference: ReferenceDims = field(default_factory=ReferenceDims)
+
+    @classmethod
+    def load(cls, folder: Path) -> Dims:
+        """Reads `config.json` of a checkpoint folder, or returns the official sizes when there is none.
+
+        Raises CheckpointError when the file is not JSON or names a size that does not exist.
+        """
+        path = folder / "config.json"
+        if not path.exists():
+            return cls()
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+        parts = {part.name: part.default_factory for part in dataclasses.fields(cls)}
+        _refuse_unknown(path, raw, parts)
+        return cls(**{name: _build(path, parts[name], sizes) for name, sizes in raw.items()})
+
+    def save(self, folder: Path) -> None:
+        """Writes `config.json` into a checkpoint folder."""
+        text = json.dumps(dataclasses.asdict(self), indent=2)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _build(path: Path, kind: Any, sizes: dict[str, Any]) -> Any:
+    _refuse_unknown(path, sizes, [item.name for item in dataclasses.fields(kind)])
+    return kind(**sizes)
+
+
+def _refuse_unknown(path: Path, given: Any, known: Any) -> None:
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise CheckpointError(f"{path}: unknown entries: {', '.join(unknown)}")

@@ -1,0 +1,55 @@
+"""Every error that the engine raises on purpose.
+
+ChatterboxError
+├── ConfigError          a setting is unknown or impossible (at start)
+├── CheckpointError      a checkpoint is missing, partial or of other sizes (at start)
+└── RequestError         an answer to one request
+    ├── InvalidRequest   the request is wrong: 400
+    ├── NotFound         it names a voice that does not exist: 404
+    ├── Overloaded       the queue is full or the engine is closing: 503
+    ├── DeadlineExceeded it waited or ran longer than allowed: 503
+    ├── Cancelled        its client went away
+    └── EngineFailed     the engine broke while it held the request: 500
+"""
+
+from __future__ import annotations
+
+
+class ChatterboxError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(ChatterboxError):
+    """A setting is unknown or impossible."""
+
+
+class CheckpointError(ChatterboxError):
+    """A checkpoint is missing, partial, or of other sizes than it says."""
+
+
+class RequestError(ChatterboxError):
+    """One request cannot be answered with audio."""
+
+
+class InvalidRequest(RequestError):
+    """The request itself is wrong."""
+
+
+class NotFound(RequestError):
+    """The request names something that does not exist."""
+
+
+class Overloaded(RequestError):
+    """The engine takes no more requests now."""
+
+
+class DeadlineExceeded(RequestError):
+    """The request waited or ran longer than it may."""
+
+
+class Cancelled(RequestError):
+    """The client gave the request up."""
+
+
+class EngineFailed(RequestError):
+    """The engine failed while it held the request."""

@@ -1,0 +1,55 @@
+"""CUDA graphs: captured once per key, replayed afterwards; the same function runs eagerly where none was captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+
+# Library handles and autotuners settle in the first calls, which must not happen inside a capture.
+WARM_UP_CALLS = 2
+
+
+class Graphs:
+    """A set of captured functions of one thread. The functions read and write static tensors only.
+
+    `enabled` False (or a CPU) makes `run` call every function eagerly, the path that is always there.
+    """
+
+    def __init__(self, device: torch.device, *, enabled: bool) -> None:
+        self.enabled = enabled and device.type == "cuda"
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._pool: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def capture(self, key: Hashable, function: Callable[[], None]) -> None:
+        """Records `function` under `key`; does nothing when graphs are off.
+
+        Raises RuntimeError naming the switch when the function cannot be captured.
+        """
+        if not self.enabled:
+            return
+        for _ in range(WARM_UP_CALLS):
+            function()
+        torch.cuda.current_stream().synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # thread_local: another thread (the vocoder) may use the GPU meanwhile
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+            ):
+                function()
+        except RuntimeError as error:
+            raise RuntimeError(f"CUDA graph {key} failed; CHATTERBOX_CUDA_GRAPHS=0 runs without: {error}") from error
+        self._pool = self._pool or graph.pool()
+        self._graphs[key] = graph
+
+    def run(self, key: Hashable, function: Callable[[], None]) -> None:
+        """Replays the graph of `key`, or calls `function`."""
+        graph = self._graphs.get(key)
+        if graph is None:
+            function()
+        else:
+            graph.replay()

@@ -1,0 +1,288 @@
+"""Slots to tensors: prefill and decode of T3 for the utterances that the scheduler chose.
+
+All state that a step changes lives on the device in one row per slot (`Slots`), so a step uploads nothing unless the
+batch changed, and downloads only the drawn tokens, which the engine reads one step later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from chatterbox_engine import sampling
+from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.kv_cache import Extent, KVCache
+from chatterbox_engine.t3 import T3
+from chatterbox_engine.types import SamplingParams
+
+PREFILL_LENGTHS = (64, 96, 128, 160, 192, 256, 320, 384, 448, 512)
+PREFILL_ROWS = (2, 8)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the runner needs to start one utterance."""
+
+    slot: int
+    rows: tuple[Extent, ...]  # conditional, then unconditional unless cfg_weight is 0
+    prefix: Tensor  # [prefix, hidden], from T3.conditioning
+    text: Tensor  # [n] int64 with start and stop
+    sampling: SamplingParams
+    uniforms: Tensor  # [max_tokens + 1] float32 of [0, 1), one per step
+
+    @property
+    def length(self) -> int:
+        """Positions of the prompt: conditioning, text, two BOS."""
+        return len(self.prefix) + len(self.text) + 2
+
+
+class Drawn:
+    """Tokens of one launch on their way to the host."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        if tokens.is_cuda:
+            self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self._tokens.copy_(tokens, non_blocking=True)
+            self._ready: torch.cuda.Event | None = torch.cuda.Event()
+            self._ready.record()
+        else:
+            self._tokens = tokens.clone()
+            self._ready = None
+
+    def read(self) -> list[int]:
+        """The tokens, in the order of the launch's utterances; waits for the device."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        tokens: list[int] = self._tokens.tolist()
+        return tokens
+
+
+class Slots:
+    """Device state, one row per slot; the last row is a dummy that padding uses."""
+
+    def __init__(self, count: int, vocab: int, max_tokens: int, device: torch.device) -> None:
+        self.dummy = count
+        rows = count + 1
+
+        def integers() -> Tensor:
+            return torch.zeros(rows, dtype=torch.int64, device=device)
+
+        def floats() -> Tensor:
+            return torch.ones(rows, dtype=torch.float32, device=device)
+
+        self.token, self.step, self.prompt, self.alive = integers(), integers(), integers(), integers()
+        self.prompt[self.dummy] = 1  # a dummy row sits at position 0 of the scratch extent for ever
+        self.cfg, self.temperature, self.penalty = floats(), floats(), floats()
+        self.min_p, self.top_p = floats(), floats()
+        self.seen = torch.zeros(rows, vocab, dtype=torch.bool, device=device)
+        # one more than can be drawn: the step that runs before a stop is noticed draws too
+        self.uniforms = torch.zeros(rows, max_tokens + 2, dtype=torch.float32, device=device)
+
+    def fill(self, prompt: Prompt, bos: int) -> None:
+        """Sets a slot up for a new utterance."""
+        slot, params = prompt.slot, prompt.sampling
+        self.step[slot] = 0
+        self.prompt[slot] = prompt.length
+        self.alive[slot] = 1
+        self.cfg[slot] = params.cfg_weight
+        self.temperature[slot] = params.temperature
+        self.penalty[slot] = params.repetition_penalty
+        self.min_p[slot] = params.min_p
+        self.top_p[slot] = params.top_p
+        self.seen[slot] = False
+        self.seen[slot, bos] = True
+        self.uniforms[slot, : len(prompt.uniforms)] = prompt.uniforms.to(self.uniforms.device)
+
+
+class Runner:
+    """Launches T3's work. Owned by the engine's thread; on CUDA it uses the current stream of that thread."""
+
+    def __init__(
+        self,
+        model: T3,
+        cache: KVCache,
+        max_slots: int,
+        *,
+        graphs: Graphs,
+        compile_mode: str | None = None,
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self.max_slots = max_slots
+        self.graphs = graphs
+        dims = model.dims
+        device = model.device
+        self.slots = Slots(max_slots, dims.speech_vocab, dims.max_speech_tokens, device)
+        self._logits = torch.zeros(
+            max(2 * max_slots, PREFILL_ROWS[-1]), dims.speech_vocab, dtype=model.dtype, device=device
+        )
+        self._prompt: tuple[Tensor, Tensor, Tensor] | None = None
+        if graphs.enabled:
+            self._prompt = self._new_prompt_tensors(PREFILL_ROWS[-1], PREFILL_LENGTHS[-1])
+        self._drawn = torch.zeros(max_slots, dtype=torch.int64, device=device)
+        # The batch: which slot and extent each row belongs to, and which rows each utterance is guided by.
+        self._row_slot = torch.full((2 * max_slots,), self.slots.dummy, device=device)
+        self._row_start = torch.full((2 * max_slots,), cache.scratch, device=device)
+        self._batch = torch.zeros(3, max_slots, dtype=torch.int64, device=device)  # slot, conditional, unconditional
+        self._current: tuple[int, ...] = ()
+        self._rows = 0
+        self._decode_step = model.decode
+        if compile_mode is not None:
+            # dynamic: one compilation serves every number of rows
+            self._decode_step = torch.compile(model.decode, mode=compile_mode, dynamic=True)
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Prompt]) -> Drawn:
+        """Runs whole prompts and draws each utterance's first token."""
+        bos = self.model.dims.start_speech
+        for prompt in prompts:
+            self.slots.fill(prompt, bos)
+        size = PREFILL_ROWS[-1] // 2 if self.graphs.enabled else 1
+        drawn = [self._prefill_group(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+        self._current = ()  # the batch tensors were used for the prompts
+        return Drawn(torch.cat(drawn))
+
+    @torch.inference_mode()
+    def decode(self, utterances: Sequence[Prompt]) -> Drawn:
+        """One step for these running utterances: feeds each its last token and draws the next."""
+        batch = tuple(utterance.slot for utterance in utterances)
+        if batch != self._current:
+            self._upload(utterances)
+            self._current = batch
+        rows = self._bucket(self._rows, 2 * self.max_slots)
+        self.graphs.run(("decode", rows), partial(self._decode_rows, rows))
+        return Drawn(self._sample(utterances))
+
+    @torch.inference_mode()
+    def warm_up(self, report: Callable[[str], None]) -> None:
+        """Captures every graph (or, without graphs, runs one step), saying how far it is."""
+        if not self.graphs.enabled:
+            self._decode_rows(2)
+            report("T3: one step run, no CUDA graphs")
+            return
+        # Largest first: the graphs' shared memory pool is then large enough for all later captures.
+        work: list[tuple[Hashable, Callable[[], None]]] = []
+        for rows in PREFILL_ROWS[::-1]:
+            for length in PREFILL_LENGTHS[::-1]:
+                work.append(
+                    (("prefill", rows, length), partial(self._prefill_rows, *self._prompt_tensors(rows, length)))
+                )
+        for rows in buckets(2 * self.max_slots)[::-1]:
+            work.append((("decode", rows), partial(self._decode_rows, rows)))
+        for count in buckets(self.max_slots)[::-1]:
+            for use_top_p in (True, False):
+                work.append((("sample", count, use_top_p), partial(self._sample_rows, count, use_top_p)))
+        for index, (key, function) in enumerate(work, 1):
+            began = time.monotonic()
+            self.graphs.capture(key, function)
+            report(f"T3: CUDA graph {index} of {len(work)}, {time.monotonic() - began:.1f} s")
+
+    def _bucket(self, count: int, limit: int) -> int:
+        return bucket(count, limit) if self.graphs.enabled else count
+
+    def _upload(self, utterances: Sequence[Prompt]) -> None:
+        """Describes a new batch to the device."""
+        slots: list[int] = []
+        starts: list[int] = []
+        batch: list[tuple[int, int, int]] = []
+        for utterance in utterances:
+            first = len(slots)
+            slots += [utterance.slot] * len(utterance.rows)
+            starts += [extent.start for extent in utterance.rows]
+            batch.append((utterance.slot, first, len(slots) - 1))
+        self._rows = len(slots)
+        rows = self._bucket(len(slots), 2 * self.max_slots)
+        count = self._bucket(len(batch), self.max_slots)
+        slots += [self.slots.dummy] * (rows - len(slots))
+        starts += [self.cache.scratch] * (rows - len(starts))
+        batch += [(self.slots.dummy, 0, 0)] * (count - len(batch))
+        device = self.model.device
+        self._row_slot[:rows] = torch.tensor(slots, device=device)
+        self._row_start[:rows] = torch.tensor(starts, device=device)
+        self._batch[:, :count] = torch.tensor(batch, device=device).T
+
+    def _decode_rows(self, rows: int) -> None:
+        slot, start = self._row_slot[:rows], self._row_start[:rows]
+        step = self.slots.step[slot]
+        position = self.slots.prompt[slot] + step - 1
+        self._logits[:rows] = self._decode_step(self.slots.token[slot], step, start, position, self.cache)
+
+    def _sample(self, utterances: Sequence[Prompt]) -> Tensor:
+        """Draws a token for each utterance of the uploaded batch: a view of [utterances]."""
+        count = self._bucket(len(utterances), self.max_slots)
+        use_top_p = any(utterance.sampling.top_p < 1 for utterance in utterances)
+        self.graphs.run(("sample", count, use_top_p), partial(self._sample_rows, count, use_top_p))
+        return self._drawn[: len(utterances)]
+
+    def _sample_rows(self, count: int, use_top_p: bool) -> None:
+        slots = self.slots
+        slot, conditional, unconditional = self._batch[:, :count].unbind()
+        logits = sampling.guide(self._logits[conditional], self._logits[unconditional], slots.cfg[slot])
+        logits = sampling.penalise(logits, slots.seen[slot], slots.penalty[slot])
+        token = sampling.choose(
+            logits,
+            slots.temperature[slot],
+            slots.min_p[slot],
+            slots.top_p[slot],
+            slots.uniforms[slot, slots.step[slot]],
+            use_top_p=use_top_p,
+        )
+        slots.token[slot] = token
+        slots.seen[slot, token] = True
+        slots.step.index_add_(0, slot, slots.alive[slot])
+        self._drawn[:count] = token
+
+    def _prefill_group(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Prompts side by side, padded to the longest; returns their first tokens [prompts]."""
+        device = self.model.device
+        rows = sum(len(prompt.rows) for prompt in prompts)
+        length = max(prompt.length for prompt in prompts)
+        if self.graphs.enabled and length <= PREFILL_LENGTHS[-1]:
+            rows = next(size for size in PREFILL_ROWS if size >= rows)
+            length = next(size for size in PREFILL_LENGTHS if size >= length)
+        x, where, last = self._prompt_tensors(rows, length)
+        where.fill_(self.cache.scratch)
+        row = 0
+        for prompt in prompts:
+            embedded = self.model.prompt(prompt.prefix, prompt.text.to(device))
+            positions = torch.arange(prompt.length, device=device)
+            for extent, embedded_row in zip(prompt.rows, embedded, strict=False):
+                x[row, : prompt.length] = embedded_row
+                where[row, : prompt.length] = extent.start + positions
+                last[row] = prompt.length - 1
+                row += 1
+        self.graphs.run(("prefill", rows, length), partial(self._prefill_rows, x, where, last))
+        self._upload(prompts)
+        return self._sample(prompts).clone()
+
+    def _prompt_tensors(self, rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs of a prefill: embeddings, pool positions, last positions. Static where a graph may read them."""
+        if self._prompt is None or length > PREFILL_LENGTHS[-1]:
+            return self._new_prompt_tensors(rows, length)
+        x, where, last = self._prompt
+        return x[:rows, :length], where[:rows, :length], last[:rows]
+
+    def _new_prompt_tensors(self, rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        device = self.model.device
+        x = torch.zeros(rows, length, self.model.dims.hidden, dtype=self.model.dtype, device=device)
+        where = torch.full((rows, length), self.cache.scratch, device=device)
+        return x, where, torch.zeros(rows, dtype=torch.int64, device=device)
+
+    def _prefill_rows(self, x: Tensor, where: Tensor, last: Tensor) -> None:
+        self._logits[: len(x)] = self.model.prefill(x, self.cache, where, last)
+
+
+def buckets(limit: int) -> list[int]:
+    """Batch sizes that graphs are captured for: 1, 2, 4, 8, in steps of 8 to 64, of 32 above, and the limit."""
+    sizes = {1, 2, 4, *range(8, 65, 8), *range(96, limit, 32)}
+    return sorted({size for size in sizes if size < limit} | {limit})
+
+
+def bucket(count: int, limit: int) -> int:
+    """The smallest captured batch size that holds `count`."""
+    return next(size for size in buckets(limit) if size >= count)

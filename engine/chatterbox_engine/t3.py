@@ -1,0 +1,282 @@
+"""T3, the transformer that turns text into speech tokens: weights and mathematics, no state of any request.
+
+Llama blocks (RMSNorm, RoPE with llama3 scaling, SwiGLU) over [speaker | perceiver | emotion | text | BOS BOS | speech].
+Source of the architecture: chatterbox-tts 0.1.7 `models/t3/t3.py`, `modules/cond_enc.py`, `modules/perceiver.py`, and
+transformers' Llama. Keys and values of the new positions go to the pool of `kv_cache`; here they are only addressed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chatterbox_engine.attention import decode_attention
+from chatterbox_engine.dims import T3Dims
+from chatterbox_engine.errors import CheckpointError
+from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.types import T3Conditionals
+
+
+class Block(nn.Module):
+    """One decoder block; query, key and value are one matrix, gate and up another."""
+
+    def __init__(self, dims: T3Dims) -> None:
+        super().__init__()
+        inner = dims.heads * dims.head_dim
+        self.attention_norm = nn.Parameter(torch.empty(dims.hidden))
+        self.qkv = nn.Parameter(torch.empty(3 * inner, dims.hidden))
+        self.out = nn.Parameter(torch.empty(dims.hidden, inner))
+        self.mlp_norm = nn.Parameter(torch.empty(dims.hidden))
+        self.gate_up = nn.Parameter(torch.empty(2 * dims.intermediate, dims.hidden))
+        self.down = nn.Parameter(torch.empty(dims.hidden, dims.intermediate))
+
+
+class Perceiver(nn.Module):
+    """Resamples the embedded prompt to a fixed number of positions (Jaegle et al. 2021, arXiv 2103.03206).
+
+    The same attention block is applied twice: queries against the prompt, then against themselves.
+    """
+
+    def __init__(self, dims: T3Dims) -> None:
+        super().__init__()
+        self.heads = dims.perceiver_heads
+        self.queries = nn.Parameter(torch.empty(1, dims.perceiver_queries, dims.hidden))
+        self.norm = nn.LayerNorm(dims.hidden)
+        self.query = nn.Linear(dims.hidden, dims.hidden)
+        self.key = nn.Linear(dims.hidden, dims.hidden)
+        self.value = nn.Linear(dims.hidden, dims.hidden)
+        self.out = nn.Linear(dims.hidden, dims.hidden)
+
+    def forward(self, prompt: Tensor) -> Tensor:
+        """[1, n, hidden] to [1, queries, hidden]."""
+        mixed = self._attend(self.queries, prompt)
+        return self._attend(mixed, mixed)
+
+    def _attend(self, x: Tensor, context: Tensor) -> Tensor:
+        context = self.norm(context)
+        query = self._heads(self.query(self.norm(x)))
+        mixed = F.scaled_dot_product_attention(query, self._heads(self.key(context)), self._heads(self.value(context)))
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class T3(nn.Module):
+    """The whole network. Build with `T3.from_state_dict`; the conditioning runs in float32, the blocks in `dtype`."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, dims: T3Dims) -> None:
+        super().__init__()
+        self.dims = dims
+        self.text_embedding = nn.Parameter(torch.empty(dims.text_vocab, dims.hidden))
+        self.text_position = nn.Parameter(torch.empty(dims.text_positions, dims.hidden))
+        self.speech_embedding = nn.Parameter(torch.empty(dims.speech_vocab, dims.hidden))
+        self.speech_position = nn.Parameter(torch.empty(dims.speech_positions, dims.hidden))
+        self.speaker = nn.Linear(dims.speaker_embed, dims.hidden)
+        self.emotion = nn.Linear(1, dims.hidden, bias=False)
+        self.perceiver = Perceiver(dims)
+        self.blocks = nn.ModuleList(Block(dims) for _ in range(dims.layers))
+        self.norm = nn.Parameter(torch.empty(dims.hidden))
+        self.head = nn.Parameter(torch.empty(dims.speech_vocab, dims.hidden))
+
+    @classmethod
+    def from_state_dict(
+        cls, state: Mapping[str, Tensor], dims: T3Dims, *, device: torch.device, dtype: torch.dtype
+    ) -> T3:
+        """Loads official `t3_cfg.safetensors` names strictly.
+
+        Raises CheckpointError naming missing, surplus or misshapen entries.
+        """
+        with torch.device("meta"):
+            model = cls(dims)
+        ours = _rename(dict(state), dims)
+        _check(ours, model)
+        # Conditioning stays float32: it runs once per voice and its error would reach every token.
+        kept = ("speaker.", "emotion.", "perceiver.")
+        ours = {k: v.to(device, torch.float32 if k.startswith(kept) else dtype) for k, v in ours.items()}
+        model.load_state_dict(ours, assign=True)
+        model.requires_grad_(False)
+        # float32 tables, cast after the product of position and frequency, as transformers does
+        angles = torch.arange(dims.prefix + dims.text_positions + dims.speech_positions)[:, None] * _frequencies(dims)
+        model.register_buffer("cos", angles.cos().to(device, dtype), persistent=False)
+        model.register_buffer("sin", angles.sin().to(device, dtype), persistent=False)
+        return model.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.dtype
+
+    @torch.inference_mode()
+    def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
+        """The prefix that depends on voice and exaggeration alone: [prefix, hidden] in the compute dtype."""
+        prompt = voice.prompt_tokens.to(self.device)
+        embedded = (self.speech_embedding[prompt] + self.speech_position[: len(prompt)]).float()
+        speaker = self.speaker(voice.speaker.to(self.device)[None])  # [1, hidden]
+        emotion = self.emotion(torch.full((1, 1), exaggeration, device=self.device))
+        return torch.cat([speaker, self.perceiver(embedded[None])[0], emotion]).to(self.dtype)
+
+    @torch.inference_mode()
+    def prompt(self, prefix: Tensor, text: Tensor) -> Tensor:
+        """Embeds a conditional and an unconditional row: [2, length, hidden].
+
+        `prefix` is [prefix, hidden], `text` the token ids [n] with start and stop. The unconditional row keeps
+        conditioning and positions and loses the text's embedding. BOS stands twice, both at speech position 0.
+        """
+        positions = self.text_position[: len(text)]
+        bos = (self.speech_embedding[self.dims.start_speech] + self.speech_position[0]).expand(2, -1)
+        conditional = torch.cat([prefix, self.text_embedding[text] + positions, bos])
+        return torch.stack([conditional, torch.cat([prefix, positions, bos])])
+
+    def prefill(self, x: Tensor, cache: KVCache, where: Tensor, last: Tensor) -> Tensor:
+        """Runs whole prompts and stores their keys and values; logits of each row's last position.
+
+        x: [rows, length, hidden], rows shorter than `length` padded at the right, which causal attention never sees.
+        where: [rows, length] int64, the pool position of every input (padding: scratch). last: [rows] int64.
+        Returns [rows, speech_vocab] in the compute dtype.
+        """
+        rows, length, _ = x.shape
+        cos, sin = self.cos[:length, None], self.sin[:length, None]
+        flat = where.flatten()
+        for index, block in enumerate(self.blocks):
+            q, k, v = self._qkv(block, x)  # [rows, length, heads, head_dim]
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            keys, values = cache.layer(index)
+            keys.index_copy_(0, flat, k.flatten(0, 1))
+            values.index_copy_(0, flat, v.flatten(0, 1))
+            mixed = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
+            )
+            x = self._finish_block(block, x, mixed.transpose(1, 2).flatten(2))
+        return self._logits(x[torch.arange(rows, device=x.device), last])
+
+    def decode(self, token: Tensor, speech_position: Tensor, start: Tensor, position: Tensor, cache: KVCache) -> Tensor:
+        """One step for every row; all arguments [rows] int64. Returns logits [rows, speech_vocab].
+
+        `speech_position` indexes the learned table, `position` the whole sequence (RoPE and cache), `start` the row's
+        extent in the pool.
+        """
+        x = self.speech_embedding[token] + self.speech_position[speech_position]  # [rows, hidden]
+        cos, sin = self.cos[position][:, None], self.sin[position][:, None]
+        for index, block in enumerate(self.blocks):
+            q, k, v = self._qkv(block, x)  # [rows, heads, head_dim]
+            keys, values = cache.layer(index)
+            mixed = decode_attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v, keys, values, start, position)
+            x = self._finish_block(block, x, mixed.flatten(1))
+        return self._logits(x)
+
+    def _qkv(self, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = F.linear(self._rms_norm(x, block.attention_norm), block.qkv)
+        q, k, v = x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim)).unbind(-3)
+        return q, k, v
+
+    def _finish_block(self, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + F.linear(mixed, block.out)
+        gate, up = F.linear(self._rms_norm(x, block.mlp_norm), block.gate_up).chunk(2, dim=-1)
+        return x + F.linear(F.silu(gate) * up, block.down)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(self._rms_norm(x, self.norm), self.head)
+
+    def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.dims.rms_norm_eps)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE in transformers' half-split form; cos and sin are [..., 1, head_dim / 2]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _frequencies(dims: T3Dims) -> Tensor:
+    """RoPE frequencies [head_dim / 2] with llama3 scaling (transformers `modeling_rope_utils`)."""
+    frequency = 1.0 / dims.rope_theta ** (torch.arange(0, dims.head_dim, 2, dtype=torch.int64).float() / dims.head_dim)
+    wavelength = 2 * math.pi / frequency
+    low, high = dims.rope_low_freq_factor, dims.rope_high_freq_factor
+    smooth = ((dims.rope_original_positions / wavelength - low) / (high - low)).clamp(0, 1)
+    return (1 - smooth) * frequency / dims.rope_factor + smooth * frequency
+
+
+_NAMES = {
+    "text_emb.weight": "text_embedding",
+    "text_pos_emb.emb.weight": "text_position",
+    "speech_emb.weight": "speech_embedding",
+    "speech_pos_emb.emb.weight": "speech_position",
+    "cond_enc.spkr_enc.weight": "speaker.weight",
+    "cond_enc.spkr_enc.bias": "speaker.bias",
+    "cond_enc.emotion_adv_fc.weight": "emotion.weight",
+    "cond_enc.perceiver.pre_attention_query": "perceiver.queries",
+    "cond_enc.perceiver.attn.norm.weight": "perceiver.norm.weight",
+    "cond_enc.perceiver.attn.norm.bias": "perceiver.norm.bias",
+    "cond_enc.perceiver.attn.to_q.weight": "perceiver.query.weight",
+    "cond_enc.perceiver.attn.to_q.bias": "perceiver.query.bias",
+    "cond_enc.perceiver.attn.to_k.weight": "perceiver.key.weight",
+    "cond_enc.perceiver.attn.to_k.bias": "perceiver.key.bias",
+    "cond_enc.perceiver.attn.to_v.weight": "perceiver.value.weight",
+    "cond_enc.perceiver.attn.to_v.bias": "perceiver.value.bias",
+    "cond_enc.perceiver.attn.proj_out.weight": "perceiver.out.weight",
+    "cond_enc.perceiver.attn.proj_out.bias": "perceiver.out.bias",
+    "tfmr.norm.weight": "norm",
+    "speech_head.weight": "head",
+}
+
+# Part of the official file, of no use at inference: the text head and the backbone's own token table.
+_UNUSED = {"text_head.weight", "tfmr.embed_tokens.weight"}
+
+_BLOCK_NAMES = {
+    "attention_norm": ("input_layernorm.weight",),
+    "qkv": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    "out": ("self_attn.o_proj.weight",),
+    "mlp_norm": ("post_attention_layernorm.weight",),
+    "gate_up": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "down": ("mlp.down_proj.weight",),
+}
+
+
+def _rename(state: dict[str, Tensor], dims: T3Dims) -> dict[str, Tensor]:
+    """Official names to ours, fused matrices joined along their output dimension."""
+    ours: dict[str, Tensor] = {}
+    missing: list[str] = []
+
+    def take(name: str) -> Tensor | None:
+        if name not in state:
+            missing.append(name)
+        return state.pop(name, None)
+
+    for official, name in _NAMES.items():
+        if (tensor := take(official)) is not None:
+            ours[name] = tensor
+    for index in range(dims.layers):
+        for name, officials in _BLOCK_NAMES.items():
+            parts = [take(f"tfmr.layers.{index}.{official}") for official in officials]
+            if all(part is not None for part in parts):
+                ours[f"blocks.{index}.{name}"] = torch.cat([part for part in parts if part is not None])
+    surplus = sorted(set(state) - _UNUSED)
+    if missing or surplus:
+        raise CheckpointError(f"T3 weights: missing {_some(missing)}; not expected {_some(surplus)}")
+    return ours
+
+
+def _check(ours: Mapping[str, Tensor], model: nn.Module) -> None:
+    wrong = [
+        f"{name} is {list(ours[name].shape)}, not {list(parameter.shape)}"
+        for name, parameter in model.named_parameters()
+        if ours[name].shape != parameter.shape
+    ]
+    if wrong:
+        raise CheckpointError(f"T3 weights: {_some(wrong)}")
+
+
+def _some(names: list[str]) -> str:
+    """The first few of a list, for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

@@ -1,0 +1,85 @@
+"""What the engine's parts hand to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+SAMPLE_RATE = 24_000
+"""Samples per second of all audio that the engine makes."""
+
+TOKENS_PER_SECOND = 25
+"""Speech tokens per second of audio; a token is two mel frames, 960 samples."""
+
+SAMPLES_PER_TOKEN = SAMPLE_RATE // TOKENS_PER_SECOND
+
+FinishReason = Literal["stop", "length"]
+
+Samples = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class T3Conditionals:
+    """A voice as T3 hears it."""
+
+    speaker: torch.Tensor  # [speaker_embed] float32, voice encoder output
+    prompt_tokens: torch.Tensor  # [n] int64, n at most T3Dims.prompt_tokens
+
+
+@dataclass(frozen=True)
+class S3GenConditionals:
+    """A voice as S3Gen hears it."""
+
+    prompt_tokens: torch.Tensor  # [n] int64
+    prompt_mel: torch.Tensor  # [2 n, 80] float32, log mel at 50 frames a second
+    embedding: torch.Tensor  # [192] float32, x-vector, not normalised
+
+
+@dataclass(frozen=True)
+class Conditionals:
+    """Everything computed from one reference clip; on the CPU, float32."""
+
+    t3: T3Conditionals
+    s3gen: S3GenConditionals
+    exaggeration: float = 0.5
+    """The emotion value stored with a built-in voice; requests set their own."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How speech tokens are drawn (upstream `ChatterboxTTS.generate`)."""
+
+    exaggeration: float = 0.5
+    cfg_weight: float = 0.5
+    temperature: float = 0.8
+    top_p: float = 1.0
+    min_p: float = 0.05
+    repetition_penalty: float = 1.2
+
+
+@dataclass(frozen=True)
+class SynthesisRequest:
+    """One validated request.
+
+    `seed` decides every random number of the request: the same seed, text, voice and parameters give the same tokens
+    and audio whatever else is in the batch.
+    """
+
+    text: str
+    seed: int
+    voice: str = "default"
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_seconds: float = 40.0
+
+
+@dataclass(frozen=True)
+class SynthesisResult:
+    """The whole answer to one request."""
+
+    samples: Samples  # [n] mono, SAMPLE_RATE, in [-1, 1]
+    speech_tokens: npt.NDArray[np.int32]  # [tokens], all segments in order
+    stats: dict[str, Any]
