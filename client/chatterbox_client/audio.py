@@ -1,0 +1,85 @@
+"""One spoken answer and the files that it can be written to."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+_FILES: dict[str, dict[str, str]] = {
+    "wav": {"format": "WAV", "subtype": "PCM_16"},
+    "flac": {"format": "FLAC", "subtype": "PCM_16"},
+    "ogg": {"format": "OGG", "subtype": "VORBIS"},
+    "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III"},
+    "s16": {"format": "RAW", "subtype": "PCM_16", "endian": "LITTLE"},
+}
+
+_BLOCK = 65_536
+"""Samples per write: libsndfile 1.2.2 overflows its stack when it gets ten minutes of Vorbis in one piece."""
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """What `speak` returns.
+
+    audio = client.speak("Good morning.")
+    print(audio.duration, audio.rtf, audio.seed)
+    audio.save("morning.flac")
+    """
+
+    samples: npt.NDArray[np.float32]  # [n] mono, in [-1, 1]
+    sample_rate: int
+    """Samples per second."""
+    speech_tokens: npt.NDArray[np.int32]  # [tokens] the S3 tokens that the samples were made from
+    stats: Mapping[str, Any]
+    """The server's account of the request: seed, tokens, finish_reason, times in milliseconds and more."""
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio."""
+        return len(self.samples) / self.sample_rate
+
+    @property
+    def rtf(self) -> float:
+        """Real-time factor: the server's wall seconds per second of audio, lower is better."""
+        return float(self.stats["rtf"])
+
+    @property
+    def seed(self) -> int:
+        """The seed that gives this audio again."""
+        return int(self.stats["seed"])
+
+    def to_bytes(self, format: str = "wav") -> bytes:
+        """The audio as a `wav`, `flac`, `ogg` or `mp3` file, or as `s16`, raw little-endian 16-bit samples.
+
+        Raises ValueError for another format.
+        """
+        if format not in _FILES:
+            raise ValueError(f"unknown audio format {format!r}: use one of {', '.join(_FILES)}")
+        buffer = io.BytesIO()
+        with soundfile.SoundFile(buffer, "w", samplerate=self.sample_rate, channels=1, **_FILES[format]) as file:
+            for start in range(0, len(self.samples), _BLOCK):
+                file.write(self.samples[start : start + _BLOCK])
+        return buffer.getvalue()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a file in the format that its extension names: .wav (16-bit), .flac, .ogg, .mp3.
+
+        Raises ValueError for another extension and OSError when the file cannot be written.
+        """
+        Path(path).write_bytes(self.to_bytes(file_format(path)))
+
+
+def file_format(path: str | os.PathLike[str]) -> str:
+    """The format that a file name's extension asks for; raises ValueError when it is none of `Audio.save`'s."""
+    extension = Path(path).suffix.lower().removeprefix(".")
+    if extension not in _FILES or extension == "s16":
+        raise ValueError(f"{os.fspath(path)!r}: use the extension .wav, .flac, .ogg or .mp3")
+    return extension

@@ -1,0 +1,171 @@
+"""The command `chatterbox`.
+
+Exit status: 0 done, 1 the server or the file system said no (one line on stderr), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from chatterbox_client.audio import Audio, file_format
+from chatterbox_client.client import DEFAULT_TIMEOUT, Client
+from chatterbox_client.errors import ChatterboxClientError
+
+Connect = Callable[..., Client]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Url = Annotated[
+    str | None,
+    typer.Option(envvar="CHATTERBOX_URL", help="host:port of the server; localhost:8000 for http, :8001 for grpc."),
+]
+ProtocolOption = Annotated[Literal["http", "grpc"], typer.Option(help="How to talk to the server.")]
+Seconds = Annotated[float, typer.Option(help="Seconds to wait for the answer.")]
+
+
+@app.callback()
+def chatterbox(context: typer.Context) -> None:
+    """Speak through a chatterbox-triton server."""
+    context.obj = context.obj or Client  # tests hand in a Client with a transport of their own
+
+
+@app.command()
+def say(
+    context: typer.Context,
+    text: Annotated[str | None, typer.Argument(help="What to say; `-` or nothing reads standard input.")] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="A .wav, .flac, .ogg or .mp3 file; `-` is raw 16-bit PCM to stdout.")
+    ] = "speech.wav",
+    voice: Annotated[str | None, typer.Option(help="A voice of the server.")] = None,
+    reference_audio: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, readable=True, help="A clip of the voice to clone.")
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="Language code, for multilingual models.")] = None,
+    exaggeration: Annotated[float | None, typer.Option(help="Strength of emotion.")] = None,
+    cfg_weight: Annotated[float | None, typer.Option(help="Classifier-free guidance; 0 turns it off.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Randomness; 0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the most likely tokens up to this mass.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Leave out tokens below this share of the likeliest.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 avoids repeating tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from this many tokens; Turbo and Nano models.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same audio.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Longest audio of one segment of the text.")] = None,
+    url: Url = None,
+    protocol: ProtocolOption = "http",
+    timeout: Seconds = DEFAULT_TIMEOUT,
+) -> None:
+    """Say TEXT and write it to a file: `chatterbox say "Hello." -o hello.wav`."""
+    _check_output(output)
+    words = _read_stdin() if text in (None, "-") else text
+    with _one_line_errors(), _connect(context, url, protocol, timeout) as client:
+        with _progress():
+            audio = client.speak(
+                words,
+                voice=voice,
+                reference_audio=reference_audio,
+                language=language,
+                exaggeration=exaggeration,
+                cfg_weight=cfg_weight,
+                temperature=temperature,
+                top_p=top_p,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+                top_k=top_k,
+                seed=seed,
+                max_seconds=max_seconds,
+            )
+        _write(audio, output)
+    typer.echo(f"{output}: {audio.duration:.2f} s of audio, RTF {audio.rtf:.3f}, seed {audio.seed}", err=True)
+
+
+@app.command()
+def status(context: typer.Context, url: Url = None, protocol: ProtocolOption = "http", timeout: Seconds = 10.0) -> None:
+    """Show whether the server is ready (exit status 0 or 1) and what its model takes and gives."""
+    with _one_line_errors(), _connect(context, url, protocol, timeout) as client:
+        if not client.ready():
+            _fail("the server is there, but its model is not ready")
+        metadata = client.metadata()
+    typer.echo(f"{metadata['name']}: ready, version {', '.join(metadata['versions'])}, {metadata['platform']}")
+    for side in ("inputs", "outputs"):
+        typer.echo(f"{side}:")
+        for tensor in metadata[side]:
+            typer.echo(f"  {tensor['name']:<20}{tensor['datatype']:<7}{tensor['shape']}")
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    app()
+
+
+def _connect(context: typer.Context, url: str | None, protocol: str, timeout: float) -> Client:
+    connect: Connect = context.obj
+    try:
+        return connect(url, protocol, timeout=timeout)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--url") from error
+
+
+def _check_output(output: str) -> None:
+    """Before the server works for nothing."""
+    if output == "-":
+        if sys.stdout.isatty():
+            raise typer.BadParameter("raw samples are not for a terminal; pipe them", param_hint="--output")
+        return
+    try:
+        file_format(output)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--output") from error
+    if not Path(output).absolute().parent.is_dir():
+        raise typer.BadParameter(f"no such folder: {Path(output).parent}", param_hint="--output")
+
+
+def _read_stdin() -> str:
+    if sys.stdin.isatty():
+        raise typer.BadParameter("give the text, or pipe it to standard input", param_hint="TEXT")
+    try:
+        return typer.get_binary_stream("stdin").read().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"standard input is not UTF-8: {error}", param_hint="TEXT") from error
+
+
+def _write(audio: Audio, output: str) -> None:
+    if output == "-":
+        stream: Any = typer.get_binary_stream("stdout")
+        stream.write(audio.to_bytes("s16"))
+        stream.flush()
+    else:
+        audio.save(output)
+
+
+@contextmanager
+def _progress() -> Iterator[None]:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    quiet = not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
+        progress.add_task("speaking", total=None)
+        yield
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ChatterboxClientError, OSError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo("chatterbox: " + " ".join(message.split()), err=True)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

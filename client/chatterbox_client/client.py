@@ -1,0 +1,135 @@
+"""The two clients: one for threads, one for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from chatterbox_client.audio import Audio
+from chatterbox_client.request import OUTPUTS, Tensors, audio_of, speech_request, takes_arguments_of
+from chatterbox_client.transports import (
+    AsyncTransport,
+    ProtocolName,
+    Transport,
+    open_async_transport,
+    open_transport,
+)
+
+DEFAULT_TIMEOUT = 300.0
+"""Seconds: a long text on a server without a GPU takes minutes."""
+
+
+class Client:
+    """Speaks through a chatterbox-triton server.
+
+        with Client("localhost:8000") as client:
+            client.speak("Hello there.").save("hello.wav")
+
+    `url` is "host:port" without a scheme; left out, it is localhost:8000 for HTTP and localhost:8001 for gRPC.
+    `timeout` bounds every call, in seconds; None waits for ever. `transport` replaces the connection, for tests.
+    One client serves any number of threads. Every method raises the `ChatterboxClientError`s that its module lists;
+    the constructor raises ValueError for an unknown protocol or a URL with a scheme.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        protocol: ProtocolName = "http",
+        *,
+        model: str = "chatterbox",
+        timeout: float | None = DEFAULT_TIMEOUT,
+        transport: Transport | None = None,
+    ) -> None:
+        self._model = model
+        self._timeout = timeout
+        self._transport = transport or open_transport(url, protocol)
+
+    @takes_arguments_of(speech_request)
+    def speak(self, request: Callable[[], Tensors]) -> Audio:
+        """Speaks `text` (1 to 10,000 characters) and returns when all of it is there.
+
+            audio = client.speak("It was a bright cold day in April.", temperature=0.7, seed=7)
+            again = client.speak("It was a bright cold day in April.", temperature=0.7, seed=audio.seed)
+
+        What is left out has the server's default. `voice` names a voice of the server; `reference_audio` is a WAV,
+        FLAC, OGG or MP3 file to clone instead, as a path or as its bytes. `language` is for multilingual models.
+        `exaggeration`, `cfg_weight`, `temperature` (0 is greedy), `top_p`, `min_p`, `repetition_penalty` and `top_k`
+        are the model's own; the server refuses those that its model ignores. The same `seed`, text, voice and
+        parameters give the same audio. `max_seconds` bounds the audio of each segment of the text.
+
+        Raises InvalidRequest, NotFound, Unavailable, Timeout, ConnectionFailed or ServerError, and OSError when the
+        reference file cannot be read.
+        """
+        return audio_of(self._transport.infer(self._model, request(), OUTPUTS, self._timeout))
+
+    def ready(self) -> bool:
+        """Whether the server can speak now; raises ConnectionFailed when there is none."""
+        return self._transport.ready(self._model, self._timeout)
+
+    def metadata(self) -> Mapping[str, Any]:
+        """The model's `name`, `versions`, `platform`, `inputs` and `outputs`, as Triton states them."""
+        return self._transport.metadata(self._model, self._timeout)
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same parameters, errors and results.
+
+        async with AsyncClient("localhost:8001", "grpc") as client:
+            first, second = await asyncio.gather(client.speak("One."), client.speak("Two."))
+
+    Belongs to the event loop of its first call.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        protocol: ProtocolName = "http",
+        *,
+        model: str = "chatterbox",
+        timeout: float | None = DEFAULT_TIMEOUT,
+        transport: AsyncTransport | None = None,
+    ) -> None:
+        self._model = model
+        self._timeout = timeout
+        self._transport = transport or open_async_transport(url, protocol)
+
+    @takes_arguments_of(speech_request)
+    async def speak(self, request: Callable[[], Tensors]) -> Audio:
+        """`Client.speak`, awaited.
+
+        audio = await client.speak("Good evening.", voice="default", seed=7)
+        """
+        return audio_of(await self._transport.infer(self._model, request(), OUTPUTS, self._timeout))
+
+    async def ready(self) -> bool:
+        """See `Client.ready`."""
+        return await self._transport.ready(self._model, self._timeout)
+
+    async def metadata(self) -> Mapping[str, Any]:
+        """See `Client.metadata`."""
+        return await self._transport.metadata(self._model, self._timeout)
+
+    async def close(self) -> None:
+        """See `Client.close`."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,139 @@
+"""The request contract of the server's `chatterbox` model: arguments to tensors, and answers to `Audio`.
+
+This is the only place that knows the names and types of the tensors. Every input is [1, 1]: a batch of one, one value.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import operator
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from chatterbox_client.audio import Audio
+from chatterbox_client.errors import InvalidRequest, ServerError
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+OUTPUTS = ("audio", "sample_rate", "speech_tokens", "stats")
+
+P = ParamSpec("P")
+SelfT = TypeVar("SelfT")
+R = TypeVar("R")
+
+
+def speech_request(
+    text: str,
+    *,
+    voice: str | None = None,
+    reference_audio: str | os.PathLike[str] | bytes | None = None,
+    language: str | None = None,
+    exaggeration: float | None = None,
+    cfg_weight: float | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    top_k: int | None = None,
+    seed: int | None = None,
+    max_seconds: float | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """The input tensors of one request, each [1, 1]; what is None is left out, so the server's default holds.
+
+    Raises InvalidRequest for a value that its tensor cannot carry, OSError for a reference file that cannot be read.
+    """
+    if reference_audio is not None and not isinstance(reference_audio, bytes):
+        reference_audio = Path(reference_audio).read_bytes()
+    tensors = {
+        "text": _bytes("text", text),
+        "voice": _bytes("voice", voice),
+        "reference_audio": _bytes("reference_audio", reference_audio),
+        "language": _bytes("language", language),
+        "exaggeration": _float("exaggeration", exaggeration),
+        "cfg_weight": _float("cfg_weight", cfg_weight),
+        "temperature": _float("temperature", temperature),
+        "top_p": _float("top_p", top_p),
+        "min_p": _float("min_p", min_p),
+        "repetition_penalty": _float("repetition_penalty", repetition_penalty),
+        "top_k": _integer("top_k", top_k, np.int32),
+        "seed": _integer("seed", seed, np.int64),
+        "max_seconds": _float("max_seconds", max_seconds),
+    }
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def audio_of(answer: Tensors) -> Audio:
+    """The `Audio` in a model's answer; raises ServerError when the answer is not of this contract."""
+    missing = [name for name in OUTPUTS if name not in answer]
+    if missing:
+        raise ServerError(f"the answer lacks the output {', '.join(missing)}")
+    try:
+        stats = json.loads(answer["stats"].item())
+    except ValueError as error:
+        raise ServerError(f"the answer's stats are not JSON: {error}") from error
+    return Audio(
+        samples=answer["audio"].reshape(-1).copy(),  # what tritonclient hands out is read-only
+        sample_rate=int(answer["sample_rate"].item()),
+        speech_tokens=answer["speech_tokens"].reshape(-1).copy(),
+        stats=stats,
+    )
+
+
+def takes_arguments_of(
+    build: Callable[P, Tensors],
+) -> Callable[[Callable[[SelfT, Callable[[], Tensors]], R]], Callable[Concatenate[SelfT, P], R]]:
+    """Gives a method the parameters of `build`, so that they are listed once for all clients.
+
+    The method gets `build` with the arguments bound, and calls it where its errors should be raised.
+    """
+
+    def decorate(method: Callable[[SelfT, Callable[[], Tensors]], R]) -> Callable[Concatenate[SelfT, P], R]:
+        @functools.wraps(method)
+        def call(self: SelfT, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            return method(self, functools.partial(build, *args, **kwargs))
+
+        own = inspect.signature(method)
+        receiver = next(iter(own.parameters.values()))
+        parameters = [receiver, *inspect.signature(build).parameters.values()]
+        vars(call)["__signature__"] = own.replace(parameters=parameters)
+        return call
+
+    return decorate
+
+
+def _bytes(name: str, value: str | bytes | None) -> npt.NDArray[Any] | None:
+    if value is None:
+        return None
+    try:
+        raw = value if isinstance(value, bytes) else value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{name} is not valid Unicode: {error}") from error
+    return np.array([[raw]], dtype=np.object_)
+
+
+def _float(name: str, value: float | None) -> npt.NDArray[Any] | None:
+    if value is None:
+        return None
+    try:
+        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which the server refuses by name
+            return np.full((1, 1), float(value), dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequest(f"{name} must be a number, not {value!r}") from error
+
+
+def _integer(name: str, value: int | None, dtype: type[np.int32] | type[np.int64]) -> npt.NDArray[Any] | None:
+    if value is None:
+        return None
+    try:
+        return np.full((1, 1), operator.index(value), dtype=dtype)
+    except (TypeError, OverflowError) as error:
+        raise InvalidRequest(
+            f"{name} must be an integer of {np.dtype(dtype).itemsize * 8} bits, not {value!r}"
+        ) from error

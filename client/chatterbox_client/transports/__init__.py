@@ -1,0 +1,79 @@
+"""How tensors reach a server: the seam between the clients and `tritonclient`.
+
+Importing this package imports neither gevent nor grpc nor aiohttp; opening a transport imports what that one needs
+(Locust, for one, must patch gevent first).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from chatterbox_client.request import Tensors
+
+ProtocolName = Literal["http", "grpc"]
+
+DEFAULT_URLS: dict[str, str] = {"http": "localhost:8000", "grpc": "localhost:8001"}
+
+
+class Transport(Protocol):
+    """Sends named tensors to one server, from any thread. Every method raises `ChatterboxClientError`s.
+
+    `timeout` is in seconds and bounds the whole call; None waits for ever.
+    """
+
+    def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+        """Runs the model once and returns the outputs asked for, by name, as far as the server gave them."""
+
+    def ready(self, model: str, timeout: float | None) -> bool:
+        """Whether the server can run the model now."""
+
+    def metadata(self, model: str, timeout: float | None) -> Mapping[str, Any]:
+        """The model's `name`, `versions`, `platform`, `inputs` and `outputs` (each `name`, `datatype`, `shape`)."""
+
+    def close(self) -> None:
+        """Ends the connections."""
+
+
+class AsyncTransport(Protocol):
+    """The same for asyncio; belongs to the event loop of its first call."""
+
+    async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+        """See `Transport.infer`."""
+
+    async def ready(self, model: str, timeout: float | None) -> bool:
+        """See `Transport.ready`."""
+
+    async def metadata(self, model: str, timeout: float | None) -> Mapping[str, Any]:
+        """See `Transport.metadata`."""
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+
+
+def open_transport(url: str | None, protocol: ProtocolName) -> Transport:
+    """A transport to `url` ("host:port"; None means the protocol's usual port on this machine).
+
+    Raises ValueError for another protocol or a URL with a scheme.
+    """
+    kinds = {"http": ("http", "HttpTransport"), "grpc": ("grpc", "GrpcTransport")}
+    transport: Transport = _open(kinds, url, protocol)
+    return transport
+
+
+def open_async_transport(url: str | None, protocol: ProtocolName) -> AsyncTransport:
+    """`open_transport` for asyncio."""
+    kinds = {"http": ("http_aio", "AsyncHttpTransport"), "grpc": ("grpc", "AsyncGrpcTransport")}
+    transport: AsyncTransport = _open(kinds, url, protocol)
+    return transport
+
+
+def _open(kinds: Mapping[str, tuple[str, str]], url: str | None, protocol: str) -> Any:
+    if protocol not in kinds:
+        raise ValueError(f"unknown protocol {protocol!r}: use http or grpc")
+    url = url or DEFAULT_URLS[protocol]
+    if "://" in url:
+        raise ValueError(f"{url!r}: give host:port, without a scheme")
+    module, name = kinds[protocol]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)(url)

@@ -1,0 +1,38 @@
+"""numpy to `tritonclient` and back; its HTTP and gRPC modules have the same classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from chatterbox_client.errors import ChatterboxClientError, Timeout, from_status
+from chatterbox_client.request import Tensors
+
+
+def call_arguments(triton: Any, tensors: Tensors, outputs: Sequence[str]) -> dict[str, Any]:
+    """`inputs` and `outputs` for `infer` of the module `triton`; over HTTP both travel as binary data."""
+    inputs = []
+    for name, array in tensors.items():
+        tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array)
+        inputs.append(tensor)
+    return {"inputs": inputs, "outputs": [triton.InferRequestedOutput(name) for name in outputs]}
+
+
+def answer(result: Any, outputs: Sequence[str]) -> Tensors:
+    """The outputs that an `InferResult` holds, by name."""
+    arrays = {name: result.as_numpy(name) for name in outputs}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def typed(error: InferenceServerException) -> ChatterboxClientError:
+    """Our error for `tritonclient`'s."""
+    return from_status(error.message(), error.status())
+
+
+def timed_out(url: str, timeout: float | None) -> Timeout:
+    """The error for a call that got no answer; without a limit of ours it was the system's."""
+    within = "in time" if timeout is None else f"within {timeout:g} s"
+    return Timeout(f"{url}: no answer {within}")

@@ -1,0 +1,134 @@
+"""gRPC through `tritonclient.grpc`, for threads and for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import tritonclient.grpc
+import tritonclient.grpc.aio
+from tritonclient.utils import InferenceServerException
+
+from chatterbox_client.errors import ChatterboxClientError, ConnectionFailed, Timeout, Unavailable
+from chatterbox_client.request import Tensors
+from chatterbox_client.transports import convert
+
+_PROBE_SECONDS = 5.0
+
+
+class GrpcTransport:
+    """One channel, shared by all threads."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client = tritonclient.grpc.InferenceServerClient(url)
+
+    def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+        """See `Transport.infer`."""
+        arguments = convert.call_arguments(tritonclient.grpc, tensors, outputs)
+        return convert.answer(self._call("infer", model, timeout, **arguments), outputs)
+
+    def ready(self, model: str, timeout: float | None) -> bool:
+        """See `Transport.ready`."""
+        return bool(self._call("is_model_ready", model, timeout))
+
+    def metadata(self, model: str, timeout: float | None) -> Mapping[str, Any]:
+        """See `Transport.metadata`."""
+        return _metadata(self._call("get_model_metadata", model, timeout))
+
+    def close(self) -> None:
+        """See `Transport.close`."""
+        self._client.close()
+
+    def _call(self, method: str, model: str, timeout: float | None, **arguments: Any) -> Any:
+        try:
+            return getattr(self._client, method)(model, client_timeout=timeout, **arguments)
+        except InferenceServerException as error:
+            typed = convert.typed(error)
+            reason = self._unreachable() if isinstance(typed, Unavailable) else None
+            raise _located(typed, self._url, timeout, reason) from error
+
+    def _unreachable(self) -> str | None:
+        try:
+            self._client.is_server_live(client_timeout=_PROBE_SECONDS)
+        except InferenceServerException as error:
+            return _reason(error)
+        return None
+
+
+class AsyncGrpcTransport:
+    """One channel, opened at the first call and bound to its event loop."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+        """See `Transport.infer`."""
+        arguments = convert.call_arguments(tritonclient.grpc, tensors, outputs)
+        return convert.answer(await self._call("infer", model, timeout, **arguments), outputs)
+
+    async def ready(self, model: str, timeout: float | None) -> bool:
+        """See `Transport.ready`."""
+        return bool(await self._call("is_model_ready", model, timeout))
+
+    async def metadata(self, model: str, timeout: float | None) -> Mapping[str, Any]:
+        """See `Transport.metadata`."""
+        return _metadata(await self._call("get_model_metadata", model, timeout))
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+        if "_client" in vars(self):
+            await self._client.close()
+
+    @cached_property
+    def _client(self) -> Any:
+        return tritonclient.grpc.aio.InferenceServerClient(self._url)
+
+    async def _call(self, method: str, model: str, timeout: float | None, **arguments: Any) -> Any:
+        try:
+            return await getattr(self._client, method)(model, client_timeout=timeout, **arguments)
+        except InferenceServerException as error:
+            typed = convert.typed(error)
+            reason = await self._unreachable() if isinstance(typed, Unavailable) else None
+            raise _located(typed, self._url, timeout, reason) from error
+
+    async def _unreachable(self) -> str | None:
+        try:
+            await self._client.is_server_live(client_timeout=_PROBE_SECONDS)
+        except InferenceServerException as error:
+            return _reason(error)
+        return None
+
+
+def _reason(probe: InferenceServerException) -> str | None:
+    """Why the server cannot be reached; None when it answered anything at all.
+
+    gRPC gives a refused connection and a full server the same code, UNAVAILABLE, and its messages change between
+    versions. So after that code the server is asked whether it lives: one that says UNAVAILABLE again is not there.
+    """
+    typed = convert.typed(probe)
+    return typed.message if isinstance(typed, Unavailable) else None
+
+
+def _located(
+    error: ChatterboxClientError, url: str, timeout: float | None, unreachable: str | None
+) -> ChatterboxClientError:
+    if unreachable is not None:
+        return ConnectionFailed(f"{url}: {unreachable}")
+    return convert.timed_out(url, timeout) if isinstance(error, Timeout) else error
+
+
+def _metadata(response: Any) -> dict[str, Any]:
+    """The same dictionary that HTTP answers."""
+    return {
+        "name": response.name,
+        "versions": list(response.versions),
+        "platform": response.platform,
+        "inputs": [_tensor(tensor) for tensor in response.inputs],
+        "outputs": [_tensor(tensor) for tensor in response.outputs],
+    }
+
+
+def _tensor(tensor: Any) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}

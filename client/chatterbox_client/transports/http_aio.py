@@ -1,0 +1,61 @@
+"""HTTP for asyncio, through `tritonclient.http.aio`, which runs on aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
+
+import aiohttp
+import tritonclient.http
+import tritonclient.http.aio
+from tritonclient.utils import InferenceServerException
+
+from chatterbox_client.errors import ConnectionFailed
+from chatterbox_client.request import Tensors
+from chatterbox_client.transports import convert
+
+T = TypeVar("T")
+
+
+class AsyncHttpTransport:
+    """Keeps its connections open between calls; as many calls at once as the caller starts."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+        """See `Transport.infer`."""
+        arguments = convert.call_arguments(tritonclient.http, tensors, outputs)
+        result = await self._within(timeout, self._client.infer(model, **arguments))
+        return convert.answer(result, outputs)
+
+    async def ready(self, model: str, timeout: float | None) -> bool:
+        """See `Transport.ready`."""
+        return bool(await self._within(timeout, self._client.is_model_ready(model)))
+
+    async def metadata(self, model: str, timeout: float | None) -> Mapping[str, Any]:
+        """See `Transport.metadata`."""
+        metadata: dict[str, Any] = await self._within(timeout, self._client.get_model_metadata(model))
+        return metadata
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+        if "_client" in vars(self):
+            await self._client.close()
+
+    @cached_property
+    def _client(self) -> Any:
+        # Made at the first call because aiohttp wants a running loop; its own limits (100 connections, 60 s) are off.
+        return tritonclient.http.aio.InferenceServerClient(self._url, conn_limit=0, conn_timeout=None)
+
+    async def _within(self, timeout: float | None, call: Awaitable[T]) -> T:
+        try:
+            return await asyncio.wait_for(call, timeout)
+        except InferenceServerException as error:
+            raise convert.typed(error) from error
+        except asyncio.TimeoutError as error:  # another class than TimeoutError on Python 3.10
+            raise convert.timed_out(self._url, timeout) from error
+        except (OSError, aiohttp.ClientError) as error:
+            raise ConnectionFailed(f"{self._url}: {error}") from error

@@ -1,0 +1,228 @@
+"""Stand-ins for the client's tests: transports that answer at once, and a server that speaks Triton's protocols."""
+
+# ruff: noqa: ARG002 - the signatures are the protocols'
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import np_to_triton_dtype
+
+from chatterbox_client.request import Tensors
+
+STATS = {"seed": 7, "rtf": 0.25, "tokens": 3, "finish_reason": "stop"}
+SAMPLES = np.linspace(-1, 1, 2880, dtype=np.float32)
+TOKENS = np.array([5, 6, 7], dtype=np.int32)
+
+
+def spoken() -> dict[str, npt.NDArray[Any]]:
+    """A model's whole answer, as the transports return it."""
+    return {
+        "audio": SAMPLES[None],
+        "sample_rate": np.array([[24_000]], dtype=np.int32),
+        "speech_tokens": TOKENS[None],
+        "stats": np.array([[json.dumps(STATS).encode()]], dtype=np.object_),
+    }
+
+
+class FakeTransport:
+    """Answers at once and remembers what it was asked."""
+
+    def __init__(self, answer: Tensors | Exception | None = None, *, is_ready: bool = True) -> None:
+        self.result = spoken() if answer is None else answer
+        self.is_ready = is_ready
+        self.calls: list[tuple[str, dict[str, Any], tuple[str, ...], float | None]] = []
+        self.closed = False
+
+    def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+        self.calls.append((model, dict(tensors), tuple(outputs), timeout))
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+    def ready(self, model: str, timeout: float | None) -> bool:
+        return self.is_ready
+
+    def metadata(self, model: str, timeout: float | None) -> Mapping[str, Any]:
+        return METADATA | {"name": model}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeAsyncTransport:
+    """`FakeTransport`, awaited."""
+
+    def __init__(self, answer: Tensors | Exception | None = None) -> None:
+        self.sync = FakeTransport(answer)
+
+    async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+        return self.sync.infer(model, tensors, outputs, timeout)
+
+    async def ready(self, model: str, timeout: float | None) -> bool:
+        return self.sync.ready(model, timeout)
+
+    async def metadata(self, model: str, timeout: float | None) -> Mapping[str, Any]:
+        return self.sync.metadata(model, timeout)
+
+    async def close(self) -> None:
+        self.sync.close()
+
+
+METADATA: dict[str, Any] = {
+    "name": "chatterbox",
+    "versions": ["1"],
+    "platform": "python",
+    "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1, 1]}],
+    "outputs": [{"name": "audio", "datatype": "FP32", "shape": [-1, -1]}],
+}
+
+CODES = {"400": "INVALID_ARGUMENT", "404": "NOT_FOUND", "503": "UNAVAILABLE", "500": "INTERNAL"}
+"""A request whose text is one of these HTTP statuses is refused with it, or with its gRPC code."""
+
+Received = dict[str, tuple[str, list[int], bytes]]  # by input name: Triton type, shape, raw content
+
+
+class FakeServer:
+    """Triton's infer, ready and metadata calls over HTTP and gRPC, on free ports.
+
+    The text "hang" is not answered before the server stops.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[Received] = []
+        self.stopping = threading.Event()
+        self.http_url = self.grpc_url = ""
+
+    def refusal(self, request: Received) -> str | None:
+        """Notes a request; the HTTP status to refuse it with, or None to answer it."""
+        self.received.append(request)
+        text = request["text"][2][4:].decode()
+        if text == "hang":
+            self.stopping.wait()
+        return text if text in CODES else None
+
+
+@contextmanager
+def fake_server() -> Iterator[FakeServer]:
+    """A running `FakeServer`."""
+    fake = FakeServer()
+    http = _HttpServer(("127.0.0.1", 0), _http_handler(fake))
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    rpc = grpc.server(ThreadPoolExecutor(20))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Servicer(fake), rpc)
+    fake.http_url = f"127.0.0.1:{http.server_port}"
+    fake.grpc_url = f"127.0.0.1:{rpc.add_insecure_port('127.0.0.1:0')}"
+    rpc.start()
+    try:
+        yield fake
+    finally:
+        fake.stopping.set()
+        http.shutdown()
+        thread.join()
+        http.server_close()
+        rpc.stop(0).wait()
+
+
+class _HttpServer(ThreadingHTTPServer):
+    request_queue_size = 128  # five, the default, drops connections that then come back seconds later
+
+
+def _content(array: npt.NDArray[Any]) -> bytes:
+    if array.dtype != np.object_:
+        return array.tobytes()
+    return b"".join(struct.pack("<I", len(item)) + item for item in array.reshape(-1))
+
+
+def _http_handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._send(200, b"" if self.path.endswith("/ready") else json.dumps(METADATA).encode())
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            start = int(self.headers["Inference-Header-Content-Length"])
+            header = json.loads(body[:start])
+            received: Received = {}
+            for tensor in header["inputs"]:
+                size = tensor["parameters"]["binary_data_size"]
+                received[tensor["name"]] = (tensor["datatype"], tensor["shape"], body[start : start + size])
+                start += size
+            if status := fake.refusal(received):
+                self._send(int(status), json.dumps({"error": f"refused with {status}"}).encode())
+            else:
+                self._answer([output["name"] for output in header["outputs"] if output["parameters"]["binary_data"]])
+
+        def _answer(self, names: list[str]) -> None:
+            arrays = {name: spoken()[name] for name in names}
+            contents = {name: _content(array) for name, array in arrays.items()}
+            outputs = [
+                {
+                    "name": name,
+                    "datatype": np_to_triton_dtype(array.dtype),
+                    "shape": list(array.shape),
+                    "parameters": {"binary_data_size": len(contents[name])},
+                }
+                for name, array in arrays.items()
+            ]
+            header = json.dumps({"model_name": "chatterbox", "model_version": "1", "outputs": outputs}).encode()
+            self._send(200, header + b"".join(contents.values()), len(header))
+
+        def _send(self, status: int, body: bytes, header_length: int | None = None) -> None:
+            self.send_response(status)
+            if header_length is not None:
+                self.send_header("Inference-Header-Content-Length", str(header_length))
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # the client gave up first: the timeout tests
+                super().handle()
+
+    return Handler
+
+
+class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    def __init__(self, fake: FakeServer) -> None:
+        self._fake = fake
+
+    def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ServerLiveResponse(live=True)
+
+    def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ModelReadyResponse(ready=True)
+
+    def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ModelMetadataResponse(**METADATA)
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        received = {
+            tensor.name: (tensor.datatype, list(tensor.shape), content)
+            for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True)
+        }
+        if status := self._fake.refusal(received):
+            context.abort(grpc.StatusCode[CODES[status]], f"refused with {status}")
+        response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
+        for output in request.outputs:
+            array = spoken()[output.name]
+            response.outputs.add(name=output.name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
+            response.raw_output_contents.append(_content(array))
+        return response

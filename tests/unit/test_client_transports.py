@@ -1,0 +1,177 @@
+"""The four transports through `tritonclient`, against a server in this process that speaks Triton's protocols."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from client_fakes import METADATA, SAMPLES, STATS, TOKENS, FakeServer, fake_server
+
+from chatterbox_client import (
+    AsyncClient,
+    ChatterboxClientError,
+    Client,
+    ConnectionFailed,
+    InvalidRequest,
+    NotFound,
+    ServerError,
+    Timeout,
+    Unavailable,
+)
+
+WAYS = [(kind, protocol) for kind in (Client, AsyncClient) for protocol in ("http", "grpc")]
+every_way = pytest.mark.parametrize(("kind", "protocol"), WAYS, ids=lambda part: getattr(part, "__name__", part))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FakeServer]:
+    with fake_server() as running:
+        yield running
+
+
+@pytest.fixture
+def closed_port() -> Iterator[str]:
+    """An address that nobody else can take and where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def url(server: FakeServer, protocol: str) -> str:
+    return server.http_url if protocol == "http" else server.grpc_url
+
+
+def call(kind: Any, address: str, protocol: str, method: str, *args: Any, timeout: float = 30, **options: Any) -> Any:
+    """One call of a fresh client of either kind."""
+    if kind is Client:
+        with Client(address, protocol, timeout=timeout) as client:  # type: ignore[arg-type]
+            return getattr(client, method)(*args, **options)
+
+    async def once() -> Any:
+        async with AsyncClient(address, protocol, timeout=timeout) as client:  # type: ignore[arg-type]
+            return await getattr(client, method)(*args, **options)
+
+    return asyncio.run(once())
+
+
+@every_way
+def test_speech_comes_back_and_the_request_arrived_as_it_was_given(
+    server: FakeServer, kind: Any, protocol: str
+) -> None:
+    audio = call(kind, url(server, protocol), protocol, "speak", "Grüße", seed=-3, top_k=4, reference_audio=b"\0x\0")
+    np.testing.assert_array_equal(audio.samples, SAMPLES)
+    np.testing.assert_array_equal(audio.speech_tokens, TOKENS)
+    assert (audio.sample_rate, audio.stats) == (24_000, STATS)
+    assert server.received[-1] == {
+        "text": ("BYTES", [1, 1], b"\7\0\0\0" + "Grüße".encode()),
+        "reference_audio": ("BYTES", [1, 1], b"\3\0\0\0\0x\0"),
+        "seed": ("INT64", [1, 1], struct.pack("<q", -3)),
+        "top_k": ("INT32", [1, 1], struct.pack("<i", 4)),
+    }
+
+
+@every_way
+def test_ready_and_metadata_are_the_same_over_both_protocols(server: FakeServer, kind: Any, protocol: str) -> None:
+    assert call(kind, url(server, protocol), protocol, "ready") is True
+    assert call(kind, url(server, protocol), protocol, "metadata") == METADATA
+
+
+@every_way
+@pytest.mark.parametrize(
+    ("http_status", "code", "error"),
+    [
+        ("400", "INVALID_ARGUMENT", InvalidRequest),
+        ("404", "NOT_FOUND", NotFound),
+        ("503", "UNAVAILABLE", Unavailable),
+        ("500", "INTERNAL", ServerError),
+    ],
+)
+def test_a_status_becomes_its_error_with_the_servers_message(
+    server: FakeServer, kind: Any, protocol: str, http_status: str, code: str, error: type[ChatterboxClientError]
+) -> None:
+    with pytest.raises(ChatterboxClientError) as caught:
+        call(kind, url(server, protocol), protocol, "speak", http_status)
+    assert type(caught.value) is error
+    assert caught.value.message == f"refused with {http_status}"
+    assert caught.value.status == (http_status if protocol == "http" else code)
+
+
+@every_way
+@pytest.mark.parametrize("method", ["speak", "ready", "metadata"])
+def test_a_closed_port_is_connection_failed(closed_port: str, kind: Any, protocol: str, method: str) -> None:
+    with pytest.raises(ConnectionFailed, match=closed_port) as caught:
+        call(kind, closed_port, protocol, method, *(["Hi."] if method == "speak" else []))
+    assert caught.value.status is None
+
+
+@every_way
+def test_a_server_that_does_not_answer_is_a_timeout(server: FakeServer, kind: Any, protocol: str) -> None:
+    with pytest.raises(Timeout, match=r"no answer within 0\.2 s"):
+        call(kind, url(server, protocol), protocol, "speak", "hang", timeout=0.2)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_connection_that_breaks_before_the_answer_is_connection_failed(kind: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            connection, _ = listener.accept()
+            connection.recv(65_536)
+            connection.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(ConnectionFailed, match=address):
+            call(kind, address, "http", "speak", "Hi.")
+        thread.join()
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_one_client_serves_sixteen_threads_at_once(server: FakeServer, protocol: Any) -> None:
+    before = len(server.received)
+    with Client(url(server, protocol), protocol) as client, ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda number: client.speak(f"Number {number}."), range(48)))
+    for audio in answers:
+        np.testing.assert_array_equal(audio.samples, SAMPLES)
+    texts = {request["text"][2][4:].decode() for request in server.received[before:]}
+    assert texts == {f"Number {number}." for number in range(48)}
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_one_async_client_has_many_requests_under_way(server: FakeServer, protocol: Any) -> None:
+    async def speak() -> list[Any]:
+        async with AsyncClient(url(server, protocol), protocol) as client:
+            return await asyncio.gather(*(client.speak(f"Number {number}.") for number in range(48)))
+
+    for audio in asyncio.run(speak()):
+        np.testing.assert_array_equal(audio.samples, SAMPLES)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts file descriptors in /proc")  # noqa: PTH112
+def test_short_lived_threads_leave_no_file_descriptors_behind(server: FakeServer) -> None:
+    def descriptors() -> list[str]:
+        targets = []
+        for entry in os.scandir("/proc/self/fd"):
+            try:
+                targets.append(os.readlink(entry.path))  # noqa: PTH115
+            except FileNotFoundError:
+                continue  # the scan's own
+        return [target for target in targets if "event" in target or "pipe" in target]  # a gevent hub's
+
+    with Client(server.http_url) as client:
+        client.speak("First.")  # loads what is loaded once
+        before = len(descriptors())
+        for _ in range(10):
+            thread = threading.Thread(target=client.speak, args=("Hi.",))
+            thread.start()
+            thread.join()
+        assert len(descriptors()) == before
