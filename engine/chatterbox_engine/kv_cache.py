@@ -1,6 +1,6 @@
 """Memory for keys and values: one pool of positions per layer, handed out in extents.
 
-An extent is a run of neighbouring positions that belongs to one row. Memory is planned as vLLM plans it, but without page
+An extent is a run of neighbouring positions that belongs to one row. Memory is planned as in vLLM, but without page
 tables: inside a row there is no indirection, and a request that needs more than the usual length gets a longer extent.
 """
 

@@ -1,13 +1,15 @@
-"""What the engine's parts hand to each other."""
+"""What the engine's parts hand to each other. Imports no torch, so that the streaming front can use it too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 SAMPLE_RATE = 24_000
 """Samples per second of all audio that the engine makes."""
@@ -16,6 +18,9 @@ TOKENS_PER_SECOND = 25
 """Speech tokens per second of audio; a token is two mel frames, 960 samples."""
 
 SAMPLES_PER_TOKEN = SAMPLE_RATE // TOKENS_PER_SECOND
+
+SPEECH_TOKENS = 6561
+"""Tokens below this number are speech; T3 also draws others (start, stop, unused)."""
 
 FinishReason = Literal["stop", "length"]
 

@@ -1,0 +1,125 @@
+"""From settings to a running engine: load, plan memory, start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from chatterbox_engine.checkpoint import Checkpoint, locate
+from chatterbox_engine.config import Config
+from chatterbox_engine.dims import T3Dims
+from chatterbox_engine.engine import Engine, Parts
+from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.kv_cache import KVCache, bytes_per_position
+from chatterbox_engine.runner import Runner
+from chatterbox_engine.s3gen import S3Gen
+from chatterbox_engine.scheduler import Scheduler
+from chatterbox_engine.t3 import T3
+from chatterbox_engine.text import Tokenizer
+from chatterbox_engine.voices import Voices
+from chatterbox_engine.watermark import make_watermarker
+
+Report = Callable[[str], None]
+
+# Left free on the device for activations, graphs and the vocoder's work.
+GPU_RESERVE = 3 << 30
+
+
+def build(
+    config: Config, *, report: Report = lambda _line: None, on_failure: Callable[[BaseException], None] | None = None
+) -> Engine:
+    """Loads a checkpoint and returns an engine that is not started yet.
+
+    Raises CheckpointError or ConfigError.
+    """
+    report(f"checkpoint {config.checkpoint}: locating")
+    checkpoint = Checkpoint.open(locate(config.checkpoint, revision=config.revision or None))
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device, report)
+    report(f"loading T3 and S3Gen on {device} in {str(dtype).removeprefix('torch.')}")
+    model = T3.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
+    s3gen = S3Gen.from_state_dict(
+        checkpoint.s3gen_state(), checkpoint.dims.s3gen, device=device, dtype=dtype, cfm_steps=config.cfm_steps
+    )
+    max_slots = config.max_slots or (64 if device.type == "cuda" else 16)
+    positions = plan_positions(checkpoint.dims.t3, max_slots, config.max_cache_len)
+    check_memory(positions * bytes_per_position(checkpoint.dims.t3, dtype), device, max_slots, config, report)
+    cache = KVCache(checkpoint.dims.t3, positions, device=device, dtype=dtype)
+    graphs = Graphs(device, enabled=config.cuda_graphs)
+    compile_mode = config.compile_mode if config.compile else None
+    parts = Parts(
+        runner=Runner(model, cache, max_slots, graphs=graphs, compile_mode=compile_mode),
+        scheduler=Scheduler(max_slots=max_slots, positions=positions, max_prefills=config.max_prefills),
+        s3gen=s3gen,
+        tokenizer=Tokenizer(checkpoint.tokenizer_path),
+        voices=Voices(checkpoint),
+        watermarker=make_watermarker(enabled=config.watermark),
+        about={"model": config.checkpoint, "optimizations": optimizations(config, dtype, graphs)},
+        max_queue=config.max_queue,
+        request_timeout=config.request_timeout,
+        segment_chars=config.segment_chars,
+        vocoder_batch=config.vocoder_batch,
+        vocoder_delay=config.vocoder_delay,
+    )
+    return Engine(parts, report=report, on_failure=on_failure or (lambda _error: None))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a setting. Raises ConfigError when it does not exist."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {name!r}, which torch does not know") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {name!r} but torch sees no CUDA device")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device, report: Report) -> torch.dtype:
+    """The weights' type: bfloat16 where the GPU has it, else float32."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if device.type != "cuda":
+        return torch.float32
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    report(f"{torch.cuda.get_device_name(device)} has no bfloat16: using float32, about twice as slow")
+    return torch.float32
+
+
+def plan_positions(dims: T3Dims, max_slots: int, max_cache_len: int) -> int:
+    """KV positions of the pool: two rows of `max_cache_len` a slot, and at least the longest possible request."""
+    longest = dims.prefix + dims.text_positions + dims.speech_positions + 64
+    return max(max_slots * 2 * max_cache_len, 2 * longest)
+
+
+def check_memory(needed: int, device: torch.device, max_slots: int, config: Config, report: Report) -> None:
+    """Refuses a cache that cannot fit, with the numbers. Raises ConfigError."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] - GPU_RESERVE
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    plan = f"KV cache: {max_slots} slots of 2 rows of {config.max_cache_len} positions, {needed / 1e9:.2f} GB"
+    report(f"{plan}; {free / 1e9:.1f} GB free on {device}")
+    if needed > free:
+        raise ConfigError(
+            f"{plan}, but {device} has {free / 1e9:.2f} GB for it: "
+            "lower CHATTERBOX_MAX_SLOTS or CHATTERBOX_MAX_CACHE_LEN"
+        )
+
+
+def optimizations(config: Config, dtype: torch.dtype, graphs: Graphs) -> list[str]:
+    """What is switched on, for statistics and metrics."""
+    active = ["continuous_batching", "kv_pool", "fused_projections"]
+    if dtype == torch.bfloat16:
+        active.append("bfloat16")
+    if graphs.enabled:
+        active.append("cuda_graphs")
+    if config.compile:
+        active.append("torch_compile")
+    return active

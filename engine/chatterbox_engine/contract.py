@@ -1,0 +1,144 @@
+"""The request contract: tensors of a Triton request to a SynthesisRequest, and a result back to tensors.
+
+Knows names, types and ranges; imports neither Triton nor torch. Batch dimension first, so a scalar is [1, 1].
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chatterbox_engine.audio import FORMATS, encode
+from chatterbox_engine.errors import InvalidRequest
+from chatterbox_engine.text import validate_text
+from chatterbox_engine.types import SAMPLE_RATE, SamplingParams, SynthesisRequest, SynthesisResult
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A numeric input and the values it takes."""
+
+    low: float
+    high: float
+    open_low: bool = False  # the lower bound itself is not allowed
+
+    def check(self, name: str, value: float) -> float:
+        """The value; raises InvalidRequest outside the range and for NaN."""
+        inside = self.low < value <= self.high if self.open_low else self.low <= value <= self.high
+        if not inside:
+            bound = "above" if self.open_low else "from"
+            raise InvalidRequest(f"{name} is {value:g}; it must be {bound} {self.low:g} and at most {self.high:g}")
+        return value
+
+
+SAMPLING = {
+    "exaggeration": Number(0.0, 2.0),
+    "cfg_weight": Number(0.0, 3.0),
+    "temperature": Number(0.0, 5.0),
+    "top_p": Number(0.0, 1.0, open_low=True),
+    "min_p": Number(0.0, 1.0),
+    "repetition_penalty": Number(0.0, 10.0, open_low=True),
+}
+
+TEXTS = ("text", "voice", "language", "format")
+INPUTS = (*TEXTS, "reference_audio", *SAMPLING, "top_k", "seed", "max_seconds")
+OUTPUTS = ("audio", "audio_base64", "sample_rate", "speech_tokens", "stats")
+LANGUAGES = ("en",)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A parsed request and the form its audio is wanted in."""
+
+    request: SynthesisRequest
+    format: str
+
+
+def parse(tensors: Tensors, *, max_text_chars: int, max_seconds: float) -> Call:
+    """Checks a request's tensors. Raises InvalidRequest saying what is wrong with which input."""
+    _refuse_unsupported(tensors)
+    audio_format = _text(tensors, "format", "pcm")
+    if audio_format not in FORMATS:
+        raise InvalidRequest(f"format is {audio_format!r}; it must be one of {', '.join(FORMATS)}")
+    language = _text(tensors, "language", "en")
+    if language not in LANGUAGES:
+        raise InvalidRequest(f"language is {language!r}; this checkpoint speaks {', '.join(LANGUAGES)}")
+    if "text" not in tensors:
+        raise InvalidRequest("the input 'text' is missing")
+    chosen = {name: limits.check(name, _number(tensors, name)) for name, limits in SAMPLING.items() if name in tensors}
+    seconds = Number(0.0, max_seconds, open_low=True)
+    request = SynthesisRequest(
+        text=validate_text(_bytes(tensors, "text"), max_text_chars),
+        seed=int(_scalar(tensors, "seed")) if "seed" in tensors else secrets.randbits(63),
+        voice=_text(tensors, "voice", "default"),
+        sampling=SamplingParams(**chosen),
+        max_seconds=seconds.check("max_seconds", _number(tensors, "max_seconds"))
+        if "max_seconds" in tensors
+        else min(SynthesisRequest.max_seconds, max_seconds),
+    )
+    return Call(request, audio_format)
+
+
+def outputs(result: SynthesisResult, audio_format: str) -> dict[str, npt.NDArray[Any]]:
+    """The answer's tensors, each with its batch dimension."""
+    encoded = b""
+    samples = result.samples
+    if audio_format != "pcm":
+        encoded = base64.b64encode(encode(samples, audio_format))
+        samples = samples[:0]
+    return {
+        "audio": samples.astype(np.float32)[None],
+        "audio_base64": np.array([[encoded]], dtype=np.object_),
+        "sample_rate": np.array([[SAMPLE_RATE]], dtype=np.int32),
+        "speech_tokens": result.speech_tokens.astype(np.int32)[None],
+        "stats": np.array([[json.dumps(result.stats).encode()]], dtype=np.object_),
+    }
+
+
+def _refuse_unsupported(tensors: Tensors) -> None:
+    """An input that this server would have to ignore is an error, never dropped silently."""
+    for name in tensors:
+        if name not in INPUTS:
+            raise InvalidRequest(f"unknown input {name!r}; the inputs are {', '.join(INPUTS)}")
+    if "top_k" in tensors:
+        raise InvalidRequest("top_k has no effect on this checkpoint (only Turbo and Nano use it)")
+    if "reference_audio" in tensors:
+        raise InvalidRequest("reference_audio is not supported by this server yet; name a voice")
+
+
+def _scalar(tensors: Tensors, name: str) -> Any:
+    value = tensors[name]
+    if value.ndim and value.shape[0] > 1:
+        raise InvalidRequest(
+            f"{name} has a batch of {value.shape[0]}: send one text a request, the server batches requests itself"
+        )
+    if value.size != 1:
+        raise InvalidRequest(f"{name} must hold one value, it has the shape {list(value.shape)}")
+    return value.reshape(-1)[0]
+
+
+def _number(tensors: Tensors, name: str) -> float:
+    return float(_scalar(tensors, name))
+
+
+def _bytes(tensors: Tensors, name: str) -> bytes:
+    value = _scalar(tensors, name)
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def _text(tensors: Tensors, name: str, default: str) -> str:
+    if name not in tensors:
+        return default
+    try:
+        return _bytes(tensors, name).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{name} is not valid UTF-8") from error

@@ -1,0 +1,326 @@
+"""The engine: requests in, audio out.
+
+Threads, with queues between them and no polling:
+
+    caller    submit: tokenise, check, queue
+    engine    T3 for all running utterances, one step after the other
+    vocoder   S3Gen for utterances whose tokens are complete
+    finisher  join, watermark (a small pool, CPU work)
+    sender    calls every request's answer, so that a slow receiver stalls nobody
+
+A failure in any of them answers every request with EngineFailed and is reported through `on_failure`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from chatterbox_engine.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    Overloaded,
+    RequestError,
+)
+from chatterbox_engine.jobs import Answer, Job, Utterance
+from chatterbox_engine.runner import Drawn, Prompt, Runner
+from chatterbox_engine.s3gen import S3Gen
+from chatterbox_engine.scheduler import Plan, Scheduler
+from chatterbox_engine.seeds import T3_DRAWS, VOCODER_NOISE, derive
+from chatterbox_engine.text import Tokenizer, normalise, split
+from chatterbox_engine.types import TOKENS_PER_SECOND, SynthesisRequest, SynthesisResult
+from chatterbox_engine.vocoder import Vocoder
+from chatterbox_engine.voices import Memo, Voices
+from chatterbox_engine.watermark import Watermarker
+
+PREFIXES_KEPT = 256
+FINISHERS = 2
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine is made of; `assemble.build` makes one from a Config."""
+
+    runner: Runner
+    scheduler: Scheduler[Utterance]
+    s3gen: S3Gen
+    tokenizer: Tokenizer
+    voices: Voices
+    watermarker: Watermarker
+    about: dict[str, Any]
+    """Constant entries of every answer's statistics."""
+    max_queue: int
+    request_timeout: float
+    segment_chars: int
+    vocoder_batch: int
+    vocoder_delay: float
+
+
+@dataclass(frozen=True)
+class Launched:
+    """One step's work on the device, its tokens not yet read."""
+
+    batches: list[tuple[Sequence[Utterance], Drawn]] = field(default_factory=list)
+
+
+class Engine:
+    """Continuous batching over `Parts`. Start with `start`, which returns once everything is warm."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        on_failure: Callable[[BaseException], None] = lambda _error: None,
+        report: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        self._parts = parts
+        self._runner = parts.runner
+        self._scheduler = parts.scheduler
+        self._on_failure = on_failure
+        self._report = report
+        self._stop_token = parts.runner.model.dims.stop_speech
+        self._prefixes: Memo[torch.Tensor] = Memo(PREFIXES_KEPT)
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._jobs: dict[int, Job] = {}  # guarded by the lock; oldest first
+        self._closing = False
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._pending = Launched()
+        self._running = True
+        self._ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._vocoder = Vocoder(
+            parts.s3gen, batch=parts.vocoder_batch, delay=parts.vocoder_delay, done=self._on_vocoded
+        )
+        self._finishers = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
+        self._threads = [
+            threading.Thread(target=self._guard, args=(body,), name=name, daemon=True)
+            for name, body in (("engine", self._loop), ("vocoder", self._vocoder.run), ("sender", self._send))
+        ]
+
+    # Any thread
+
+    def start(self) -> None:
+        """Starts the threads and waits until the engine is warm. Raises what warming up raised."""
+        for thread in self._threads:
+            thread.start()
+        error = self._ready.get()
+        if error is not None:
+            raise error
+
+    def submit(self, request: SynthesisRequest, answer: Answer) -> int:
+        """Queues a request; `answer` is called exactly once, from the sender thread. Returns a number for `cancel`.
+
+        Raises NotFound for an unknown voice, InvalidRequest for text that cannot fit, Overloaded when the queue is full
+        or the engine is closing. A request that raises is never answered.
+        """
+        voice = self._parts.voices.get(request.voice)
+        job = Job(next(self._numbers), request, voice, answer)
+        job.utterances = self._utterances(job)
+        with self._lock:
+            if self._closing:
+                raise Overloaded("the server is shutting down")
+            if len(self._jobs) >= self._parts.max_queue:
+                raise Overloaded(f"{len(self._jobs)} requests are under way and no more are taken; try again later")
+            self._jobs[job.number] = job
+        self._inbox.put(partial(self._enqueue, job))
+        return job.number
+
+    def cancel(self, number: int) -> None:
+        """Gives a request up: it is answered with Cancelled unless it has its answer already."""
+        with self._lock:
+            job = self._jobs.get(number)
+        if job is not None:
+            self._settle(job, Cancelled("the request was cancelled"))
+
+    def close(self) -> None:
+        """Takes no more requests, answers those under way with Overloaded and ends the threads."""
+        with self._lock:
+            self._closing = True
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            self._settle(job, Overloaded("the server is shutting down"))
+        self._inbox.put(self._stop)
+        self._threads[0].join()
+        self._vocoder.close()
+        self._threads[1].join()
+        self._finishers.shutdown()
+        self._outbox.put(None)
+        self._threads[2].join()
+
+    # Engine thread
+
+    def step(self) -> None:
+        """One step: schedule, launch, publish. What is published is the step before, so the device never waits."""
+        plan = self._scheduler.schedule()
+        launched = self._launch(plan)
+        self._publish(self._pending)
+        self._pending = launched
+
+    def _loop(self) -> None:
+        device = self._runner.model.device
+        try:
+            if device.type == "cuda":
+                torch.cuda.set_stream(torch.cuda.Stream(device))
+            self._runner.warm_up(self._report)
+        except BaseException as error:  # handed to `start`, which raises it
+            self._ready.put(error)
+            return
+        self._ready.put(None)
+        while self._running:
+            self._take_orders()
+            self.step()
+
+    def _take_orders(self) -> None:
+        """Carries out what other threads asked for; waits for an order only when there is nothing else to do."""
+        if self._scheduler.idle and not self._pending.batches:
+            self._inbox.get()()
+        while True:
+            try:
+                order = self._inbox.get_nowait()
+            except queue.Empty:
+                break
+            order()
+        self._expire()
+
+    def _enqueue(self, job: Job) -> None:
+        if job.number in self._jobs:  # not given up meanwhile
+            for utterance in job.utterances:
+                self._scheduler.add(utterance)
+
+    def _stop(self) -> None:
+        self._running = False
+
+    def _expire(self) -> None:
+        """Gives up requests that are too old. All have the same allowance, so the oldest ones are the first."""
+        limit = time.monotonic() - self._parts.request_timeout
+        with self._lock:
+            late = list(itertools.takewhile(lambda job: job.arrived < limit, self._jobs.values()))
+        for job in late:
+            self._settle(job, DeadlineExceeded(f"no answer within {self._parts.request_timeout:g} seconds"))
+
+    def _launch(self, plan: Plan[Utterance]) -> Launched:
+        batches: list[tuple[Sequence[Utterance], Drawn]] = []
+        if plan.decode:
+            batches.append((plan.decode, self._runner.decode([_prompt(utterance) for utterance in plan.decode])))
+        if plan.prefill:
+            prompts = [self._start(utterance) for utterance in plan.prefill]
+            batches.append((plan.prefill, self._runner.prefill(prompts)))
+        return Launched(batches)
+
+    def _start(self, utterance: Utterance) -> Prompt:
+        job, place = utterance.job, utterance.place
+        assert place is not None, "the scheduler gives a place"
+        job.started = job.started or time.monotonic()
+        sampling = job.request.sampling
+        prefix = self._prefixes.get(
+            (job.voice.key, sampling.exaggeration),
+            lambda: self._runner.model.conditioning(job.voice.conditionals.t3, sampling.exaggeration),
+        )
+        generator = torch.Generator().manual_seed(derive(job.request.seed, utterance.index, T3_DRAWS))
+        uniforms = torch.rand(utterance.max_tokens + 1, generator=generator)
+        utterance.prompt = Prompt(place.slot, place.rows, prefix, utterance.text, sampling, uniforms)
+        return utterance.prompt
+
+    def _publish(self, launched: Launched) -> None:
+        """Reads a step's tokens and moves utterances that ended on to the vocoder."""
+        for utterances, drawn in launched.batches:
+            for utterance, token in zip(utterances, drawn.read(), strict=True):
+                # no place: it ended or was given up in the step before, and this token is the one too many
+                if utterance.place is not None and utterance.take(token, self._stop_token):
+                    self._scheduler.release(utterance)
+                    self._decoded(utterance)
+
+    def _decoded(self, utterance: Utterance) -> None:
+        job = utterance.job
+        if all(other.finish is not None for other in job.utterances):
+            job.decoded = time.monotonic()
+        self._vocoder.put(utterance)
+
+    # Vocoder thread, then finishers
+
+    def _on_vocoded(self, utterance: Utterance) -> None:
+        job = utterance.job
+        if job.done and job.number in self._jobs:
+            self._finishers.submit(self._guard, partial(self._finish, job))
+
+    def _finish(self, job: Job) -> None:
+        samples = self._parts.watermarker.apply(job.waveform())
+        self._settle(job, job.result(samples, self._parts.about))
+
+    # Sender thread
+
+    def _send(self) -> None:
+        while (call := self._outbox.get()) is not None:
+            call()
+
+    # Shared
+
+    def _settle(self, job: Job, outcome: SynthesisResult | RequestError) -> None:
+        """Answers a job unless it has been answered, and frees what it holds."""
+        with self._lock:
+            if self._jobs.pop(job.number, None) is None:
+                return
+        self._outbox.put(partial(job.answer, outcome))
+        self._inbox.put(partial(self._drop, job))
+
+    def _drop(self, job: Job) -> None:
+        for utterance in job.utterances:
+            self._scheduler.release(utterance)
+
+    def _guard(self, body: Callable[[], None]) -> None:
+        """Runs a thread's body; a failure ends the engine, with an answer for everyone."""
+        try:
+            body()
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._closing = True
+            jobs, self._jobs = list(self._jobs.values()), {}
+        failed = EngineFailed(f"the engine failed: {type(error).__name__}: {error}")
+        for job in jobs:
+            self._outbox.put(partial(job.answer, failed))
+        self._outbox.put(partial(self._on_failure, error))
+        if threading.current_thread() is self._threads[2]:
+            self._guard(self._send)  # the sender itself failed, in one receiver; the others still get their answers
+
+    def _utterances(self, job: Job) -> list[Utterance]:
+        """The segments of a request, tokenised and measured."""
+        dims = self._runner.model.dims
+        request = job.request
+        max_tokens = max(1, round(request.max_seconds * TOKENS_PER_SECOND))
+        utterances = []
+        for index, segment in enumerate(split(request.text, self._parts.segment_chars)):
+            ids = self._parts.tokenizer.encode(normalise(segment.text))
+            if len(ids) > dims.max_text_tokens:
+                raise InvalidRequest(f"a sentence has {len(ids)} text tokens; the model takes {dims.max_text_tokens}")
+            text = torch.tensor([dims.start_text, *ids, dims.stop_text])
+            utterance = Utterance(
+                job=job,
+                index=index,
+                text=text,
+                prompt_length=dims.prefix + len(text) + 2,
+                max_tokens=min(max_tokens, dims.max_speech_tokens),
+                pause=segment.pause,
+                vocoder_seed=derive(request.seed, index, VOCODER_NOISE),
+            )
+            utterances.append(utterance)
+        return utterances
+
+
+def _prompt(utterance: Utterance) -> Prompt:
+    assert utterance.prompt is not None, "a running utterance has been started"
+    return utterance.prompt

@@ -1,0 +1,45 @@
+"""Segments of one request into one waveform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from chatterbox_engine.types import SAMPLE_RATE, Samples
+
+FADE = SAMPLE_RATE // 200
+"""5 ms, long enough that no edge clicks, too short to be heard as a fade."""
+
+
+def pause_samples(seconds: float) -> int:
+    """Samples of silence for a pause."""
+    return round(seconds * SAMPLE_RATE)
+
+
+def join(parts: Sequence[Samples], pauses: Sequence[float]) -> Samples:
+    """Puts segments one after the other, `pauses[i]` seconds of silence after part i; the last pause is not spoken.
+
+    Every inner edge fades over 5 ms into the silence. A single part is returned as it is.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    pieces: list[Samples] = []
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        pieces.append(fade_edges(part, start=index > 0, end=not last))
+        if not last:
+            pieces.append(np.zeros(pause_samples(pauses[index]), dtype=np.float32))
+    return np.concatenate(pieces)
+
+
+def fade_edges(part: Samples, *, start: bool, end: bool) -> Samples:
+    """A copy of a segment whose inner edges fade to silence."""
+    part = part.copy()
+    length = min(FADE, len(part))
+    ramp = np.linspace(0, 1, length, endpoint=False, dtype=np.float32)
+    if start:
+        part[:length] *= ramp
+    if end and length:
+        part[-length:] *= ramp[::-1]
+    return part

@@ -1,0 +1,62 @@
+"""Perth, Resemble AI's inaudible watermark, on by default as in upstream."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.types import SAMPLE_RATE, Samples
+
+
+class Watermarker(Protocol):
+    """Marks one utterance."""
+
+    def apply(self, samples: Samples) -> Samples:
+        """[n] to [n], both mono at SAMPLE_RATE. Called from several threads."""
+
+
+class NoWatermark:
+    """Leaves audio as it is (`CHATTERBOX_WATERMARK=0`)."""
+
+    def apply(self, samples: Samples) -> Samples:
+        return samples
+
+
+class PerthWatermark:
+    """`perth.PerthImplicitWatermarker`; only reads its network, so threads may share one."""
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # perth imports the deprecated pkg_resources
+            import perth
+
+            # perth hides a failed import of its network and leaves None in its place
+            if perth.PerthImplicitWatermarker is None:
+                raise ConfigError(
+                    "the Perth watermark cannot load: install resemble-perth with setuptools below 81, "
+                    "or set CHATTERBOX_WATERMARK=0 to serve audio without a watermark"
+                )
+            self._perth = perth.PerthImplicitWatermarker()
+            # librosa loads its resampler at the first call, which takes seconds
+            self.apply(np.zeros(SAMPLE_RATE, dtype=np.float32))
+
+    def apply(self, samples: Samples) -> Samples:
+        if not len(samples):
+            return samples
+        with torch.inference_mode():
+            marked = self._perth.apply_watermark(samples, sample_rate=SAMPLE_RATE)
+        # Resampling to Perth's rate and back can end a sample early or late.
+        exact = np.zeros_like(samples)
+        exact[: len(marked)] = marked[: len(samples)]
+        return np.clip(exact, -1.0, 1.0)
+
+
+def make_watermarker(*, enabled: bool) -> Watermarker:
+    """Perth, or nothing when it is switched off. Raises ConfigError when Perth is wanted and cannot load."""
+    return PerthWatermark() if enabled else NoWatermark()

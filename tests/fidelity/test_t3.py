@@ -1,0 +1,184 @@
+"""T3 against upstream's own module and its own generation loop, float32, random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.kv_cache import Extent, KVCache
+from chatterbox_engine.runner import Prompt, Runner
+from chatterbox_engine.t3 import T3
+from chatterbox_engine.types import Conditionals, SamplingParams
+from tests.fidelity import upstream
+
+CPU = torch.device("cpu")
+EXTENT = 512
+
+
+@dataclass
+class Pair:
+    """Our T3 and upstream's with the same weights and voice."""
+
+    ours: T3
+    theirs: Any
+    voice: Conditionals
+
+    def condition(self, exaggeration: float) -> Any:
+        from chatterbox.models.t3.modules.cond_enc import T3Cond
+
+        return T3Cond(
+            speaker_emb=self.voice.t3.speaker[None],
+            cond_prompt_speech_tokens=self.voice.t3.prompt_tokens[None],
+            emotion_adv=exaggeration * torch.ones(1, 1, 1),
+        )
+
+
+@pytest.fixture(scope="module", params=["tiny", pytest.param("full", marks=pytest.mark.full)])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    checkpoint: Checkpoint = request.getfixturevalue(request.param)
+    voice = checkpoint.conditionals()
+    assert voice is not None
+    dims = checkpoint.dims.t3
+    ours = T3.from_state_dict(checkpoint.t3_state(), dims, device=CPU, dtype=torch.float32)
+    return Pair(ours, upstream.t3(dims, checkpoint.t3_state()), voice)
+
+
+def text_of(length: int) -> Tensor:
+    ids = torch.randint(3, 200, (length,), generator=torch.Generator().manual_seed(length))
+    return torch.cat([torch.tensor([255]), ids, torch.tensor([0])])
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@torch.inference_mode()
+def test_prefill_and_64_teacher_forced_steps_give_upstreams_logits(pair: Pair) -> None:
+    text = text_of(30)
+    forced = torch.randint(0, 6561, (64,), generator=torch.Generator().manual_seed(1))
+    theirs = pair.theirs
+    stacked = torch.stack([text, text])
+    start = torch.full((2, 1), theirs.hp.start_speech_token)
+    embeds, _ = theirs.prepare_input_embeds(
+        t3_cond=pair.condition(0.7), text_tokens=stacked, speech_tokens=start, cfg_weight=0.5
+    )
+    bos = theirs.speech_emb(start) + theirs.speech_pos_emb.get_fixed_embedding(0)
+    out = theirs.tfmr(inputs_embeds=torch.cat([embeds, bos], dim=1), use_cache=True)
+    expected = [theirs.speech_head(out.last_hidden_state[:, -1])]
+    for step, token in enumerate(forced):
+        embed = theirs.speech_emb(token[None, None]) + theirs.speech_pos_emb.get_fixed_embedding(step + 1)
+        out = theirs.tfmr(inputs_embeds=embed.expand(2, -1, -1), past_key_values=out.past_key_values, use_cache=True)
+        expected.append(theirs.speech_head(out.last_hidden_state[:, -1]))
+
+    model = pair.ours
+    prompt = model.prompt(model.conditioning(pair.voice.t3, 0.7), text)
+    length = prompt.shape[1]
+    cache = KVCache(model.dims, 2 * EXTENT, device=CPU, dtype=torch.float32)
+    starts = torch.tensor([EXTENT, 0])
+    where = starts[:, None] + torch.arange(length)
+    got = [model.prefill(prompt, cache, where, torch.full((2,), length - 1))]
+    for step, token in enumerate(forced):
+        position = torch.full((2,), length + step)
+        got.append(model.decode(token.expand(2), torch.full((2,), step + 1), starts, position, cache))
+
+    errors = [relative_error(ours, theirs) for ours, theirs in zip(got, expected, strict=True)]
+    assert max(errors) < 1e-4, f"worst step {max(range(65), key=errors.__getitem__)}: {max(errors):.2e}"
+
+
+def our_tokens(pair: Pair, text: Tensor, params: SamplingParams, uniforms: Tensor) -> list[int]:
+    """Tokens up to and without the stop token, from a slot in the middle of a larger runner."""
+    model = pair.ours
+    cache = KVCache(model.dims, 6 * EXTENT, device=CPU, dtype=torch.float32)
+    runner = Runner(model, cache, 3, graphs=Graphs(CPU, enabled=False))
+    rows = (Extent(2 * EXTENT, EXTENT), Extent(EXTENT, EXTENT))[: 2 if params.cfg_weight > 0 else 1]
+    prefix = model.conditioning(pair.voice.t3, params.exaggeration)
+    prompt = Prompt(1, rows, prefix, text, params, uniforms)
+    tokens = runner.prefill([prompt]).read()
+    while tokens[-1] != model.dims.stop_speech and len(tokens) < len(uniforms) - 1:
+        tokens += runner.decode([prompt]).read()
+    return tokens[:-1] if tokens[-1] == model.dims.stop_speech else tokens
+
+
+def upstream_tokens(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, text: Tensor, params: SamplingParams, uniforms: Tensor | None
+) -> list[int]:
+    """Upstream's own `T3.inference`, its draw replaced by the inverse distribution function (None: by the best)."""
+    numbers = iter(uniforms) if uniforms is not None else None
+
+    def pick(probabilities: Tensor, num_samples: int) -> Tensor:
+        assert num_samples == 1
+        if numbers is None:
+            return probabilities.argmax(dim=-1, keepdim=True)
+        mass = probabilities.cumsum(dim=-1)
+        return torch.searchsorted(mass, (next(numbers) * mass[:, -1]).view(1, 1), right=True)
+
+    monkeypatch.setattr(torch, "multinomial", pick)
+    steps = len(uniforms) - 1 if uniforms is not None else 60
+    tokens = pair.theirs.inference(
+        t3_cond=pair.condition(params.exaggeration),
+        text_tokens=torch.stack([text, text]),
+        max_new_tokens=steps,
+        temperature=params.temperature or 1.0,
+        cfg_weight=params.cfg_weight,
+        repetition_penalty=params.repetition_penalty,
+        min_p=params.min_p,
+        top_p=params.top_p,
+    )[0].tolist()
+    return tokens[:-1] if tokens[-1] == pair.ours.dims.stop_speech else tokens
+
+
+def test_greedy_tokens_are_upstreams(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = text_of(24)
+    params = SamplingParams(temperature=0.0)
+    ours = our_tokens(pair, text, params, torch.zeros(61))
+    assert ours == upstream_tokens(pair, monkeypatch, text, params, None)
+    assert len(ours) > 1
+
+
+COMBINATIONS = [
+    SamplingParams(),
+    SamplingParams(exaggeration=0.0),
+    SamplingParams(exaggeration=1.3),
+    SamplingParams(cfg_weight=0.2),
+    SamplingParams(cfg_weight=1.0),
+    SamplingParams(cfg_weight=2.5),
+    SamplingParams(temperature=0.3),
+    SamplingParams(temperature=1.0),
+    SamplingParams(temperature=1.7),
+    SamplingParams(min_p=0.0),
+    SamplingParams(min_p=0.3),
+    SamplingParams(min_p=1.0),
+    SamplingParams(top_p=0.9),
+    SamplingParams(top_p=0.5),
+    SamplingParams(top_p=0.05),
+    SamplingParams(repetition_penalty=1.0),
+    SamplingParams(repetition_penalty=2.0),
+    SamplingParams(repetition_penalty=0.7),
+    SamplingParams(top_p=0.8, min_p=0.0, temperature=1.2),
+    SamplingParams(top_p=0.95, min_p=0.1, temperature=0.6, repetition_penalty=1.5, cfg_weight=0.7, exaggeration=0.9),
+    SamplingParams(top_p=0.99, min_p=0.02, temperature=2.0, repetition_penalty=1.1, cfg_weight=0.3, exaggeration=0.35),
+]
+
+
+@pytest.mark.parametrize("number", range(len(COMBINATIONS)))
+def test_drawn_tokens_are_upstreams_given_the_same_uniform_numbers(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    params = COMBINATIONS[number]
+    uniforms = torch.rand(41, generator=torch.Generator().manual_seed(number))
+    text = text_of(10 + number)
+    assert our_tokens(pair, text, params, uniforms) == upstream_tokens(pair, monkeypatch, text, params, uniforms)
+
+
+def test_without_guidance_one_row_gives_the_conditional_tokens(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Upstream crashes at cfg_weight=0, so the reference is guidance of vanishing weight.
+    uniforms = torch.rand(41, generator=torch.Generator().manual_seed(5))
+    text = text_of(20)
+    ours = our_tokens(pair, text, SamplingParams(cfg_weight=0.0), uniforms)
+    assert ours == upstream_tokens(pair, monkeypatch, text, SamplingParams(cfg_weight=1e-9), uniforms)
