@@ -139,7 +139,9 @@ def _read_stdin() -> str:
 def _write(audio: Audio, output: str) -> None:
     if output == "-":
         stream: Any = typer.get_binary_stream("stdout")
-        stream.write(audio.to_bytes("s16"))
+        samples = memoryview(audio.to_bytes("s16"))
+        while samples:
+            samples = samples[stream.write(samples) :]  # with PYTHONUNBUFFERED a write may take a part only
         stream.flush()
     else:
         audio.save(output)

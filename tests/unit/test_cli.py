@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import soundfile
 import typer
-from client_fakes import METADATA, SAMPLES, FakeTransport
 from typer.testing import CliRunner
 
 from chatterbox_client import Client, ConnectionFailed, InvalidRequest
 from chatterbox_client.cli import app
+from tests.unit.client_fakes import METADATA, SAMPLES, FakeTransport
 
 OPTIONS: dict[str, tuple[str, Any]] = {
     "voice": ("--voice", "emma"),

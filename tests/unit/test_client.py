@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from client_fakes import SAMPLES, STATS, TOKENS, FakeAsyncTransport, FakeTransport, spoken
 
 import chatterbox_client
 from chatterbox_client import (
@@ -25,6 +24,7 @@ from chatterbox_client import (
     NotFound,
     ServerError,
 )
+from tests.unit.client_fakes import SAMPLES, STATS, TOKENS, FakeAsyncTransport, FakeTransport, spoken
 
 # Name, an argument, and what the contract's tensor holds for it.
 CONTRACT: list[tuple[str, Any, Any, Any]] = [

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client_fakes import METADATA, SAMPLES, STATS, TOKENS, FakeServer, fake_server
 
 from chatterbox_client import (
     AsyncClient,
@@ -26,6 +25,7 @@ from chatterbox_client import (
     Timeout,
     Unavailable,
 )
+from tests.unit.client_fakes import METADATA, SAMPLES, STATS, TOKENS, FakeServer, fake_server
 
 WAYS = [(kind, protocol) for kind in (Client, AsyncClient) for protocol in ("http", "grpc")]
 every_way = pytest.mark.parametrize(("kind", "protocol"), WAYS, ids=lambda part: getattr(part, "__name__", part))
@@ -124,12 +124,13 @@ def test_a_connection_that_breaks_before_the_answer_is_connection_failed(kind: A
 
         def hang_up() -> None:
             connection, _ = listener.accept()
+            listener.close()  # so that a client that tries again, as geventhttpclient 2.4 does, is refused
             connection.recv(65_536)
             connection.close()
 
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=hang_up)
         thread.start()
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(ConnectionFailed, match=address):
             call(kind, address, "http", "speak", "Hi.")
         thread.join()
