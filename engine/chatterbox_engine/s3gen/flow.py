@@ -1,0 +1,207 @@
+"""Features to mel: the flow-matching UNet and its Euler solver.
+
+Follows upstream `decoder.py` (one channel level, so no change of length) and `flow_matching.py`. Tensors are
+[rows, frames, width]. Nothing here has to be masked but the attention keys: all convolutions are causal.
+
+What does not change between steps is computed once: time embeddings and their projections when the weights are
+loaded, and per solve the first convolution of mean, speaker and prompt, which is linear, so that a step adds only the
+part of the noisy mel, the same for both halves of classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.s3gen.weights import Linear, Weights, length_mask
+
+_GUIDANCE = 0.7
+_TIME_SCALE = 1000.0
+
+
+class Flow:
+    """Solves the flow from noise to mel in a fixed number of steps; the UNet in `dtype`, the state in float32."""
+
+    def __init__(self, weights: Weights, dims: S3GenDims, dtype: torch.dtype, steps: int) -> None:
+        """weights: the `flow.decoder.estimator` part."""
+        self._guided = not dims.meanflow
+        self._times = _schedule(steps, cosine=self._guided)
+        self._dtype = dtype
+        self._unet = _UNet(weights.cast(dtype), dims, self._times)
+
+    def __call__(self, noise: Tensor, mean: Tensor, speaker: Tensor, prompt: Tensor, lengths: Tensor | None) -> Tensor:
+        """Solves padded rows.
+
+        noise, mean: [rows, frames, mel]; speaker: [rows, mel]; prompt: like noise, zero after the prompt; lengths:
+        [rows] frames, None when every row is full. Returns the mel of prompt and utterance, like noise, float32.
+        """
+        constant = torch.cat([mean, speaker[:, None].expand_as(mean), prompt], dim=-1).to(self._dtype)
+        fixed = self._unet.prepare(constant, guided=self._guided)
+        mask = None if lengths is None else self._key_mask(lengths, noise.shape[1])
+        x = noise
+        for step, (now, then) in enumerate(pairwise(self._times)):
+            change = self._unet(x.to(self._dtype), fixed, step, mask).float()
+            if self._guided:
+                given, free = change.chunk(2)
+                change = (1.0 + _GUIDANCE) * given - _GUIDANCE * free
+            x = x + (then - now) * change
+        return x
+
+    def _key_mask(self, lengths: Tensor, frames: int) -> Tensor:
+        """Zero or minus infinity for every key. Returns [rows or 2 rows, 1, 1, frames]."""
+        keys = length_mask(lengths, frames)[:, None, None]
+        mask = torch.zeros(keys.shape, device=keys.device, dtype=self._dtype).masked_fill(~keys, -math.inf)
+        return mask.repeat(2, 1, 1, 1) if self._guided else mask
+
+
+class _UNet:
+    """The network that says how the mel changes at one of the solver's times."""
+
+    def __init__(self, weights: Weights, dims: S3GenDims, times: list[float]) -> None:
+        width, inputs = dims.decoder, 4 * dims.mel
+        embedded = _embed_times(weights.cast(torch.float32), dims, times)
+        self._mel = dims.mel
+        self._down = _Resnet(weights, "down_blocks.0.0", inputs, width, embedded)
+        self._down_blocks = _blocks(weights.part("down_blocks.0.1"), dims)
+        self._down_conv = _CausalConv(weights, "down_blocks.0.2", width, width)
+        self._middle = [
+            (
+                _Resnet(weights, f"mid_blocks.{i}.0", width, width, embedded),
+                _blocks(weights.part(f"mid_blocks.{i}.1"), dims),
+            )
+            for i in range(dims.decoder_mid_blocks)
+        ]
+        self._up = _Resnet(weights, "up_blocks.0.0", 2 * width, width, embedded)
+        self._up_blocks = _blocks(weights.part("up_blocks.0.1"), dims)
+        self._up_conv = _CausalConv(weights, "up_blocks.0.2", width, width)
+        self._final = _CausalConv(weights, "final_block.block.0", width, width)
+        self._final_norm = weights.norm("final_block.block.2", width)
+        self._out = Linear(
+            weights.take("final_proj.weight", dims.mel, width, 1).squeeze(2), weights.take("final_proj.bias", dims.mel)
+        )
+
+    def prepare(self, constant: Tensor, *, guided: bool) -> tuple[Tensor, Tensor]:
+        """What mean, speaker and prompt add to the first layer. constant: [rows, frames, 3 mel]."""
+        if guided:  # the second half sees neither of them
+            constant = torch.cat([constant, torch.zeros_like(constant)])
+        return self._down.enter(constant, slice(self._mel, None), bias=True)
+
+    def __call__(self, x: Tensor, fixed: tuple[Tensor, Tensor], step: int, mask: Tensor | None) -> Tensor:
+        """x: [rows, frames, mel]; fixed: what `prepare` returned. Returns [rows or 2 rows, frames, mel]."""
+        halves = fixed[0].shape[0] // x.shape[0]
+        mine = self._down.enter(x, slice(0, self._mel), bias=False)
+        h, residual = (part.repeat(halves, 1, 1) + other for part, other in zip(mine, fixed, strict=True))
+        skip = _run(self._down_blocks, self._down.leave(h, residual, step), mask)
+        h = self._down_conv(skip)
+        for resnet, blocks in self._middle:
+            h = _run(blocks, resnet(h, step), mask)
+        h = self._up(torch.cat([h, skip], dim=-1), step)
+        h = self._up_conv(_run(self._up_blocks, h, mask))
+        return self._out(F.mish(self._final_norm(self._final(h))))
+
+
+class _CausalConv:
+    """A convolution over a frame and the two before it."""
+
+    def __init__(self, weights: Weights, name: str, inputs: int, outputs: int) -> None:
+        self.weight = weights.take(f"{name}.weight", outputs, inputs, 3)
+        self.bias = weights.take(f"{name}.bias", outputs)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return causal_conv(x, self.weight, self.bias)
+
+
+class _Resnet:
+    """Two convolutions with norm and Mish, the time added between them, and a linear way around."""
+
+    def __init__(self, weights: Weights, name: str, inputs: int, outputs: int, embedded: Tensor) -> None:
+        """embedded: [steps, time width] float32, to which this block's own projection is applied here."""
+        part = weights.part(name)
+        self._first = _CausalConv(part, "block1.block.0", inputs, outputs)
+        self._first_norm = part.norm("block1.block.2", outputs)
+        self._second = _CausalConv(part, "block2.block.0", outputs, outputs)
+        self._second_norm = part.norm("block2.block.2", outputs)
+        self._around = Linear(
+            part.take("res_conv.weight", outputs, inputs, 1).squeeze(2), part.take("res_conv.bias", outputs)
+        )
+        project = part.cast(torch.float32).linear("mlp.1", embedded.shape[1], outputs)
+        self._times = project(F.mish(embedded)).to(self._first.weight.dtype)  # [steps, outputs]
+
+    def __call__(self, x: Tensor, step: int) -> Tensor:
+        return self.leave(*self.enter(x, slice(None), bias=True), step)
+
+    def enter(self, x: Tensor, channels: slice, *, bias: bool) -> tuple[Tensor, Tensor]:
+        """First convolution and way around, of some of the input channels."""
+        first = causal_conv(x, self._first.weight[:, channels], self._first.bias if bias else None)
+        return first, F.linear(x, self._around.weight[:, channels], self._around.bias if bias else None)
+
+    def leave(self, first: Tensor, around: Tensor, step: int) -> Tensor:
+        """Everything after them."""
+        h = F.mish(self._first_norm(first)) + self._times[step]
+        return F.mish(self._second_norm(self._second(h))) + around
+
+
+class _Block:
+    """Transformer block: attention over all frames, then a feed-forward layer, each behind a norm."""
+
+    def __init__(self, weights: Weights, dims: S3GenDims) -> None:
+        width, self._heads, self._size = dims.decoder, dims.decoder_heads, dims.decoder_head_dim
+        inner = self._heads * self._size
+        self._norm_attention = weights.norm("norm1", width)
+        self._qkv = Linear(torch.cat([weights.take(f"attn1.to_{name}.weight", inner, width) for name in "qkv"]), None)
+        self._attention_out = weights.linear("attn1.to_out.0", inner, width)
+        self._norm_units = weights.norm("norm3", width)
+        self._units_in = weights.linear("ff.net.0.proj", width, 4 * width)
+        self._units_out = weights.linear("ff.net.2", 4 * width, width)
+
+    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self._attend(self._norm_attention(x), mask)
+        return x + self._units_out(F.gelu(self._units_in(self._norm_units(x))))
+
+    def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = self._qkv(x).unflatten(-1, (3, self._heads, self._size)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self._attention_out(out.transpose(1, 2).flatten(2))
+
+
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolution of kernel 3 over frames, two zeros before the row. x: [rows, frames, inputs]."""
+    return F.conv1d(F.pad(x, (0, 0, 2, 0)).transpose(1, 2), weight, bias).transpose(1, 2)
+
+
+def _blocks(weights: Weights, dims: S3GenDims) -> list[_Block]:
+    return [_Block(weights.part(str(i)), dims) for i in range(dims.decoder_blocks)]
+
+
+def _run(blocks: list[_Block], x: Tensor, mask: Tensor | None) -> Tensor:
+    for block in blocks:
+        x = block(x, mask)
+    return x
+
+
+def _schedule(steps: int, *, cosine: bool) -> list[float]:
+    """The times of the Euler steps, from 0 to 1: steps + 1 of them."""
+    times = torch.linspace(0, 1, steps + 1)
+    return (1 - torch.cos(times * 0.5 * torch.pi) if cosine else times).tolist()
+
+
+def _embed_times(weights: Weights, dims: S3GenDims, times: list[float]) -> Tensor:
+    """The embedding of every step's start, mixed with its end's for MeanFlow. Returns [steps, 4 decoder]."""
+    inputs, width = 4 * dims.mel, 4 * dims.decoder
+    first, second = (
+        weights.linear("time_mlp.linear_1", inputs, width),
+        weights.linear("time_mlp.linear_2", width, width),
+    )
+    half = torch.arange(inputs // 2, device=first.weight.device, dtype=torch.float32)
+    rates = torch.exp(half * -(math.log(10_000.0) / (inputs // 2 - 1)))
+    angle = _TIME_SCALE * torch.tensor(times, device=rates.device)[:, None] * rates
+    embedded = second(F.silu(first(torch.cat([angle.sin(), angle.cos()], dim=-1))))
+    if not dims.meanflow:
+        return embedded[:-1]
+    mixer = weights.take("time_embed_mixer.weight", width, 2 * width)
+    return F.linear(torch.cat([embedded[:-1], embedded[1:]], dim=-1), mixer)

@@ -1,0 +1,255 @@
+"""Mel to waveform: a neural source filter with an inverse Fourier transform at its end (arXiv 2309.09493).
+
+Follows upstream `hifigan.py` and `f0_predictor.py`; always float32; tensors are [rows, channels, positions]. Nothing
+in it is causal, so in a padded batch every convolution's input is set to zero behind the row's end: that is what the
+row alone would have as zero padding there. Both Fourier transforms are convolutions, which can be captured in a graph.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.s3gen.noise import HARMONICS, SAMPLES_PER_FRAME
+from chatterbox_engine.s3gen.weights import Weights, length_mask
+from chatterbox_engine.types import SAMPLE_RATE
+
+_UPSAMPLING = ((8, 16), (5, 11), (3, 7))  # stride, kernel
+_KERNELS = (3, 7, 11)
+_SOURCE_KERNELS = (7, 7, 11)
+_SOURCE_STRIDES = (15, 3, 1)
+_DILATIONS = (1, 3, 5)
+_FFT, _HOP = 16, 4
+_BINS = _FFT + 2  # real and imaginary parts of nine frequencies
+_STEPS_PER_FRAME = 120  # transform steps; a row has one more
+_F0_LAYERS = 5
+_VOICED_ABOVE, _SINE, _NOISE = 10.0, 0.1, 0.003
+_MAX_MAGNITUDE, _MAX_SAMPLE = 100.0, 0.99
+
+
+class Hift:
+    """The vocoder."""
+
+    def __init__(self, weights: Weights, dims: S3GenDims) -> None:
+        """weights: the `mel2wav` part."""
+        self._f0 = _PitchPredictor(weights.part("f0_predictor"), dims)
+        self._source = _Source(weights.part("m_source"))
+        self._fourier = _Fourier(weights.device)
+        self._enter = _normed_conv(weights, "conv_pre", dims.mel, dims.hift, 7)
+        self._stages = [_Stage(weights, i, dims.hift >> i) for i in range(len(_UPSAMPLING))]
+        self._leave = _normed_conv(weights, "conv_post", dims.hift >> len(_UPSAMPLING), _BINS, 7)
+
+    def __call__(self, mel: Tensor, phases: Tensor, noise: Tensor, frames: Tensor | None) -> Tensor:
+        """Synthesises padded rows.
+
+        mel: [rows, mel, n]; phases: [rows, HARMONICS]; noise: [rows, 480 n]; frames: [rows] int64, None when every row
+        has n. Returns [rows, 480 n] in [-0.99, 0.99]; what lies behind a row's end is not part of it.
+        """
+        ends = _Ends(frames, mel.shape[2])
+        mel = ends.cut(mel)
+        source = self._source(self._f0(mel, ends), phases, noise)
+        spectrum = ends.cut(self._fourier.analyse(source, frames), _STEPS_PER_FRAME, 1)
+        x = ends.cut(self._enter(mel))
+        rate = 1
+        for i, stage in enumerate(self._stages):
+            rate *= _UPSAMPLING[i][0]
+            x = stage(x, spectrum, ends, rate)
+        return self._fourier.synthesise(self._leave(F.leaky_relu(x)), ends)
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """Where the rows of a padded batch end."""
+
+    frames: Tensor | None  # [rows] mel frames; None: at the end of the tensor
+    size: int  # mel frames of the tensor
+
+    def mask(self, rate: int = 1, extra: int = 0) -> Tensor | None:
+        """True inside the rows at that many positions per frame and some more. [rows, 1, size * rate + extra] bool."""
+        if self.frames is None:
+            return None
+        return length_mask(self.frames * rate + extra, self.size * rate + extra)[:, None]
+
+    def cut(self, x: Tensor, rate: int = 1, extra: int = 0) -> Tensor:
+        """Zeroes what lies behind the rows' ends."""
+        return _cut(x, self.mask(rate, extra))
+
+
+def _cut(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
+
+
+@dataclass(frozen=True)
+class _Conv:
+    """A convolution that keeps the number of positions, unless it has a stride."""
+
+    weight: Tensor  # [outputs, inputs, kernel]
+    bias: Tensor
+    dilation: int = 1
+    stride: int = 1
+    padding: int | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        padding = (self.weight.shape[2] - 1) * self.dilation // 2 if self.padding is None else self.padding
+        return F.conv1d(x, self.weight, self.bias, self.stride, padding, self.dilation)
+
+
+def _normed_conv(weights: Weights, name: str, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> _Conv:
+    weight = weights.weight_norm(name, outputs, inputs, kernel)
+    return _Conv(weight, weights.take(f"{name}.bias", outputs), dilation)
+
+
+class _PitchPredictor:
+    """Mel to fundamental frequency in Hz, one per frame."""
+
+    def __init__(self, weights: Weights, dims: S3GenDims) -> None:
+        widths = [dims.mel] + [dims.f0] * _F0_LAYERS
+        self._convs = [
+            _normed_conv(weights, f"condnet.{2 * i}", inputs, outputs, 3)
+            for i, (inputs, outputs) in enumerate(pairwise(widths))
+        ]
+        self._out = weights.linear("classifier", dims.f0, 1)
+
+    def __call__(self, mel: Tensor, ends: _Ends) -> Tensor:
+        """mel: [rows, mel, frames]. Returns [rows, frames]."""
+        x, mask = mel, ends.mask()
+        for conv in self._convs:
+            x = _cut(F.elu(conv(x)), mask)
+        return self._out(x.transpose(1, 2)).squeeze(2).abs()
+
+
+class _Source:
+    """Sines at the fundamental and its overtones where a frame is voiced, noise where it is not."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._mix = weights.linear("l_linear", HARMONICS, 1)
+        self._noise_scale = self._mix.weight.norm()
+        self._orders = torch.arange(1, HARMONICS + 1, device=weights.device)[:, None]
+
+    def __call__(self, f0: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
+        """f0: [rows, frames] Hz. Returns [rows, 480 frames].
+
+        The pitch is constant within a frame, so cycles are counted per frame, in float64 and modulo one, and the
+        samples continue from there: upstream's sum over samples loses precision as the utterance gets longer.
+        """
+        cycles = f0[:, None] * self._orders / SAMPLE_RATE  # [rows, harmonics, frames] per sample
+        before = (cycles.double().cumsum(-1) - cycles) * SAMPLES_PER_FRAME % 1.0
+        sample = torch.arange(1, SAMPLES_PER_FRAME + 1, device=f0.device)
+        angle = 2 * math.pi * ((before.float()[..., None] + cycles[..., None] * sample) % 1.0)
+        sines = torch.sin(angle.flatten(2) + phases[..., None])
+        tone = _SINE * (self._mix.weight @ sines).squeeze(1)
+        voiced = (f0 > _VOICED_ABOVE).float().repeat_interleave(SAMPLES_PER_FRAME, dim=1)
+        loudness = voiced * _NOISE + (1 - voiced) * _SINE / 3
+        return torch.tanh(tone * voiced + loudness * self._noise_scale * noise + self._mix.bias)
+
+
+class _Stage:
+    """One upsampling, the source added at that rate, and the mean of three residual stacks."""
+
+    def __init__(self, weights: Weights, index: int, width: int) -> None:
+        """width: input channels; half as many come out."""
+        self._stride, self._kernel = _UPSAMPLING[index]
+        self._up = weights.weight_norm(f"ups.{index}", width, width // 2, self._kernel)
+        self._up_bias = weights.take(f"ups.{index}.bias", width // 2)
+        stride = _SOURCE_STRIDES[index]
+        self._source = _Conv(
+            weights.take(f"source_downs.{index}.weight", width // 2, _BINS, 2 * stride if stride > 1 else 1),
+            weights.take(f"source_downs.{index}.bias", width // 2),
+            stride=stride,
+            padding=stride // 2,
+        )
+        self._source_stack = _Stack(weights.part(f"source_resblocks.{index}"), width // 2, _SOURCE_KERNELS[index])
+        self._stacks = [
+            _Stack(weights.part(f"resblocks.{index * len(_KERNELS) + i}"), width // 2, kernel)
+            for i, kernel in enumerate(_KERNELS)
+        ]
+        self._last = index == len(_UPSAMPLING) - 1
+
+    def __call__(self, x: Tensor, spectrum: Tensor, ends: _Ends, rate: int) -> Tensor:
+        """x: [rows, width, n]; rate: positions per mel frame after upsampling. Returns [rows, width / 2, stride n]."""
+        mask = ends.mask(rate, extra=int(self._last))
+        x = F.leaky_relu(x, 0.1)
+        x = F.conv_transpose1d(x, self._up, self._up_bias, self._stride, (self._kernel - self._stride) // 2)
+        if self._last:  # the transform has one step more than there are positions: the second one in front
+            x = torch.cat([x[:, :, 1:2], x], dim=2)
+        x = _cut(x + self._source_stack(_cut(self._source(spectrum), mask), mask), mask)
+        total = self._stacks[0](x, mask)
+        for stack in self._stacks[1:]:
+            total = total + stack(x, mask)
+        return total / len(self._stacks)
+
+
+class _Stack:
+    """Three residual pairs of convolutions with growing dilation behind Snake activations (arXiv 2006.08195)."""
+
+    def __init__(self, weights: Weights, width: int, kernel: int) -> None:
+        self._pairs = [
+            (
+                _Snake(weights, f"activations1.{i}", width),
+                _normed_conv(weights, f"convs1.{i}", width, width, kernel, dilation),
+                _Snake(weights, f"activations2.{i}", width),
+                _normed_conv(weights, f"convs2.{i}", width, width, kernel),
+            )
+            for i, dilation in enumerate(_DILATIONS)
+        ]
+
+    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        for snake1, conv1, snake2, conv2 in self._pairs:  # Snake keeps zeros
+            x = x + _cut(conv2(snake2(_cut(conv1(snake1(x)), mask))), mask)
+        return x
+
+
+class _Snake:
+    """x + sin(alpha x)^2 / alpha."""
+
+    def __init__(self, weights: Weights, name: str, width: int) -> None:
+        self._alpha = weights.take(f"{name}.alpha", width)[:, None]
+        self._inverse = 1.0 / (self._alpha + 1e-9)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + torch.sin(x * self._alpha).square() * self._inverse
+
+
+class _Fourier:
+    """Short-time transforms of 16 samples every 4, Hann window, centred, as convolutions with fixed kernels."""
+
+    def __init__(self, device: torch.device) -> None:
+        window = torch.hann_window(_FFT, dtype=torch.float64)
+        sample, frequency = torch.arange(_FFT, dtype=torch.float64), torch.arange(_FFT // 2 + 1)[:, None]
+        angle = 2 * math.pi * frequency * sample / _FFT
+        forward = torch.cat([angle.cos(), -angle.sin()]) * window
+        twice = torch.where((frequency == 0) | (frequency == _FFT // 2), 1.0, 2.0) / _FFT  # conjugate frequencies
+        back = torch.cat([angle.cos() * twice, -angle.sin() * twice]) * window
+        self._forward = forward[:, None].float().to(device)  # [_BINS, 1, _FFT]
+        self._back = back[:, None].float().to(device)  # [_BINS, 1, _FFT]
+        self._power = window.square()[None, None].float().to(device)
+
+    def analyse(self, signal: Tensor, frames: Tensor | None) -> Tensor:
+        """signal: [rows, samples], reflected at each row's own ends. Returns [rows, _BINS, samples / 4 + 1]."""
+        half = _FFT // 2
+        if frames is None:
+            padded = F.pad(signal[:, None], (half, half), mode="reflect")
+        else:
+            last = SAMPLES_PER_FRAME * frames[:, None] - 1
+            position = torch.arange(-half, signal.shape[1] + half, device=signal.device).abs()
+            mirrored = torch.where(position <= last, position, 2 * last - position)
+            padded = signal.gather(1, mirrored.clamp(min=0))[:, None]
+        return F.conv1d(padded, self._forward, stride=_HOP)
+
+    def synthesise(self, x: Tensor, ends: _Ends) -> Tensor:
+        """Log magnitudes and phases to samples. x: [rows, _BINS, n]; returns [rows, 4 (n - 1)]."""
+        magnitude, phase = x.split(_BINS // 2, dim=1)
+        magnitude = magnitude.exp().clamp(max=_MAX_MAGNITUDE)
+        phase = torch.sin(phase)
+        spectrum = ends.cut(torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=1), _STEPS_PER_FRAME, 1)
+        present = ends.cut(torch.ones_like(x[:, :1]), _STEPS_PER_FRAME, 1)
+        half = _FFT // 2
+        signal = F.conv_transpose1d(spectrum, self._back, stride=_HOP)[:, 0, half:-half]
+        overlap = F.conv_transpose1d(present, self._power, stride=_HOP)[:, 0, half:-half]
+        return (signal / overlap.clamp(min=1e-11)).clamp(-_MAX_SAMPLE, _MAX_SAMPLE)

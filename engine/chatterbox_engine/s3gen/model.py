@@ -1,0 +1,172 @@
+"""S3Gen: speech tokens of many utterances to their waveforms, in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.errors import InvalidRequest
+from chatterbox_engine.s3gen.encoder import Encoder
+from chatterbox_engine.s3gen.flow import Flow
+from chatterbox_engine.s3gen.hift import Hift
+from chatterbox_engine.s3gen.noise import SAMPLES_PER_FRAME, SourceNoise, source_noise, start_noise
+from chatterbox_engine.s3gen.weights import Weights
+from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, S3GenConditionals
+
+_FRAMES_PER_TOKEN = SAMPLES_PER_TOKEN // SAMPLES_PER_FRAME
+_MUTED = SAMPLE_RATE // 50
+
+
+@dataclass(frozen=True)
+class PreparedVoice:
+    """What S3Gen needs of a voice, computed once, on the device."""
+
+    tokens: Tensor  # [n] int64
+    mel: Tensor  # [2 n, mel] float32
+    speaker: Tensor  # [mel] float32, the projected speaker embedding
+
+    @property
+    def frames(self) -> int:
+        """Mel frames of the prompt."""
+        return self.mel.shape[0]
+
+
+@dataclass(frozen=True)
+class VocoderJob:
+    """One utterance to synthesise. The tokens may lie on the CPU or on the device; the seed decides all noise."""
+
+    tokens: Tensor  # [n] int64, n at least 1, all below S3GenDims.vocab
+    voice: PreparedVoice
+    seed: int
+
+    @property
+    def frames(self) -> int:
+        """Mel frames of the utterance."""
+        return _FRAMES_PER_TOKEN * self.tokens.shape[0]
+
+
+class S3Gen:
+    """Speech tokens to waveform. Safe to call from one thread at a time.
+
+        voice = s3gen.prepare(conditionals)
+        samples = s3gen.synthesise([VocoderJob(tokens, voice, seed=1)])[0]
+
+    A row's result does not depend on what else is in the batch.
+    """
+
+    def __init__(self, weights: Weights, dims: S3GenDims, *, dtype: torch.dtype, cfm_steps: int) -> None:
+        self.dims, self.device = dims, weights.device
+        flow = weights.part("flow")
+        self._project_speaker = flow.linear("spk_embed_affine_layer", dims.speaker_embed, dims.mel)
+        self._encoder = Encoder(flow, dims)
+        self._flow = Flow(flow.part("decoder.estimator"), dims, dtype, cfm_steps)
+        self._hift = Hift(weights.part("mel2wav"), dims)
+        fade = (torch.cos(torch.linspace(torch.pi, 0, _MUTED)) + 1) / 2
+        self._fade = torch.cat([torch.zeros(_MUTED), fade]).to(self.device)
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state: Mapping[str, Tensor],
+        dims: S3GenDims,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        cfm_steps: int | None = None,
+    ) -> S3Gen:
+        """Loads the `flow.` and `mel2wav.` tensors of an official state dict and ignores all others.
+
+        dtype: of the flow's UNet, the rest is float32; cfm_steps: upstream's number by default, ten, or two for
+        MeanFlow. Raises CheckpointError that names tensors that are missing, unknown or of another shape.
+        """
+        weights = Weights(state, ("flow.", "mel2wav."), device)
+        with torch.inference_mode():
+            model = cls(weights, dims, dtype=dtype, cfm_steps=cfm_steps or (2 if dims.meanflow else 10))
+        weights.finish()
+        return model
+
+    @torch.inference_mode()
+    def prepare(self, conditionals: S3GenConditionals) -> PreparedVoice:
+        """Moves a voice to the device and projects its speaker embedding.
+
+        Raises InvalidRequest when the prompt is empty or its mel does not have two frames per token.
+        """
+        tokens, mel = conditionals.prompt_tokens, conditionals.prompt_mel
+        if tokens.shape[0] == 0 or mel.shape != (_FRAMES_PER_TOKEN * tokens.shape[0], self.dims.mel):
+            raise InvalidRequest(f"voice prompt of {tokens.shape[0]} tokens with a mel of shape {list(mel.shape)}")
+        speaker = F.normalize(conditionals.embedding.to(self.device, torch.float32), dim=0)
+        return PreparedVoice(
+            tokens.to(self.device, torch.int64), mel.to(self.device, torch.float32), self._project_speaker(speaker)
+        )
+
+    @torch.inference_mode()
+    def synthesise(self, jobs: Sequence[VocoderJob]) -> list[Tensor]:
+        """Waveforms of the jobs: [960 tokens] float32 each, on the device, the first 20 ms muted, the next faded in."""
+        waves = self.vocode(self.mel(jobs), [job.frames for job in jobs], [_source(job) for job in jobs])
+        waves[:, : 2 * _MUTED] *= self._fade
+        return [wave[: SAMPLES_PER_FRAME * job.frames] for wave, job in zip(waves, jobs, strict=True)]
+
+    @torch.inference_mode()
+    def mel(self, jobs: Sequence[VocoderJob], noise: Sequence[Tensor] | None = None) -> Tensor:
+        """Log mels of the jobs' utterances, without their prompts: [rows, mel, longest], zero behind a row's end.
+
+        noise: where the flow starts, [prompt + utterance frames, mel] per job; by default from the job's seed.
+        """
+        voices = [job.voice for job in jobs]
+        prompts = [voice.frames for voice in voices]
+        totals = [job.voice.frames + job.frames for job in jobs]
+        start = noise or [start_noise(job.seed, total, self.dims.mel) for job, total in zip(jobs, totals, strict=True)]
+        tokens = self._pad([torch.cat([job.voice.tokens, self._upload(job.tokens)]) for job in jobs])
+        lengths = self._lengths(totals)
+        mean = self._encoder(tokens, None if lengths is None else lengths // _FRAMES_PER_TOKEN)
+        x = self._flow(
+            self._pad(start),
+            mean,
+            torch.stack([voice.speaker for voice in voices]),
+            self._pad([voice.mel for voice in voices], size=mean.shape[1]),
+            lengths,
+        )
+        return self._crop(x, prompts, [job.frames for job in jobs])
+
+    @torch.inference_mode()
+    def vocode(self, mel: Tensor, frames: Sequence[int], source: Sequence[SourceNoise]) -> Tensor:
+        """Waveforms of mels, without the fade: [rows, 480 longest], of which 480 times its frames belong to a row.
+
+        mel: [rows, mel, longest]; frames: of every row.
+        """
+        phases = self._pad([noise.phases for noise in source])
+        return self._hift(mel, phases, self._pad([noise.samples for noise in source]), self._lengths(frames))
+
+    def _lengths(self, lengths: Sequence[int]) -> Tensor | None:
+        """[rows] int64 on the device, None when no row is padded."""
+        return None if len(set(lengths)) == 1 else self._upload(torch.tensor(lengths))
+
+    def _pad(self, rows: Sequence[Tensor], size: int | None = None) -> Tensor:
+        """Stacks rows of different first dimension, zeros behind them, on the device."""
+        size = size or max(row.shape[0] for row in rows)
+        out = rows[0].new_zeros((len(rows), size, *rows[0].shape[1:]))
+        for target, row in zip(out, rows, strict=True):
+            target[: row.shape[0]] = row
+        return self._upload(out)
+
+    def _upload(self, tensor: Tensor) -> Tensor:
+        """To the device; from pinned memory, so that the CPU does not wait for it."""
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def _crop(self, x: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
+        """Takes `sizes` frames from `starts` on out of every row. x: [rows, n, mel]; returns [rows, mel, longest]."""
+        out = x.new_zeros((len(sizes), x.shape[2], max(sizes)))
+        for target, row, start, size in zip(out, x, starts, sizes, strict=True):
+            target[:, :size] = row[start : start + size].T
+        return out
+
+
+def _source(job: VocoderJob) -> SourceNoise:
+    return source_noise(job.seed, job.frames)

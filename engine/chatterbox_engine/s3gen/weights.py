@@ -1,0 +1,109 @@
+"""Reads the official state dict, strictly, and the few kinds of layer that its tensors make."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chatterbox_engine.errors import CheckpointError
+
+_NAMED_IN_ERROR = 20
+
+
+class _Ledger:
+    """What of the state dict was read, and what was wrong with it."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self.unread = dict(state)
+        self.wrong: list[str] = []
+
+
+class Weights:
+    """A part of a state dict, by name prefix; the parts share one account of what was read.
+
+    A missing tensor or one of another shape is noted, replaced by zeros, and raised by `finish` with all the others.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], prefixes: tuple[str, ...], device: torch.device) -> None:
+        self._ledger = _Ledger({name: tensor for name, tensor in state.items() if name.startswith(prefixes)})
+        self._prefix = ""
+        self.device = device
+        self._dtype = torch.float32
+
+    def part(self, name: str) -> Weights:
+        """The tensors under `name.`."""
+        part = copy.copy(self)
+        part._prefix = f"{self._prefix}{name}."
+        return part
+
+    def cast(self, dtype: torch.dtype) -> Weights:
+        """The same tensors, read as another dtype."""
+        part = copy.copy(self)
+        part._dtype = dtype
+        return part
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """The tensor of that name and shape, on the device."""
+        full = self._prefix + name
+        tensor = self._ledger.unread.pop(full, None)
+        if tensor is None:
+            self._ledger.wrong.append(f"{full} is missing")
+        elif tuple(tensor.shape) != shape:
+            self._ledger.wrong.append(f"{full} has shape {list(tensor.shape)}, not {list(shape)}")
+        else:
+            return tensor.detach().to(self.device, self._dtype)
+        return torch.zeros(shape, device=self.device, dtype=self._dtype)
+
+    def linear(self, name: str, inputs: int, outputs: int) -> Linear:
+        """A linear layer with a bias."""
+        return Linear(self.take(f"{name}.weight", outputs, inputs), self.take(f"{name}.bias", outputs))
+
+    def norm(self, name: str, width: int, eps: float = 1e-5) -> Norm:
+        """A layer norm over the last dimension."""
+        return Norm(self.take(f"{name}.weight", width), self.take(f"{name}.bias", width), eps)
+
+    def weight_norm(self, name: str, *shape: int) -> Tensor:
+        """A weight that the checkpoint holds as magnitude and direction, multiplied out."""
+        at = f"{name}.parametrizations.weight"
+        magnitude = self.take(f"{at}.original0", shape[0], *[1] * (len(shape) - 1))
+        return torch._weight_norm(self.take(f"{at}.original1", *shape), magnitude, 0)
+
+    def finish(self) -> None:
+        """Raises CheckpointError when a tensor was missing, of another shape, or never asked for."""
+        wrong = self._ledger.wrong + [f"{name} is unknown" for name in sorted(self._ledger.unread)]
+        if wrong:
+            more = f" and {len(wrong) - _NAMED_IN_ERROR} more" if len(wrong) > _NAMED_IN_ERROR else ""
+            raise CheckpointError(f"S3Gen weights: {'; '.join(wrong[:_NAMED_IN_ERROR])}{more}")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`x @ weight.T + bias` over the last dimension."""
+
+    weight: Tensor  # [outputs, inputs]
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Layer norm over the last dimension."""
+
+    weight: Tensor  # [width]
+    bias: Tensor  # [width]
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """True where a position belongs to its row. lengths: [rows] int64; result: [rows, size] bool."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
