@@ -70,8 +70,9 @@ class Vocoder:
         for utterance, wave in zip(spoken, waves, strict=True):
             utterance.samples = _to_samples(wave, len(utterance.tokens))
         seconds = time.monotonic() - began
+        for job in {utterance.job for utterance in batch}:
+            job.vocoder_seconds += seconds
         for utterance in batch:
-            utterance.job.vocoder_seconds += seconds
             self._done(utterance)
 
     def _job(self, utterance: Utterance) -> VocoderJob:
