@@ -1,0 +1,91 @@
+"""The command `chatterbox-serve`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from chatterbox_engine.errors import ChatterboxError
+from chatterbox_engine.launcher.options import REPOSITORY_VARIABLE, Addresses, ServerOptions, print_news
+from chatterbox_engine.launcher.server import ServerFailed, TritonServer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until SIGINT or SIGTERM (returns 0) or until the server fails (1). A second signal ends it at once."""
+    options = _parser().parse_args(arguments)
+    # Both stop the server the way Ctrl-C does: by unwinding the `with` below.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with TritonServer(_server_options(options)) as server, _published(server.addresses, options.address_file):
+            server.wait()
+    except KeyboardInterrupt:
+        return 0
+    except ServerFailed:  # the server's watch has said why
+        return 1
+    except ChatterboxError as error:
+        print_news(str(error))
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="chatterbox-serve",
+        description="Runs a Triton Inference Server with the Chatterbox models until it is interrupted.",
+        epilog="Everything after -- is handed to tritonserver.",
+    )
+    parser.add_argument("--checkpoint", help="folder, hub id, or tiny (default: CHATTERBOX_CHECKPOINT)")
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (default: all interfaces)")
+    parser.add_argument("--http-port", type=int, default=8000, metavar="PORT", help="default: 8000; 0: a free one")
+    parser.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="default: 8001; 0: a free one")
+    parser.add_argument("--metrics-port", type=int, default=8002, metavar="PORT", help="default: 8002; 0: a free one")
+    parser.add_argument("--free-ports", action="store_true", help="choose all three ports")
+    parser.add_argument("--model-repository", type=Path, metavar="FOLDER", help=f"default: {REPOSITORY_VARIABLE}")
+    parser.add_argument("--address-file", type=Path, metavar="FILE", help="holds the addresses as JSON while ready")
+    parser.add_argument("--startup-timeout", type=float, default=3600.0, metavar="SECONDS", help="default: 3600")
+    parser.add_argument("-v", "--verbose", action="store_true", help="let tritonserver log every request")
+    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+    return parser
+
+
+def _server_options(options: argparse.Namespace) -> ServerOptions:
+    given = ServerOptions(
+        model_repository=options.model_repository,
+        host=options.host,
+        http_port=options.http_port,
+        grpc_port=options.grpc_port,
+        metrics_port=options.metrics_port,
+        environment={"CHATTERBOX_CHECKPOINT": options.checkpoint} if options.checkpoint else {},
+        arguments=[*(["--log-verbose=1"] if options.verbose else []), *options.arguments],
+        startup_timeout=options.startup_timeout,
+    )
+    if options.free_ports:
+        return dataclasses.replace(given, http_port=0, grpc_port=0, metrics_port=0)
+    return given
+
+
+@contextlib.contextmanager
+def _published(addresses: Addresses, file: Path | None) -> Iterator[None]:
+    """Keeps the addresses in `file` as long as they are good, and prints them. The file appears whole."""
+    fields = dataclasses.asdict(addresses)
+    with contextlib.ExitStack() as cleanup:
+        if file:
+            draft = file.with_name(f"{file.name}.{os.getpid()}")
+            draft.write_text(json.dumps(fields) + "\n", encoding="utf-8")
+            draft.replace(file)
+            cleanup.callback(file.unlink, missing_ok=True)
+        for name, address in fields.items():
+            print(f"{name:8}{address}", flush=True)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Reads a server's output as lines, and knows which of them matter."""
+
+from __future__ import annotations
+
+import collections
+import os
+import re
+
+_FAILED = re.compile(r"\"(failed to load '[^']+' version .*)\"$")
+_TAIL = 8
+
+
+class LogReader:
+    """Lines from a pipe that is read whenever there is something in it."""
+
+    def __init__(self, pipe: int) -> None:
+        """`pipe` is the file descriptor to read from; it is made non-blocking."""
+        os.set_blocking(pipe, False)
+        self._pipe = pipe
+        self._rest = b""
+        self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL)
+        self._failures: list[str] = []
+        self.at_end = False
+
+    @property
+    def last_line(self) -> str:
+        """The newest line that is not blank; empty before the first."""
+        return self._tail[-1] if self._tail else ""
+
+    def read(self) -> list[str]:
+        """The whole lines that have arrived, without blocking; at the end also one that lacks its line feed."""
+        try:
+            data = os.read(self._pipe, 1 << 16)
+        except BlockingIOError:
+            return []
+        self.at_end = not data
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        if self.at_end and self._rest:
+            whole, self._rest = [self._rest], b""
+        lines = [line.decode("utf-8", "replace") for line in whole]
+        for line in lines:
+            self._remember(line)
+        return lines
+
+    def failure(self) -> str:
+        """Why the server did not start: the models' own errors, or its last lines when no model is to blame."""
+        return "\n".join(self._failures or self._tail)
+
+    def _remember(self, line: str) -> None:
+        if line.strip():
+            self._tail.append(line)
+        failed = _FAILED.search(line)
+        if failed:
+            # The server prints a message of several lines as one, in C's notation.
+            self._failures.append(failed[1].replace("\\n", "\n").replace('\\"', '"').rstrip())

@@ -1,0 +1,135 @@
+"""What to serve and where, and what that means for tritonserver's command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.launcher.triton import HOME_VARIABLE, Triton
+
+REPOSITORY_VARIABLE = "CHATTERBOX_MODEL_REPOSITORY"
+_CHECKOUT_REPOSITORY = Path(__file__).parents[3] / "model_repository"
+
+
+def print_log(line: str) -> None:
+    """Shows a line of the server's log on stderr."""
+    print(f"triton | {line}", file=sys.stderr, flush=True)
+
+
+def print_news(line: str) -> None:
+    """Shows what the launcher itself has to say on stderr."""
+    print(f"launcher: {line}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """How to run one server.
+
+    A port 0 is replaced by a free one. The two callables are called on the thread that watches the server; one that
+    raises takes the server down.
+    """
+
+    model_repository: Path | None = None
+    """Default: `CHATTERBOX_MODEL_REPOSITORY`, or `model_repository/` of the checkout that this file lies in."""
+    models: Sequence[str] = ()
+    """The models to load; all of the repository when empty."""
+    host: str = "127.0.0.1"
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to this process's environment for the models, `CHATTERBOX_CHECKPOINT` for one."""
+    arguments: Sequence[str] = ()
+    """Further arguments of tritonserver, after ours."""
+    startup_timeout: float = 600.0
+    """Seconds until all models must be ready."""
+    stop_seconds: int = 20
+    """How long requests in flight may take to finish once the server is told to stop; then it ends without them. The
+    server takes a connection that a client keeps open for a request: one idle client makes it wait this long."""
+    log: Callable[[str], None] | Path = print_log
+    """Takes every line that the server prints, or is the file to write them to."""
+    say: Callable[[str], None] = print_news
+    """Takes the launcher's own lines: progress while starting, and why a server ended."""
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a server answers, each as `host:port` as the clients of `tritonclient` want it."""
+
+    http: str
+    grpc: str
+    metrics: str
+
+    @classmethod
+    def of(cls, host: str, ports: Sequence[int]) -> Addresses:
+        """`ports` are those of HTTP, gRPC and metrics. A host that means all interfaces is reached as this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        if ":" in host:
+            host = f"[{host}]"
+        return cls(*(f"{host}:{port}" for port in ports))
+
+
+def find_repository(options: ServerOptions, environment: Mapping[str, str] | None = None) -> Path:
+    """The model repository to serve. Raises ConfigError when it is not there."""
+    environment = os.environ if environment is None else environment
+    given = options.model_repository or environment.get(REPOSITORY_VARIABLE)
+    repository = Path(given) if given else _CHECKOUT_REPOSITORY
+    if not repository.is_dir():
+        raise ConfigError(
+            f"no model repository at {repository}: name one with --model-repository or {REPOSITORY_VARIABLE}"
+        )
+    return repository
+
+
+def model_environment(options: ServerOptions, triton: Triton) -> dict[str, str]:
+    """The whole environment of the server. The launcher's own settings mean nothing to the models and are left out."""
+    inherited = {name: value for name, value in os.environ.items() if name not in (HOME_VARIABLE, REPOSITORY_VARIABLE)}
+    return {**inherited, **triton.environment, **options.environment}
+
+
+def tritonserver_command(
+    options: ServerOptions, triton: Triton, repository: Path, ports: Sequence[int], prefix: str
+) -> list[str]:
+    """The command line; `ports` are those of HTTP, gRPC and metrics, `prefix` is for shared-memory regions."""
+    http, grpc, metrics = ports
+    command = [
+        str(triton.executable),
+        f"--model-repository={repository}",
+        f"--backend-directory={triton.backends}",
+        f"--http-address={options.host}",
+        f"--grpc-address={options.host}",
+        f"--metrics-address={options.host}",
+        f"--http-port={http}",
+        f"--grpc-port={grpc}",
+        f"--metrics-port={metrics}",
+        # So that we can tell our regions from those of other servers, and remove them.
+        f"--backend-config=python,shm-region-prefix-name={prefix}",
+        # Completing a configuration runs every model.py once more, in a process of its own; ours are complete.
+        "--disable-auto-complete-config",
+        # Ready means that every model is, not only the server: what load balancers and our own wait go by.
+        "--strict-readiness=true",
+        # A model that fails ends the server at once; without its models it could answer nothing.
+        "--exit-on-error=true",
+        f"--exit-timeout-secs={options.stop_seconds}",
+        # Time stamps with a year and a zone.
+        "--log-format=ISO8601",
+        # Our models take and give their tensors in ordinary memory: 256 MiB of pinned memory would lie idle.
+        "--pinned-memory-pool-byte-size=0",
+        f"--allow-gpu-metrics={_boolean(_has_gpu())}",
+    ]
+    if options.models:
+        command += ["--model-control-mode=explicit", *(f"--load-model={model}" for model in options.models)]
+    return [*command, *options.arguments]
+
+
+def _has_gpu() -> bool:
+    # Asked for GPU metrics on a machine without a driver, the server prints errors that alarm for nothing.
+    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
+
+
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"

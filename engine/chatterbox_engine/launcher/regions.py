@@ -1,0 +1,52 @@
+"""The shared-memory regions of the Python backend. A stub killed with SIGKILL leaves its own behind.
+
+Every server has a prefix that names its owner, so that the regions of an owner that is no more can be told from those
+of a live one. The pid namespace is part of it: with `--ipc=host` containers share /dev/shm but not their pids.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from pathlib import Path
+
+from chatterbox_engine.launcher.processes import read_process
+
+SHARED_MEMORY = Path("/dev/shm")
+_NAME = re.compile(r"chatterbox_(?P<namespace>\d+)_(?P<pid>\d+)_(?P<start>\d+)_\d+_.*")
+_numbers = itertools.count()
+
+
+def new_prefix() -> str:
+    """A prefix that no other server has."""
+    process = read_process(os.getpid())
+    assert process is not None
+    return f"chatterbox_{_pid_namespace()}_{process.pid}_{process.start_time}_{next(_numbers)}_"
+
+
+def remove_regions(prefix: str, folder: Path = SHARED_MEMORY) -> None:
+    """Removes the regions of one server."""
+    assert prefix.startswith("chatterbox_")
+    for path in folder.glob(f"{prefix}*"):
+        path.unlink(missing_ok=True)
+
+
+def remove_stale_regions(folder: Path = SHARED_MEMORY) -> list[str]:
+    """Removes and names the regions whose owner, a process of this pid namespace, has ended."""
+    stale = [path for path in folder.glob("chatterbox_*") if _is_stale(path.name)]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return [path.name for path in stale]
+
+
+def _is_stale(name: str) -> bool:
+    match = _NAME.fullmatch(name)
+    if not match or match["namespace"] != _pid_namespace():
+        return False
+    owner = read_process(int(match["pid"]))
+    return owner is None or owner.start_time != int(match["start"])
+
+
+def _pid_namespace() -> str:
+    return str(Path("/proc/self/ns/pid").stat().st_ino)

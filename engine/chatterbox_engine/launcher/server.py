@@ -1,0 +1,176 @@
+"""A Triton server as a context manager: started, watched, and stopped with all that belongs to it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from chatterbox_engine.errors import ChatterboxError
+from chatterbox_engine.launcher.options import (
+    Addresses,
+    ServerOptions,
+    find_repository,
+    model_environment,
+    tritonserver_command,
+)
+from chatterbox_engine.launcher.ports import ReservedPorts
+from chatterbox_engine.launcher.regions import new_prefix, remove_regions, remove_stale_regions
+from chatterbox_engine.launcher.triton import find_triton
+from chatterbox_engine.launcher.watch import Watch
+
+_CLOSING_SECONDS = 10
+"""What the models have for closing after the `stop_seconds` for requests in flight."""
+
+
+class ServerFailed(ChatterboxError):
+    """The server did not start, or it ended without being asked to."""
+
+
+class TritonServer:
+    """One server, the processes of its models and a thread that watches them.
+
+    When tritonserver or a model's process ends, the thread takes down the rest. The server also ends with this process,
+    even when that is killed. It serves a fixed set of models: one that is unloaded looks like one that died.
+
+        with TritonServer(ServerOptions(environment={"CHATTERBOX_CHECKPOINT": "tiny"})) as server:
+            client = tritonclient.http.InferenceServerClient(server.http_url)
+
+    An object serves once.
+    """
+
+    addresses: Addresses
+    """Where the server answers; known once `start` has begun."""
+
+    def __init__(self, options: ServerOptions | None = None) -> None:
+        self._options = options or ServerOptions()
+        self._cleanup = contextlib.ExitStack()
+        self._thread = threading.Thread(target=self._run, name="triton-watch", daemon=True)
+        self._ended = threading.Event()
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def http_url(self) -> str:
+        """`host:port`, no scheme."""
+        return self.addresses.http
+
+    @property
+    def grpc_url(self) -> str:
+        """`host:port`, no scheme."""
+        return self.addresses.grpc
+
+    @property
+    def metrics_url(self) -> str:
+        """`host:port`, no scheme; the page is `/metrics`."""
+        return self.addresses.metrics
+
+    @property
+    def stub_pids(self) -> tuple[int, ...]:
+        """The processes of the Python models."""
+        return tuple(self._watch.stubs)
+
+    def start(self) -> bool:
+        """Starts the server and waits until all models are ready.
+
+        Returns False when a stop was requested meanwhile. Raises ConfigError when it cannot be started on this machine
+        and ServerFailed, with the model's own error, when it ends or takes longer than `startup_timeout`.
+        """
+        with self._cleanup as cleanup:
+            self._launch(cleanup)
+            self._cleanup = cleanup.pop_all()
+        self._thread.start()
+        try:
+            self._watch.settled.wait()
+        except BaseException:  # Ctrl-C: no __exit__ follows when __enter__ fails
+            self.stop(kill=True)
+            raise
+        if self._watch.failure:
+            self.wait()
+        return self._watch.ready
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Ends the server; returns when its processes, regions and files are gone. May be called again.
+
+        The server takes no more requests and has `stop_seconds` to finish those it has; with `kill`, or when a signal
+        handler raises meanwhile (a second Ctrl-C), it just ends.
+        """
+        self._watch.request_stop(kill=kill)
+        try:
+            self._thread.join()
+        except BaseException:
+            self._watch.request_stop(kill=True)
+            self._thread.join()
+            raise
+
+    def wait(self) -> None:
+        """Returns when the server has ended on request. Raises ServerFailed when it ended for any other reason."""
+        self._ended.wait()
+        if self._watch.failure:
+            raise ServerFailed(self._watch.failure)
+
+    def _launch(self, cleanup: contextlib.ExitStack) -> None:
+        options = self._options
+        for name in remove_stale_regions():
+            options.say(f"removed the shared-memory region {name}, its launcher was killed")
+        repository = find_repository(options)
+        folder = Path(tempfile.mkdtemp(prefix="chatterbox-"))
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        triton = find_triton(folder)
+        ports = ReservedPorts(options.host, [options.http_port, options.grpc_port, options.metrics_port])
+        cleanup.callback(ports.release)
+        prefix = new_prefix()
+        cleanup.callback(remove_regions, prefix)
+        self.addresses = Addresses.of(options.host, ports.numbers)
+        options.say(f"starting tritonserver with the models in {repository}")
+        command = tritonserver_command(options, triton, repository, ports.numbers, prefix)
+        guard = subprocess.Popen(
+            [*_guard_command(prefix, folder, options.stop_seconds + _CLOSING_SECONDS), *command],
+            env=model_environment(options, triton),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C in the terminal is for the launcher, which hands it on
+        )
+        self._watch = Watch(
+            guard,
+            http_url=self.addresses.http,
+            startup_timeout=options.startup_timeout,
+            log=_sink(options.log, cleanup),
+            say=options.say,
+        )
+
+    def _run(self) -> None:
+        try:
+            with self._cleanup:
+                self._watch.run()
+        finally:
+            self._ended.set()
+            self._watch.settled.set()
+
+
+def _guard_command(prefix: str, folder: Path, seconds: int) -> list[str]:
+    options = ["--owner", str(os.getpid()), "--prefix", prefix, "--folder", str(folder), "--stop-seconds", str(seconds)]
+    return [sys.executable, "-m", "chatterbox_engine.launcher.guard", *options, "--"]
+
+
+def _sink(log: Callable[[str], None] | Path, cleanup: contextlib.ExitStack) -> Callable[[str], None]:
+    if not isinstance(log, Path):
+        return log
+    file = cleanup.enter_context(log.open("w", encoding="utf-8", buffering=1))
+    return functools.partial(print, file=file)

@@ -1,0 +1,184 @@
+"""Watches a running server from a thread of its own: its log, its process and those of its models."""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import os
+import selectors
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from typing import IO
+
+from chatterbox_engine.launcher.log import LogReader
+from chatterbox_engine.launcher.processes import Stub, describe_exit, ending, model_stubs, read_process
+
+_PROGRESS_SECONDS = 10.0
+_PROBE_SECONDS = 5.0
+_FAILURE_SECONDS = 3.0
+"""How long a server with a dead model may still send the answers it has; requests that the model held never end."""
+
+
+class Watch:
+    """What is known about a server, for any thread to read, and the loop that finds it out.
+
+    Nothing is polled: the loop waits for the log's pipe and for pidfds, which become readable when a process ends.
+    """
+
+    def __init__(
+        self,
+        guard: subprocess.Popen[bytes],
+        *,
+        http_url: str,
+        startup_timeout: float,
+        log: Callable[[str], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """`guard` runs the server, its stdout being the pipe of the log."""
+        assert guard.stdout is not None
+        self.stubs: dict[int, Stub] = {}
+        self.failure: str | None = None
+        self.ready = False
+        self.settled = threading.Event()
+        """Set once the server is ready. The owner sets it, too, when the server has ended."""
+        self._guard = guard
+        self._pipe: IO[bytes] = guard.stdout
+        self._reader = LogReader(self._pipe.fileno())
+        self._http_url = http_url
+        self._log = log
+        self._say = say
+        self._stopping = False
+        self._selector = selectors.DefaultSelector()
+        self._started = time.monotonic()
+        # What to do at which time.monotonic().
+        self._alarms: dict[Callable[[], None], float] = {
+            self._report_progress: self._started + _PROGRESS_SECONDS,
+            self._give_up: self._started + startup_timeout,
+        }
+
+    def request_stop(self, *, kill: bool) -> None:
+        """Ends the server, from any thread or signal handler; does nothing when it has ended."""
+        self._stopping = True
+        self._guard.send_signal(signal.SIGQUIT if kill else signal.SIGTERM)
+
+    def run(self) -> None:
+        """Returns when the server and all its processes have ended."""
+        guard_ends = os.pidfd_open(self._guard.pid)
+        self._selector.register(self._pipe, selectors.EVENT_READ, self._read_log)
+        self._selector.register(guard_ends, selectors.EVENT_READ, self._guard.wait)
+        try:
+            while self._guard.returncode is None:
+                for key, _ in self._selector.select(self._seconds_to_alarm()):
+                    key.data()
+                self._ring_alarms()
+            self._report_end()
+        except Exception as error:  # of a log sink, for one: a server that nobody watches must not go on
+            self.failure = self.failure or f"the launcher failed: {error!r}"
+        finally:
+            self._guard.send_signal(signal.SIGQUIT)
+            self._guard.wait()
+            self._close(guard_ends)
+
+    def _read_log(self) -> None:
+        for line in self._reader.read():
+            self._log(line)
+            if "successfully loaded" in line:
+                self._find_stubs()
+            if "Started Metrics Service" in line:  # the last port that is opened
+                self._check_ready()
+        if self._reader.at_end:
+            self._selector.unregister(self._pipe)
+
+    def _find_stubs(self) -> None:
+        for stub in model_stubs(self._guard.pid):
+            if stub.pid not in self.stubs:
+                self.stubs[stub.pid] = stub
+                self._watch_stub(stub)
+
+    def _watch_stub(self, stub: Stub) -> None:
+        try:
+            ends = os.pidfd_open(stub.pid)
+        except ProcessLookupError:
+            self._stub_ended(stub)
+        else:
+            self._selector.register(ends, selectors.EVENT_READ, functools.partial(self._stub_ended, stub, ends))
+
+    def _stub_ended(self, stub: Stub, pidfd: int | None = None) -> None:
+        if pidfd is not None:
+            self._selector.unregister(pidfd)
+            os.close(pidfd)
+        # When the server is gone, that is what killed the stub: the end of the guard tells.
+        if not self._stopping and read_process(stub.server):
+            self._fail(f"the process {stub.pid} of the model {stub.model} died ({ending(stub.pid)})")
+
+    def _check_ready(self) -> None:
+        if self.ready or not _answers_ready(self._http_url):
+            return
+        self._find_stubs()
+        self.ready = True
+        self._alarms.clear()
+        self._say(f"ready after {time.monotonic() - self._started:.1f} s")
+        self.settled.set()
+
+    def _report_progress(self) -> None:
+        self._alarms[self._report_progress] = time.monotonic() + _PROGRESS_SECONDS
+        self._say(f"starting, {time.monotonic() - self._started:.0f} s: {self._reader.last_line}")
+        self._check_ready()
+
+    def _give_up(self) -> None:
+        seconds = time.monotonic() - self._started
+        self._fail(f"the models are not ready after {seconds:.0f} s; the last line: {self._reader.last_line}")
+
+    def _fail(self, failure: str) -> None:
+        if self.failure:
+            return
+        self.failure = failure
+        self._alarms = {self._kill: time.monotonic() + _FAILURE_SECONDS}
+        self._guard.send_signal(signal.SIGTERM)
+        self._say(failure)
+
+    def _kill(self) -> None:
+        self._guard.send_signal(signal.SIGQUIT)
+
+    def _report_end(self) -> None:
+        while not self._reader.at_end and (lines := self._reader.read()):
+            for line in lines:
+                self._log(line)
+        code = self._guard.returncode
+        how = describe_exit(128 - code if code > 128 else code)  # the guard's code is a shell's
+        if self._stopping or self.failure:
+            self._say(f"stopped ({how})")
+        elif self.ready:
+            self._fail(f"tritonserver ended ({how})")
+        else:
+            self._fail(f"the server did not start ({how})\n{self._reader.failure()}")
+
+    def _seconds_to_alarm(self) -> float | None:
+        return max(0.0, min(self._alarms.values()) - time.monotonic()) if self._alarms else None
+
+    def _ring_alarms(self) -> None:
+        for alarm in [alarm for alarm, due in self._alarms.items() if due <= time.monotonic()]:
+            self._alarms.pop(alarm, None)
+            alarm()
+
+    def _close(self, guard_ends: int) -> None:
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, int) and key.fileobj != guard_ends:
+                os.close(key.fileobj)
+        os.close(guard_ends)
+        self._selector.close()
+        self._pipe.close()
+
+
+def _answers_ready(url: str) -> bool:
+    connection = http.client.HTTPConnection(url, timeout=_PROBE_SECONDS)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
