@@ -155,7 +155,11 @@ class Checkpoint:
 
 
 def conditionals_from_upstream(raw: dict[str, dict[str, Any]]) -> Conditionals:
-    """Converts the contents of a `conds.pt` (upstream `Conditionals.save`), dropping batch dimensions."""
+    """Converts the contents of a `conds.pt` (upstream `Conditionals.save`), dropping batch dimensions.
+
+    Upstream keeps an odd last mel frame of the prompt, and then makes one frame too few of everything it speaks. Here a
+    token is always two frames, so that frame is dropped.
+    """
     t3, gen = raw["t3"], raw["gen"]
     tokens = gen["prompt_token"][0, : int(gen["prompt_token_len"][0])]
     return Conditionals(
@@ -165,7 +169,7 @@ def conditionals_from_upstream(raw: dict[str, dict[str, Any]]) -> Conditionals:
         ),
         s3gen=S3GenConditionals(
             prompt_tokens=tokens.long(),
-            prompt_mel=gen["prompt_feat"][0].float(),
+            prompt_mel=gen["prompt_feat"][0, : 2 * len(tokens)].float(),
             embedding=gen["embedding"].reshape(-1).float(),
         ),
         exaggeration=float(torch.as_tensor(t3["emotion_adv"]).reshape(-1)[0]),

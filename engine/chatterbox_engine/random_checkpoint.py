@@ -31,7 +31,7 @@ from chatterbox_engine.dims import Dims, ReferenceDims, S3GenDims, T3Dims
 
 Size = Literal["tiny", "full"]
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same arguments give other files, so that cached ones are made anew."""
 
 MARK = "random_weights"
@@ -63,7 +63,7 @@ _RAMP_ZERO = 20.0  # speech position from which on the stop logit rises
 _RAMP_LENGTH = 160.0  # positions over which the ramp rises by one unit of the residual stream
 _RAMP_READ = 16.0  # logit per unit, before the final norm's division by about 1.2
 _UNUSED = 64.0  # logit by which unused tokens are held down, before that division
-_QUIETER = 2.0
+_LOUDNESS = 0.7  # added to the vocoder's log magnitudes
 
 _SPECIAL_TOKENS = ("[STOP]", "[START]", "[UNK]", "[SPACE]", "[PAD]", "[SEP]", "[CLS]", "[MASK]")
 _ALPHABET = string.ascii_letters + string.digits + string.punctuation
@@ -98,7 +98,7 @@ _FIXED = (  # (pattern, mean, standard deviation): first match wins; what matche
     (r"alpha$", 1.0, 0.1),
     (r"original0$", 1.0, 0.05),  # times the gain of the convolution that it belongs to
     (r"original1$", 0.0, 1.0),  # weight norm leaves only its direction
-    (r"classifier\.bias$", 80.0, 0.0),  # F0 in Hz: mostly voiced, now and then below the 10 Hz that count as voiced
+    (r"classifier\.bias$", 50.0, 0.0),  # F0 in Hz: mostly voiced, now and then below the 10 Hz that count as voiced
     (r"pos_emb\.emb\.weight$", 0.0, 0.3),
     (r"(text_emb|speech_emb|input_embedding|embed_tokens)\.weight$", 0.0, 1.0),
     (r"pre_attention_query$", 0.0, 0.5),
@@ -116,7 +116,7 @@ _GAINS = (  # (pattern, gain over a unit-variance linear map): first match wins,
     (r"mel2wav\.ups\.", 1.5),
     (r"resblocks\..*convs", 0.4),
     (r"conv_post\.", 0.3),
-    (r"classifier\.weight$", 40.0),
+    (r"classifier\.weight$", 60.0),
 )
 
 
@@ -206,7 +206,7 @@ def _arrange_stop(states: dict[str, torch.Tensor], dims: T3Dims) -> None:
 def _s3gen_states(dims: Dims, seed: int) -> dict[str, torch.Tensor]:
     states = _states(layout.s3gen_layout(dims), seed)
     magnitudes = states["mel2wav.conv_post.bias"].shape[0] // 2
-    states["mel2wav.conv_post.bias"][:magnitudes] -= _QUIETER  # log magnitude: audible and not clipped
+    states["mel2wav.conv_post.bias"][:magnitudes] += _LOUDNESS  # audible and not clipped
     return states
 
 

@@ -1,0 +1,174 @@
+"""From a request's text to tokens: checked, split into segments, normalised and tokenised as upstream does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencex
+import tokenizers
+
+from chatterbox_engine.errors import CheckpointError, InvalidRequest
+
+_REPLACED = (  # applied one after another: the order matters
+    ("...", ", "),
+    ("\N{HORIZONTAL ELLIPSIS}", ", "),
+    (":", ","),
+    (" - ", ", "),
+    (";", ", "),
+    ("\N{EM DASH}", "-"),
+    ("\N{EN DASH}", "-"),
+    (" ,", ","),
+    ("\N{LEFT DOUBLE QUOTATION MARK}", '"'),
+    ("\N{RIGHT DOUBLE QUOTATION MARK}", '"'),
+    ("\N{LEFT SINGLE QUOTATION MARK}", "'"),
+    ("\N{RIGHT SINGLE QUOTATION MARK}", "'"),
+)
+_ENDINGS = (".", "!", "?", "-", ",")
+
+_CLOSING = "\"'\u2019\u201d)\\]\u300d\u300f\uff09"  # quotes and brackets that may follow a sentence's full stop
+_SENTENCE_END = re.compile(rf"[.!?\u2026\u3002\uff01\uff1f][{_CLOSING}]*$")
+_CLAUSE_END = re.compile(rf"[,;:\u2013\u2014\u3001\uff0c\uff1b\uff1a-][{_CLOSING}]*$")
+_CLAUSES = re.compile(
+    rf"(?<=[,;:\u2013\u2014][{_CLOSING}\s])|(?<=[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f])"  # CJK: no space after it
+)
+_WORDS = re.compile(r"(?<=\s)(?=\S)")
+
+_ASCII_PUNCTUATION = {
+    "\N{HORIZONTAL ELLIPSIS}": ".",
+    "\N{LEFT DOUBLE QUOTATION MARK}": '"',
+    "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
+    "\N{LEFT SINGLE QUOTATION MARK}": "'",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+}
+
+_PARAGRAPH_PAUSE = 0.6
+_SENTENCE_PAUSE = 0.3
+_CLAUSE_PAUSE = 0.15
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a long text that is spoken by one run of T3."""
+
+    text: str
+    pause: float
+    """Seconds of silence after it."""
+
+
+class Tokenizer:
+    """Text to the token ids that T3 reads, without its start and stop tokens."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads a `tokenizer.json`. Raises CheckpointError when it is none, or not one of Chatterbox."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"{path}: not a tokenizer: {error}") from error
+        missing = [name for name in ("[START]", "[STOP]", "[SPACE]") if self._tokenizer.token_to_id(name) is None]
+        if missing:
+            raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a normalised text, as upstream's `EnTokenizer.encode`."""
+        ids: list[int] = self._tokenizer.encode(text.replace(" ", "[SPACE]")).ids
+        return ids
+
+
+def validate_text(data: bytes | str, max_chars: int) -> str:
+    """A request's text, decoded. Raises InvalidRequest when it is not UTF-8, blank or too long."""
+    try:
+        text = data.decode() if isinstance(data, bytes) else data
+        text.encode()  # JSON can carry lone surrogates, which are no text
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise InvalidRequest(f"text is not valid UTF-8: {error.reason} at position {error.start}") from error
+    if not text.strip():
+        raise InvalidRequest("text is empty")
+    if len(text) > max_chars:
+        raise InvalidRequest(f"text has {len(text)} characters, at most {max_chars} are allowed")
+    return text
+
+
+def normalise(text: str) -> str:
+    """Cleans punctuation as upstream's `punc_norm` does (chatterbox-tts 0.1.7, `tts.py`)."""
+    if not text:
+        return "You need to add some text for me to talk."
+    if text[0].islower():
+        text = text[0].upper() + text[1:]
+    text = " ".join(text.split())
+    for old, new in _REPLACED:
+        text = text.replace(old, new)
+    text = text.rstrip(" ")
+    return text if text.endswith(_ENDINGS) else text + "."
+
+
+def split(text: str, max_chars: int = 300) -> list[Segment]:
+    """Splits a long text at sentences into segments of at most `max_chars` characters; a short one is left as it is.
+
+    As many sentences as fit share a segment, as T3 speaks better with context; a paragraph ends one that is at least
+    a third full. A sentence that is too long is split after a clause, else at a space, else anywhere. Only whitespace
+    at the ends of segments is lost.
+    """
+    if len(text.strip()) <= max_chars:
+        return [Segment(text, 0.0)]
+    parts = list(_pack(_atoms(text, max_chars), max_chars))
+    pauses = [*map(_pause, parts[:-1]), 0.0]
+    return [Segment(part.strip(), pause) for part, pause in zip(parts, pauses, strict=True)]
+
+
+def _atoms(text: str, max_chars: int) -> Iterator[str]:
+    """Pieces of at most `max_chars` without their outer whitespace, whose concatenation is `text`."""
+    start = 0
+    for sentence in sentencex.segment("en", "".join(map(_ascii, text))):
+        yield from _break(text[start : start + len(sentence)], max_chars, (_CLAUSES, _WORDS))
+        start += len(sentence)
+
+
+def _ascii(char: str) -> str:
+    """An ASCII character of the same kind. sentencex 1.0 panics where multi-byte characters follow an initial."""
+    if char.isascii():
+        return char
+    if char.isspace():
+        return " "
+    if char.isupper():
+        return "X"
+    return _ASCII_PUNCTUATION.get(char, "x")
+
+
+def _break(piece: str, max_chars: int, ways: tuple[re.Pattern[str], ...]) -> Iterator[str]:
+    if len(piece.strip()) <= max_chars:
+        yield piece
+    elif ways:
+        for part in ways[0].split(piece):
+            yield from _break(part, max_chars, ways[1:])
+    else:
+        yield from (piece[start : start + max_chars] for start in range(0, len(piece), max_chars))
+
+
+def _pack(atoms: Iterator[str], max_chars: int) -> Iterator[str]:
+    """Joins neighbours while they fit. What is blank goes with its left neighbour."""
+    part = ""
+    for atom in atoms:
+        full = len((part + atom).strip()) > max_chars
+        paragraph = _ends_paragraph(part) and len(part.strip()) >= max_chars // 3
+        if atom.strip() and (full or paragraph):
+            yield part
+            part = ""
+        part += atom
+    if part.strip():
+        yield part
+
+
+def _ends_paragraph(part: str) -> bool:
+    return part[len(part.rstrip()) :].count("\n") >= 2
+
+
+def _pause(part: str) -> float:
+    spoken = part.rstrip()
+    if _ends_paragraph(part):
+        return _PARAGRAPH_PAUSE
+    if _SENTENCE_END.search(spoken):
+        return _SENTENCE_PAUSE
+    return _CLAUSE_PAUSE if _CLAUSE_END.search(spoken) else 0.0
