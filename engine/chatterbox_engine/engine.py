@@ -184,15 +184,14 @@ class Engine:
 
     def _take_orders(self) -> None:
         """Carries out what other threads asked for; waits for an order only when there is nothing else to do."""
-        if self._scheduler.idle and not self._pending.batches:
-            self._inbox.get()()
-        while True:
-            try:
-                order = self._inbox.get_nowait()
-            except queue.Empty:
-                break
-            order()
-        self._expire()
+        idle = self._scheduler.idle and not self._pending.batches
+        try:
+            if idle:
+                self._inbox.get(timeout=self._until_deadline())()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            self._expire()
 
     def _enqueue(self, job: Job) -> None:
         if job.number in self._jobs:  # not given up meanwhile
@@ -201,6 +200,12 @@ class Engine:
 
     def _stop(self) -> None:
         self._running = False
+
+    def _until_deadline(self) -> float | None:
+        """Seconds until the oldest request (perhaps in the vocoder's hands) is too old; None when there is none."""
+        with self._lock:
+            oldest = next(iter(self._jobs.values()), None)
+        return None if oldest is None else max(0.0, oldest.arrived + self._parts.request_timeout - time.monotonic())
 
     def _expire(self) -> None:
         """Gives up requests that are too old. All have the same allowance, so the oldest ones are the first."""
@@ -301,7 +306,8 @@ class Engine:
         """The segments of a request, tokenised and measured."""
         dims = self._runner.model.dims
         request = job.request
-        max_tokens = max(1, round(request.max_seconds * TOKENS_PER_SECOND))
+        # rounded down: max_seconds is a bound; the small addend keeps 0.28 s, whose product is 6.999..., at 7 tokens
+        max_tokens = max(1, int(request.max_seconds * TOKENS_PER_SECOND + 1e-4))
         utterances = []
         for index, segment in enumerate(split(request.text, self._parts.segment_chars)):
             ids = self._parts.tokenizer.encode(normalise(segment.text))

@@ -1,0 +1,170 @@
+"""The engine's loop, queues and endings, with fakes in place of the networks."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, NotFound, Overloaded
+from chatterbox_engine.types import SAMPLES_PER_TOKEN, SynthesisResult
+from tests.unit.engine_fakes import WAIT, Answers, FakeEngine
+
+
+def test_a_request_is_answered_with_its_tokens_and_their_audio() -> None:
+    with FakeEngine() as fake:
+        fake.submit("Hello there.")
+        result = fake.answers.take()
+    assert isinstance(result, SynthesisResult)
+    assert result.speech_tokens.tolist() == list(range(12))
+    assert len(result.samples) == 12 * SAMPLES_PER_TOKEN
+    assert (result.stats["finish_reason"], result.stats["tokens"], result.stats["model"]) == ("stop", 12, "fake")
+
+
+def test_a_request_ends_at_its_length() -> None:
+    with FakeEngine() as fake:
+        fake.submit("Hello there.", max_seconds=0.2)
+        result = fake.answers.take()
+    assert isinstance(result, SynthesisResult)
+    assert result.stats["finish_reason"] == "length"
+    assert result.speech_tokens.tolist() == list(range(5))
+
+
+def test_a_request_that_stops_at_once_gets_empty_audio() -> None:
+    with FakeEngine() as fake:
+        fake.engine._parts.tokenizer.encode = lambda text: []  # type: ignore[method-assign]
+        fake.submit("Hm.")
+        result = fake.answers.take()
+    assert isinstance(result, SynthesisResult)
+    assert (len(result.samples), len(result.speech_tokens), result.stats["rtf"]) == (0, 0, None)
+
+
+def test_a_request_joins_while_others_run() -> None:
+    with FakeEngine() as fake:
+        fake.runner.gate.clear()
+        for length in (50, 60, 70):
+            fake.submit("x" * length)
+        fake.runner.gate.set()
+        results = fake.answers.take_all(3)
+    assert sorted(len(r.speech_tokens) for r in results if isinstance(r, SynthesisResult)) == [51, 61, 71]
+    assert max(fake.runner.batches) == 3
+
+
+def test_long_text_decodes_its_segments_together_and_joins_them_in_order() -> None:
+    sentence = "This is a sentence of about fifty characters, is it? "
+    with FakeEngine() as fake:
+        fake.submit(sentence * 12)
+        result = fake.answers.take()
+    assert isinstance(result, SynthesisResult)
+    assert result.stats["segments"] >= 2
+    assert max(fake.runner.batches) == result.stats["segments"]
+    starts = [i for i, token in enumerate(result.speech_tokens) if token == 0]
+    assert len(starts) == result.stats["segments"]
+    assert len(result.samples) > len(result.speech_tokens) * SAMPLES_PER_TOKEN
+
+
+def test_more_requests_than_the_queue_takes_are_refused_at_once_and_the_others_answered() -> None:
+    with FakeEngine(max_queue=5) as fake:
+        fake.runner.gate.clear()
+        for _ in range(5):
+            fake.submit()
+        with pytest.raises(Overloaded, match="5 requests are under way"):
+            fake.submit()
+        fake.runner.gate.set()
+        assert all(isinstance(answer, SynthesisResult) for answer in fake.answers.take_all(5))
+        fake.submit()
+        assert isinstance(fake.answers.take(), SynthesisResult)
+
+
+def test_an_unknown_voice_is_refused_and_takes_no_place() -> None:
+    with FakeEngine(max_queue=1) as fake:
+        with pytest.raises(NotFound):
+            fake.submit(voice="nobody")
+        fake.submit()
+        assert isinstance(fake.answers.take(), SynthesisResult)
+
+
+def test_a_cancelled_request_is_answered_once_and_frees_its_slot() -> None:
+    with FakeEngine(max_slots=1) as fake:
+        fake.runner.gate.clear()
+        first = fake.submit("x" * 200)
+        fake.submit("short")
+        fake.engine.cancel(first)
+        fake.engine.cancel(first)
+        fake.runner.gate.set()
+        answers = fake.answers.take_all(2)
+        fake.engine.cancel(first)
+    assert isinstance(answers[0], Cancelled)
+    assert isinstance(answers[1], SynthesisResult)
+    assert fake.answers.empty
+    assert (fake.scheduler.free_slots, fake.scheduler.free_positions) == (1, 1 << 20)
+
+
+def test_a_request_that_is_too_old_is_given_up() -> None:
+    with FakeEngine(request_timeout=0.05) as fake:
+        fake.s3gen.gate.clear()
+        fake.submit()
+        assert isinstance(fake.answers.take(), DeadlineExceeded)
+
+
+@pytest.mark.parametrize("stage", ["runner", "s3gen", "watermarker"])
+def test_a_failure_in_any_stage_answers_every_request_and_is_reported(stage: str) -> None:
+    with FakeEngine() as fake:
+        fake.runner.gate.clear()
+        for _ in range(6):
+            fake.submit()
+        getattr(fake, stage).error = ValueError("broken part")
+        fake.runner.gate.set()
+        answers = fake.answers.take_all(6)
+        assert all(isinstance(answer, EngineFailed) for answer in answers)
+        assert "broken part" in str(answers[0])
+        assert isinstance(fake.failures.get(timeout=WAIT), ValueError)
+        with pytest.raises(Overloaded):
+            fake.submit()
+
+
+def test_a_receiver_that_raises_costs_nobody_else_the_answer() -> None:
+    answers = Answers()
+
+    def refuse(_answer: object) -> None:
+        raise ConnectionError("gone")
+
+    with FakeEngine() as fake:
+        fake.runner.gate.clear()
+        request = fake.engine.submit
+        for receiver in (refuse, answers.put, answers.put):
+            request(_request(), receiver)
+        fake.runner.gate.set()
+        assert len(answers.take_all(2)) == 2
+        assert isinstance(fake.failures.get(timeout=WAIT), ConnectionError)
+
+
+def test_closing_answers_what_is_under_way_and_ends_the_threads() -> None:
+    fake = FakeEngine()
+    with fake:
+        fake.runner.gate.clear()
+        fake.submit()
+        closer = threading.Thread(target=fake.engine.close)
+        closer.start()
+        assert isinstance(fake.answers.take(), Overloaded)
+        fake.runner.gate.set()
+        closer.join(WAIT)
+        assert not closer.is_alive()
+        assert not any(thread.is_alive() for thread in fake.engine._threads)
+
+
+def test_a_failure_while_warming_up_is_raised_by_start() -> None:
+    fake = FakeEngine()
+    fake.runner.warm_up = _fail  # type: ignore[method-assign]
+    with pytest.raises(MemoryError, match="no room"):
+        fake.engine.start()
+
+
+def _fail(report: object) -> None:
+    raise MemoryError("no room")
+
+
+def _request() -> object:
+    from chatterbox_engine.types import SynthesisRequest
+
+    return SynthesisRequest(text="Hello.", seed=1)
