@@ -1,0 +1,111 @@
+"""Upstream reads our random checkpoints as its own, and speaks noise that ends by itself with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chatterbox_engine import layout
+from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.dims import Dims
+from chatterbox_engine.types import TOKENS_PER_SECOND
+from tests.fidelity import upstream
+
+TEXT = "Hello there, how are you today?"
+
+
+@pytest.fixture(scope="module")
+def tiny_tts(tiny: Checkpoint) -> Any:
+    """Upstream's whole pipeline at tiny size, with the built-in voice."""
+    from chatterbox.tts import Conditionals
+
+    tts = upstream.tts(tiny)
+    tts.conds = Conditionals.load(tiny.path / "conds.pt")
+    return tts
+
+
+def draw(tts: Any, text: str, seed: int, **parameters: float) -> torch.Tensor:
+    """Speech tokens as `ChatterboxTTS.generate` draws them."""
+    defaults = {"temperature": 0.8, "cfg_weight": 0.5, "repetition_penalty": 1.2, "min_p": 0.05, "top_p": 1.0}
+    ids = torch.nn.functional.pad(tts.tokenizer.text_to_tokens(text), (1, 0), value=255)
+    ids = torch.nn.functional.pad(ids, (0, 1), value=0)
+    torch.manual_seed(seed)
+    tokens = tts.t3.inference(
+        t3_cond=tts.conds.t3, text_tokens=ids.repeat(2, 1), max_new_tokens=1000, **(defaults | parameters)
+    )
+    return tokens[0]
+
+
+def test_the_stop_token_comes_by_itself_at_a_place_that_depends_on_the_seed(tiny_tts: Any) -> None:
+    spoken = [draw(tiny_tts, TEXT, seed) for seed in range(10)]
+    assert all(tokens[-1] == 6562 for tokens in spoken)
+    assert all(tokens[:-1].max() < 6561 for tokens in spoken)
+    seconds = [len(tokens) / TOKENS_PER_SECOND for tokens in spoken]
+    assert min(seconds) > 1.2
+    assert max(seconds) < 6
+    assert len(set(seconds)) >= 5
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"temperature": 0.05},
+        {"temperature": 1.5},
+        {"cfg_weight": 2.0},
+        {"repetition_penalty": 2.0},
+        {"min_p": 0.0, "top_p": 0.5},
+        {"min_p": 0.0},
+    ],
+    ids=str,
+)
+def test_the_stop_token_comes_at_other_parameters_too(parameters: dict[str, float], tiny_tts: Any) -> None:
+    tokens = draw(tiny_tts, TEXT, 0, **parameters)
+    assert tokens[-1] == 6562
+    assert 1 < len(tokens) / TOKENS_PER_SECOND < 8
+
+
+def test_upstream_speaks_audible_unclipped_audio_of_the_right_length(tiny_tts: Any) -> None:
+    tokens = draw(tiny_tts, TEXT, 0)[:-1]
+    audio, _ = tiny_tts.s3gen.inference(speech_tokens=tokens, ref_dict=tiny_tts.conds.gen)
+    assert audio.shape == (1, 960 * len(tokens))
+    assert 0.01 < audio.square().mean().sqrt() < 0.3
+    assert audio.abs().max() < 0.98
+
+
+def test_the_built_in_voice_is_the_one_that_upstream_reads(tiny: Checkpoint, tiny_tts: Any) -> None:
+    ours, theirs = tiny.conditionals(), tiny_tts.conds
+    assert ours is not None
+    assert torch.equal(ours.t3.speaker[None], theirs.t3.speaker_emb)
+    assert torch.equal(ours.s3gen.prompt_tokens[None], theirs.gen["prompt_token"])
+    assert torch.equal(ours.s3gen.prompt_mel[None], theirs.gen["prompt_feat"])
+    assert torch.equal(ours.s3gen.embedding[None], theirs.gen["embedding"])
+    assert ours.exaggeration == theirs.t3.emotion_adv.item()
+
+
+def test_the_table_of_names_and_shapes_is_that_of_upstreams_official_modules() -> None:
+    from chatterbox.models.s3gen import S3Gen
+    from chatterbox.models.t3 import T3
+    from chatterbox.models.voice_encoder import VoiceEncoder
+
+    dims = Dims()
+    with torch.device("meta"):
+        modules = {T3(): layout.t3_layout(dims.t3), VoiceEncoder(): layout.voice_encoder_layout(dims.t3)}
+    modules[S3Gen()] = layout.s3gen_layout(dims) | {"tokenizer._mel_filters": (128, 201), "tokenizer.window": (400,)}
+    for module, expected in modules.items():
+        assert {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()} == expected
+
+
+@pytest.mark.full
+def test_upstream_loads_the_full_size_checkpoint_unchanged_and_stops_by_itself(full_path: Path) -> None:
+    from chatterbox.tts import ChatterboxTTS
+
+    tts = ChatterboxTTS.from_local(full_path, "cpu")
+    loaded = tts.s3gen.state_dict()  # upstream loads this one without being strict
+    for name, tensor in Checkpoint.open(full_path).s3gen_state().items():
+        assert torch.equal(loaded[name], tensor), name
+    tokens = draw(tts, TEXT, 0)
+    assert tokens[-1] == 6562
+    assert 1.2 < len(tokens) / TOKENS_PER_SECOND < 6

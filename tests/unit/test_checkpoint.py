@@ -1,0 +1,186 @@
+"""Finding and opening checkpoints: what is refused, and with what words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from chatterbox_engine.checkpoint import Checkpoint, conditionals_from_upstream, locate
+from chatterbox_engine.dims import Dims
+from chatterbox_engine.errors import CheckpointError
+from chatterbox_engine.random_checkpoint import TINY
+
+T3_FILE = "t3_cfg.safetensors"
+S3GEN_FILE = "s3gen.safetensors"
+
+
+@pytest.fixture
+def copy(tiny_path: Path, tmp_path: Path) -> Path:
+    """A checkpoint that the test may spoil."""
+    return Path(shutil.copytree(tiny_path, tmp_path / "copy"))
+
+
+def edit(path: Path, **changes: torch.Tensor | None) -> None:
+    """Replaces, adds or (None) removes tensors of a weight file; `__` in a name stands for a full stop."""
+    state = load_file(path)
+    for key, tensor in changes.items():
+        name = key.replace("__", ".")
+        state.pop(name, None)
+        if tensor is not None:
+            state[name] = tensor
+    path.unlink()  # `load_file` maps the old file into memory
+    save_file(state, path)
+
+
+def test_a_small_checkpoint_states_its_sizes(tiny: Checkpoint) -> None:
+    assert tiny.dims == TINY
+    assert tiny.random
+
+
+def test_all_missing_files_are_named_at_once(copy: Path) -> None:
+    (copy / T3_FILE).unlink()
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"missing t3_cfg\.safetensors, tokenizer\.json$"):
+        Checkpoint.open(copy)
+
+
+def test_a_missing_a_surplus_and_a_misshapen_tensor_are_named_at_once(copy: Path) -> None:
+    edit(copy / T3_FILE, text_emb__weight=None, extra=torch.zeros(1), speech_emb__weight=torch.zeros(5, 64))
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(copy)
+    message = str(caught.value)
+    assert "missing text_emb.weight" in message
+    assert "unexpected extra" in message
+    assert "speech_emb.weight is [5, 64], not [8194, 64]" in message
+
+
+def test_weights_of_other_sizes_than_stated_are_refused(copy: Path) -> None:
+    (copy / "config.json").unlink()  # so the official sizes are expected
+    with pytest.raises(CheckpointError, match=r"and \d+ more"):
+        Checkpoint.open(copy)
+
+
+def test_an_unknown_size_is_refused(copy: Path) -> None:
+    (copy / "config.json").write_text(json.dumps({"t3": {"widht": 64}}))
+    with pytest.raises(CheckpointError, match="widht"):
+        Checkpoint.open(copy)
+
+
+def test_a_file_that_is_no_safetensors_file_is_refused(copy: Path) -> None:
+    (copy / "ve.safetensors").write_bytes(b"version https://git-lfs")
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        Checkpoint.open(copy)
+
+
+def test_the_tokenizers_constants_are_accepted_and_left_out(copy: Path) -> None:
+    edit(copy / S3GEN_FILE, tokenizer___mel_filters=torch.zeros(128, 201), tokenizer__window=torch.zeros(400))
+    state = Checkpoint.open(copy).s3gen_state()
+    assert "tokenizer.window" not in state
+    assert "tokenizer._mel_filters" not in state
+
+
+def test_half_precision_weights_are_read_as_float32(copy: Path) -> None:
+    state = {name: tensor.half() for name, tensor in load_file(copy / T3_FILE).items()}
+    (copy / T3_FILE).unlink()
+    save_file(state, copy / T3_FILE)
+    assert {tensor.dtype for tensor in Checkpoint.open(copy).t3_state().values()} == {torch.float32}
+
+
+def test_a_prefix_reads_one_part_without_it(tiny: Checkpoint) -> None:
+    whole, part = tiny.s3gen_state(), tiny.s3gen_state("flow.")
+    assert set(part) == {name[5:] for name in whole if name.startswith("flow.")}
+    assert torch.equal(part["input_embedding.weight"], whole["flow.input_embedding.weight"])
+
+
+def test_the_identity_depends_on_the_contents_alone(tiny: Checkpoint, copy: Path) -> None:
+    assert Checkpoint.open(copy).identity == tiny.identity
+    weight = load_file(copy / T3_FILE)["text_emb.weight"].clone()
+    weight[3, 3] += 1
+    edit(copy / T3_FILE, text_emb__weight=weight)
+    assert Checkpoint.open(copy).identity != tiny.identity
+
+
+def test_a_checkpoint_edited_by_hand_does_not_claim_to_be_random(copy: Path) -> None:
+    edit(copy / T3_FILE)  # the mark is in the metadata, which `save_file` does not keep
+    assert not Checkpoint.open(copy).random
+
+
+def test_without_a_built_in_voice_there_are_no_conditionals(copy: Path) -> None:
+    (copy / "conds.pt").unlink()
+    assert Checkpoint.open(copy).conditionals() is None
+
+
+@pytest.mark.parametrize("content", [b"nonsense", None])
+def test_a_broken_built_in_voice_is_an_error(content: bytes | None, copy: Path) -> None:
+    if content is None:
+        torch.save({"t3": {}, "gen": {}}, copy / "conds.pt")
+    else:
+        (copy / "conds.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a built-in voice"):
+        Checkpoint.open(copy).conditionals()
+
+
+def test_an_odd_mel_frame_of_the_prompt_is_dropped() -> None:
+    raw = {
+        "t3": {
+            "speaker_emb": torch.zeros(1, 256),
+            "cond_prompt_speech_tokens": torch.zeros(1, 150, dtype=torch.int64),
+            "emotion_adv": 0.7,
+        },
+        "gen": {
+            "prompt_token": torch.zeros(1, 9, dtype=torch.int32),
+            "prompt_token_len": torch.tensor([8]),
+            "prompt_feat": torch.zeros(1, 17, 80),
+            "embedding": torch.zeros(1, 192),
+        },
+    }
+    voice = conditionals_from_upstream(raw)
+    assert voice.s3gen.prompt_tokens.shape == (8,)
+    assert voice.s3gen.prompt_mel.shape == (16, 80)
+    assert voice.exaggeration == pytest.approx(0.7)
+
+
+def test_a_folder_is_its_own_location(tiny_path: Path) -> None:
+    assert locate(str(tiny_path)) == tiny_path
+
+
+def test_tiny_is_made_once_and_nothing_else_is_left_in_the_cache(tmp_path: Path) -> None:
+    folder = locate("tiny", cache_dir=tmp_path)
+    written = (folder / T3_FILE).stat().st_mtime_ns
+    assert locate("tiny", cache_dir=tmp_path) == folder
+    assert (folder / T3_FILE).stat().st_mtime_ns == written
+    assert list(tmp_path.iterdir()) == [folder]
+    assert Checkpoint.open(folder).dims != Dims()
+
+
+def test_the_cache_folder_can_be_set_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATTERBOX_CACHE", str(tmp_path / "cache"))
+    assert locate("tiny").parent == tmp_path / "cache"
+
+
+def test_a_cache_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot be made"):
+        locate("tiny", cache_dir=tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/no/such/folder", "./none", "a/b/c", "~/none"])
+def test_a_name_that_is_neither_a_folder_nor_a_repository_is_refused(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        locate(name)
+
+
+def test_offline_a_repository_that_is_not_downloaded_is_an_error(tmp_path: Path) -> None:
+    program = "from chatterbox_engine.checkpoint import locate; locate('owner/name')"
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "CheckpointError: owner/name: not downloaded yet" in done.stderr
