@@ -99,6 +99,7 @@ def test_the_table_of_names_and_shapes_is_that_of_upstreams_official_modules() -
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_upstream_loads_the_full_size_checkpoint_unchanged_and_stops_by_itself(full_path: Path) -> None:
     from chatterbox.tts import ChatterboxTTS
 
