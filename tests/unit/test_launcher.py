@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.launcher.cli import parse
 from chatterbox_engine.launcher.log import LogReader
 from chatterbox_engine.launcher.options import Addresses, ServerOptions, find_repository, tritonserver_command
 from chatterbox_engine.launcher.ports import ReservedPorts
 from chatterbox_engine.launcher.processes import describe_exit, ending, read_process
 from chatterbox_engine.launcher.regions import new_prefix, remove_regions, remove_stale_regions
 from chatterbox_engine.launcher.triton import STUB, Interpreter, Triton, check_glibc, find_triton
+from chatterbox_engine.launcher.watch import Watch
 
 NO_PID = 2**22 + 1
 """Above the largest pid that Linux gives."""
@@ -193,7 +197,7 @@ def test_lines_are_put_together_from_pieces() -> None:
     try:
         os.write(write_end, b"one\ntw")
         assert reader.read() == ["one"]
-        assert reader.read() == []
+        assert reader.read() is None
         os.write(write_end, b"o\n\nthree")
         assert reader.read() == ["two", ""]
         assert (reader.last_line, reader.at_end) == ("two", False)
@@ -261,6 +265,62 @@ def test_further_arguments_come_last_and_a_subset_of_models_is_explicit(tmp_path
     command = tritonserver_command(options, triton, tmp_path, [1, 2, 3], "prefix_")
     assert command[-4:] == ["--model-control-mode=explicit", "--load-model=a", "--load-model=b", "--log-verbose=1"]
     assert {"--http-port=1", "--grpc-port=2", "--metrics-port=3"} < set(command)
+
+
+def test_the_command_takes_tritonserver_s_arguments_after_two_dashes() -> None:
+    options, address_file = parse(
+        [
+            "--checkpoint=tiny",
+            "--free-ports",
+            "--http-port=5",
+            "--address-file=a",
+            "-v",
+            "--",
+            "--metrics-interval-ms=9",
+        ]
+    )
+    assert (options.http_port, options.grpc_port, options.metrics_port) == (0, 0, 0)
+    assert options.environment == {"CHATTERBOX_CHECKPOINT": "tiny"}
+    assert options.arguments == ["--log-verbose=1", "--metrics-interval-ms=9"]
+    assert address_file == Path("a")
+    options, address_file = parse([])
+    assert (options.http_port, options.grpc_port, options.metrics_port) == (8000, 8001, 8002)
+    assert (options.environment, options.arguments, address_file) == ({}, [], None)
+    with pytest.raises(SystemExit):
+        parse(["stray"])
+
+
+def watch_shell(script: str, log: Callable[[str], None], say: Callable[[str], None]) -> Watch:
+    """A watch of a shell script in place of a server."""
+    process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE)
+    return Watch(process, http_url="127.0.0.1:1", startup_timeout=60, log=log, say=say, progress_seconds=0.01)
+
+
+def test_a_long_start_says_how_long_and_what_the_model_does() -> None:
+    def stop_when_said(line: str) -> None:
+        if re.fullmatch(r"starting, \d+ s: reading weights", line):
+            watch.request_stop(kill=True)
+
+    watch = watch_shell("echo reading weights; exec sleep 600", [].append, stop_when_said)
+    watch.run()
+    assert (watch.ready, watch.failure) == (False, None)
+
+
+def test_a_server_that_ends_by_itself_is_a_failure_with_its_last_line() -> None:
+    log: list[str] = []
+    watch = watch_shell("echo one; printf 'no such option'; exit 3", log.append, [].append)
+    watch.run()
+    assert log == ["one", "no such option"]
+    assert watch.failure == "the server did not start (exit code 3)\none\nno such option"
+
+
+def test_a_log_that_cannot_be_written_ends_the_server() -> None:
+    def full(line: str) -> None:
+        raise OSError("no space left")
+
+    watch = watch_shell("echo line; exec sleep 600", full, [].append)
+    watch.run()
+    assert watch.failure == "the launcher failed: OSError('no space left')"
 
 
 def guard(tmp_path: Path, owner: int, script: str) -> subprocess.CompletedProcess[str]:

@@ -19,12 +19,12 @@ from chatterbox_engine.launcher.server import ServerFailed, TritonServer
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGINT or SIGTERM (returns 0) or until the server fails (1). A second signal ends it at once."""
-    options = _parser().parse_args(arguments)
+    options, address_file = parse(sys.argv[1:] if arguments is None else arguments)
     # Both stop the server the way Ctrl-C does: by unwinding the `with` below.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        with TritonServer(_server_options(options)) as server, _published(server.addresses, options.address_file):
+        with TritonServer(options) as server, _published(server.addresses, address_file):
             server.wait()
     except KeyboardInterrupt:
         return 0
@@ -52,24 +52,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--address-file", type=Path, metavar="FILE", help="holds the addresses as JSON while ready")
     parser.add_argument("--startup-timeout", type=float, default=3600.0, metavar="SECONDS", help="default: 3600")
     parser.add_argument("-v", "--verbose", action="store_true", help="let tritonserver log every request")
-    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
     return parser
 
 
-def _server_options(options: argparse.Namespace) -> ServerOptions:
-    given = ServerOptions(
+def parse(arguments: Sequence[str]) -> tuple[ServerOptions, Path | None]:
+    """The options of the server, and the file for its addresses. Ends the program when an argument is wrong."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    options = _parser().parse_args(arguments[:split])
+    ports = [0, 0, 0] if options.free_ports else [options.http_port, options.grpc_port, options.metrics_port]
+    server = ServerOptions(
         model_repository=options.model_repository,
         host=options.host,
-        http_port=options.http_port,
-        grpc_port=options.grpc_port,
-        metrics_port=options.metrics_port,
+        http_port=ports[0],
+        grpc_port=ports[1],
+        metrics_port=ports[2],
         environment={"CHATTERBOX_CHECKPOINT": options.checkpoint} if options.checkpoint else {},
-        arguments=[*(["--log-verbose=1"] if options.verbose else []), *options.arguments],
+        arguments=[*(["--log-verbose=1"] if options.verbose else []), *arguments[split + 1 :]],
         startup_timeout=options.startup_timeout,
     )
-    if options.free_ports:
-        return dataclasses.replace(given, http_port=0, grpc_port=0, metrics_port=0)
-    return given
+    return server, options.address_file
 
 
 @contextlib.contextmanager

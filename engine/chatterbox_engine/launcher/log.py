@@ -27,12 +27,12 @@ class LogReader:
         """The newest line that is not blank; empty before the first."""
         return self._tail[-1] if self._tail else ""
 
-    def read(self) -> list[str]:
-        """The whole lines that have arrived, without blocking; at the end also one that lacks its line feed."""
+    def read(self) -> list[str] | None:
+        """The lines that are whole now, at the end also one without its line feed; None when nothing has arrived."""
         try:
             data = os.read(self._pipe, 1 << 16)
         except BlockingIOError:
-            return []
+            return None
         self.at_end = not data
         *whole, self._rest = (self._rest + data).split(b"\n")
         if self.at_end and self._rest:

@@ -24,7 +24,7 @@ class ReservedPorts:
             self._sockets = sockets.pop_all()
 
     def release(self) -> None:
-        """Gives the ports back; to be called once the server listens, or has ended."""
+        """Gives the ports back, once the server listens or has ended."""
         self._sockets.close()
 
 

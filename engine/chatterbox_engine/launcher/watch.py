@@ -16,7 +16,6 @@ from typing import IO
 from chatterbox_engine.launcher.log import LogReader
 from chatterbox_engine.launcher.processes import Stub, describe_exit, ending, model_stubs, read_process
 
-_PROGRESS_SECONDS = 10.0
 _PROBE_SECONDS = 5.0
 _FAILURE_SECONDS = 3.0
 """How long a server with a dead model may still send the answers it has; requests that the model held never end."""
@@ -36,8 +35,12 @@ class Watch:
         startup_timeout: float,
         log: Callable[[str], None],
         say: Callable[[str], None],
+        progress_seconds: float = 10.0,
     ) -> None:
-        """`guard` runs the server, its stdout being the pipe of the log."""
+        """`guard` runs the server, its stdout being the pipe of the log.
+
+        While the models load, something is said every `progress_seconds`; after `startup_timeout` it is a failure.
+        """
         assert guard.stdout is not None
         self.stubs: dict[int, Stub] = {}
         self.failure: str | None = None
@@ -52,10 +55,11 @@ class Watch:
         self._say = say
         self._stopping = False
         self._selector = selectors.DefaultSelector()
+        self._progress_seconds = progress_seconds
         self._started = time.monotonic()
         # What to do at which time.monotonic().
         self._alarms: dict[Callable[[], None], float] = {
-            self._report_progress: self._started + _PROGRESS_SECONDS,
+            self._report_progress: self._started + progress_seconds,
             self._give_up: self._started + startup_timeout,
         }
 
@@ -83,7 +87,7 @@ class Watch:
             self._close(guard_ends)
 
     def _read_log(self) -> None:
-        for line in self._reader.read():
+        for line in self._reader.read() or []:
             self._log(line)
             if "successfully loaded" in line:
                 self._find_stubs()
@@ -124,7 +128,7 @@ class Watch:
         self.settled.set()
 
     def _report_progress(self) -> None:
-        self._alarms[self._report_progress] = time.monotonic() + _PROGRESS_SECONDS
+        self._alarms[self._report_progress] = time.monotonic() + self._progress_seconds
         self._say(f"starting, {time.monotonic() - self._started:.0f} s: {self._reader.last_line}")
         self._check_ready()
 
@@ -144,7 +148,7 @@ class Watch:
         self._guard.send_signal(signal.SIGQUIT)
 
     def _report_end(self) -> None:
-        while not self._reader.at_end and (lines := self._reader.read()):
+        while not self._reader.at_end and (lines := self._reader.read()) is not None:
             for line in lines:
                 self._log(line)
         code = self._guard.returncode
