@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import select
@@ -64,8 +65,9 @@ class Launched:
     @contextlib.contextmanager
     def request_that_never_ends(self) -> Iterator[None]:
         """One that the model has begun; whatever becomes of it is not asked."""
-        with tritonclient.http.InferenceServerClient(self.addresses["http"], network_timeout=60) as client:
-            client.async_infer("echo", [tensor(tritonclient.http, np.nan)])
+        tensor = {"name": "value", "shape": [1, 1], "datatype": "FP32", "data": [-1.0]}
+        with contextlib.closing(http.client.HTTPConnection(self.addresses["http"])) as connection:
+            connection.request("POST", "/v2/models/echo/infer", json.dumps({"inputs": [tensor]}))
             self.read_until("holding a request")
             yield
 
@@ -119,17 +121,13 @@ def all_ended(processes: dict[str, psutil.Process]) -> Iterator[None]:
             os.close(pidfd)
 
 
-def tensor(module: Any, value: float) -> Any:
-    given = module.InferInput("value", [1, 1], "FP32")
-    given.set_data_from_numpy(np.array([[value]], dtype=np.float32))
-    return given
-
-
 @pytest.mark.parametrize("module", [tritonclient.http, tritonclient.grpc], ids=["http", "grpc"])
 def test_a_model_answers_over_both_protocols(server: TritonServer, module: Any) -> None:
     url = server.http_url if module is tritonclient.http else server.grpc_url
+    value = module.InferInput("value", [1, 1], "FP32")
+    value.set_data_from_numpy(np.array([[2.5]], dtype=np.float32))
     with module.InferenceServerClient(url) as client:
-        answer = client.infer("echo", [tensor(module, 2.5)])
+        answer = client.infer("echo", [value])
     assert answer.as_numpy("value").tolist() == [[2.5]]
     assert (answer.as_numpy("process").item(),) == server.stub_pids
 

@@ -5,7 +5,7 @@
 The guard is a reaper of orphans (PR_SET_CHILD_SUBREAPER): when tritonserver ends, its stubs and whatever they started
 become the guard's children, and are killed. It does so when the server has ended, when its owner has ended, or on
 SIGQUIT; SIGTERM and SIGINT are handed on to the server, which then has `--stop-seconds`. Should the guard itself be
-killed, the kernel kills tritonserver (PR_SET_PDEATHSIG) and the stubs notice within 4 seconds.
+killed, the kernel kills tritonserver (PR_SET_PDEATHSIG); its stubs notice within 4 seconds unless they hang.
 
 It ends with the server's exit code, or 128 plus the signal's number as in a shell.
 """
