@@ -18,7 +18,7 @@ MAX_SPLITS = 16
 TARGET_PROGRAMS = 1024
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _partial_kernel(  # type: ignore[no-untyped-def]
     query,
     keys,
@@ -68,7 +68,7 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
     tl.store(total + slot, weight)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _join_kernel(  # type: ignore[no-untyped-def]
     partial,
     peak,

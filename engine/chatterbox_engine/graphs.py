@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ class Graphs:
     def __init__(self, device: torch.device, *, enabled: bool) -> None:
         self.enabled = enabled and device.type == "cuda"
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # torch's opaque handle of the memory that the graphs share
 
     def __len__(self) -> int:
         return len(self._graphs)

@@ -8,7 +8,7 @@ transformers' Llama. Keys and values of the new positions go to the pool of `kv_
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +148,7 @@ class T3(nn.Module):
         rows, length, _ = x.shape
         cos, sin = self.cos[:length, None], self.sin[:length, None]
         flat = where.flatten()
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._blocks):
             q, k, v = self._qkv(block, x)  # [rows, length, heads, head_dim]
             q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
             keys, values = cache.layer(index)
@@ -168,12 +168,16 @@ class T3(nn.Module):
         """
         x = self.speech_embedding[token] + self.speech_position[speech_position]  # [rows, hidden]
         cos, sin = self.cos[position][:, None], self.sin[position][:, None]
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._blocks):
             q, k, v = self._qkv(block, x)  # [rows, heads, head_dim]
             keys, values = cache.layer(index)
             mixed = decode_attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v, keys, values, start, position)
             x = self._finish_block(block, x, mixed.flatten(1))
         return self._logits(x)
+
+    @property
+    def _blocks(self) -> Iterator[Block]:
+        return (block for block in self.blocks if isinstance(block, Block))
 
     def _qkv(self, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = F.linear(self._rms_norm(x, block.attention_norm), block.qkv)

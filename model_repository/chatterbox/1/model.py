@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from chatterbox_engine import assemble, contract
@@ -57,7 +57,7 @@ class TritonPythonModel:
         self._engine.close()
 
 
-def _tensors(request: Any) -> dict[str, np.ndarray]:
+def _tensors(request: Any) -> dict[str, npt.NDArray[Any]]:
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
 
 
@@ -76,7 +76,7 @@ def _send(sender: Any, *, tensors: Sequence[Any] = (), error: RequestError | Non
     sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def _code(error: RequestError) -> int:
+def _code(error: RequestError) -> Any:
     """Triton's code for an error; HTTP and gRPC turn it into their own status."""
     codes = pb_utils.TritonError
     match error:
