@@ -32,6 +32,9 @@ $(VENV)/.ready: $(LOCK) engine/pyproject.toml client/pyproject.toml
 	"$$uv" pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e engine -e client
 	@touch $@
 
+bench: $(VENV)/.ready ## measure beside upstream in the same run (NAME=t3 for one; files in out/bench/)
+	@$(BIN)/python -m bench $(NAME)
+
 demo: $(VENV)/.ready ## start a server, speak one sentence over HTTP and one over gRPC into out/, stop it
 	@$(BIN)/python -m demo --checkpoint $(CHECKPOINT)
 

@@ -1,0 +1,168 @@
+"""T3: tokens a second at 1 to 128 utterances, beside upstream with the same weights in the same process.
+
+Upstream takes one utterance at a time, so its figure for n utterances is that of one: n of them take n times as long.
+On a GPU a third column has the well-known recipe: upstream's own blocks in bfloat16, static cache, compiled, batch one.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.report import Report, Row, say, seconds, synchronize
+from chatterbox_engine import random_checkpoint
+from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.kv_cache import ExtentAllocator, KVCache, bytes_per_position
+from chatterbox_engine.runner import Prompt, Runner
+from chatterbox_engine.t3 import T3
+from chatterbox_engine.types import SamplingParams
+from tests.fidelity import upstream
+
+TEXT_TOKENS = 60
+STEPS = 250
+EXTENT = 512
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+COPY_BYTES = 1 << 30
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    dtype = torch.bfloat16 if cuda else torch.float32
+    batches = BATCHES if cuda else BATCHES[:5]
+    steps = STEPS if cuda else 16
+    checkpoint = full_size_checkpoint()
+    report = Report("t3")
+    bandwidth = copy_bandwidth(device)
+    report.notes = {"dtype": str(dtype), "copy_bytes_per_second": bandwidth, "text_tokens": TEXT_TOKENS, "steps": steps}
+
+    say("t3: upstream, one utterance at a time")
+    theirs = upstream_step_seconds(checkpoint, device, steps)
+    say(f"t3: upstream {1 / theirs:.1f} tokens/s")
+    model = T3.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
+    runner = make_runner(model, batches[-1])
+    for count in batches:
+        ours, prefill = step_seconds(runner, checkpoint, count, steps)
+        floor = roofline_seconds(model, count, bandwidth)
+        report.add(
+            f"{count} utterances",
+            ours=count / ours,
+            upstream=1 / theirs,
+            unit="tokens/s",
+            utterances=count,
+            step_ms=1000 * ours,
+            prefill_ms=1000 * prefill,
+            roofline_ms=1000 * floor,
+            of_roofline=floor / ours,
+            memory_gb=torch.cuda.max_memory_allocated() / 1e9 if cuda else None,
+        )
+    report.write(draw)
+
+
+def full_size_checkpoint() -> Checkpoint:
+    """Random weights at the official sizes, made once under out/ (3.2 GB); or the folder `CHECKPOINT`."""
+    given = os.environ.get("CHECKPOINT")
+    folder = Path(given) if given else Path("out/checkpoints") / f"full-{random_checkpoint.FORMAT}"
+    if not folder.is_dir():
+        say(f"bench: making a full-size random checkpoint in {folder}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent))
+        random_checkpoint.write_random_checkpoint(partial, "full")
+        partial.rename(folder)
+    return Checkpoint.open(folder)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes read plus written a second by a large copy on the device."""
+    source = torch.randint(0, 255, (COPY_BYTES,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPY_BYTES / seconds(lambda: target.copy_(source))
+
+
+def roofline_seconds(model: T3, utterances: int, bandwidth: float) -> float:
+    """The least time of a step: every weight once, and the filled KV positions (halfway through the run)."""
+    weights = sum(p.numel() * p.element_size() for n, p in model.named_parameters() if n.startswith(("blocks", "head")))
+    filled = model.dims.prefix + TEXT_TOKENS + STEPS // 2
+    cache = 2 * utterances * filled * bytes_per_position(model.dims, model.dtype)
+    return (weights + cache) / bandwidth
+
+
+def make_runner(model: T3, utterances: int) -> Runner:
+    cache = KVCache(model.dims, 2 * utterances * EXTENT, device=model.device, dtype=model.dtype)
+    runner = Runner(model, cache, utterances, graphs=Graphs(model.device, enabled=True))
+    runner.warm_up(say)
+    return runner
+
+
+def step_seconds(runner: Runner, checkpoint: Checkpoint, count: int, steps: int) -> tuple[float, float]:
+    """Wall seconds of a decode step of `count` utterances, and of the prefill of all of them."""
+    model = runner.model
+    allocator = ExtentAllocator(runner.cache.scratch)
+    conditionals = checkpoint.conditionals()
+    assert conditionals is not None
+    prefix = model.conditioning(conditionals.t3, 0.5)
+    generator = torch.Generator().manual_seed(count)
+    prompts = []
+    for slot in range(count):
+        text = torch.randint(1, 200, (TEXT_TOKENS,), generator=generator)
+        rows = (allocator.allocate(EXTENT), allocator.allocate(EXTENT))
+        uniforms = torch.rand(steps + 8, generator=generator)
+        prompts.append(Prompt(slot, rows, prefix, text, SamplingParams(), uniforms))
+    prefill = seconds(lambda: runner.prefill(prompts).read(), repeat=1)
+    runner.decode(prompts).read()
+    synchronize()
+    began = time.perf_counter()
+    for _ in range(steps):
+        drawn = runner.decode(prompts)
+    drawn.read()
+    return (time.perf_counter() - began) / steps, prefill
+
+
+def upstream_step_seconds(checkpoint: Checkpoint, device: torch.device, steps: int) -> float:
+    """Wall seconds a token of upstream's own `T3.inference`, prefill left out by a difference of two lengths."""
+    module = upstream.t3(checkpoint.dims.t3, checkpoint.t3_state()).to(device)
+    with torch.no_grad():
+        module.speech_head.weight[module.hp.stop_speech_token] = 0  # so that it runs its length
+    few = max(2, steps // 8)
+    short = upstream_seconds(module, checkpoint, few)
+    return (upstream_seconds(module, checkpoint, few + steps) - short) / steps
+
+
+def upstream_seconds(module: Any, checkpoint: Checkpoint, tokens: int) -> float:
+    from chatterbox.models.t3.modules.cond_enc import T3Cond
+
+    conditionals = checkpoint.conditionals()
+    assert conditionals is not None
+    condition = T3Cond(
+        speaker_emb=conditionals.t3.speaker[None],
+        cond_prompt_speech_tokens=conditionals.t3.prompt_tokens[None],
+        emotion_adv=0.5 * torch.ones(1, 1, 1),
+    ).to(device=module.device)
+    inner = torch.randint(1, 200, (TEXT_TOKENS - 2,), generator=torch.Generator().manual_seed(0))
+    text: Tensor = torch.cat([torch.tensor([255]), inner, torch.tensor([0])]).expand(2, -1).clone()
+    began = time.perf_counter()
+    produced = module.inference(t3_cond=condition, text_tokens=text, max_new_tokens=tokens)
+    synchronize()
+    assert produced.shape[1] == tokens, f"upstream stopped after {produced.shape[1]} of {tokens} tokens"
+    return time.perf_counter() - began
+
+
+def draw(axes: Any, rows: Sequence[Row]) -> None:
+    counts = [row["utterances"] for row in rows]
+    axes.plot(counts, [row["ours"] for row in rows], "o-", label="chatterbox-triton")
+    axes.plot(counts, [row["utterances"] / row["roofline_ms"] * 1000 for row in rows], ":", label="roofline")
+    axes.plot(counts, [row["upstream"] for row in rows], "--", label="chatterbox-tts 0.1.7")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("utterances decoded together")
+    axes.set_ylabel("speech tokens a second")
+    axes.legend()
+    axes.grid(alpha=0.3)
