@@ -87,7 +87,7 @@ def _randomise(modules: Upstream) -> None:
 
 
 def upstream_mel(modules: Upstream, tokens: Tensor, voice: S3GenConditionals, steps: int, seed: int) -> Tensor:
-    """Upstream's mel of the utterance, [mel, frames], from the noise that `start_drawn` gives for the seed."""
+    """Upstream's mel of the utterance, [frames, mel], from the noise that `start_drawn` gives for the seed."""
     torch.manual_seed(seed)
     mel, _ = modules.flow.inference(
         token=tokens[None],
@@ -101,7 +101,7 @@ def upstream_mel(modules: Upstream, tokens: Tensor, voice: S3GenConditionals, st
         n_timesteps=steps,
         meanflow=modules.flow.decoder.estimator.meanflow,
     )
-    return mel[0]
+    return mel[0].T
 
 
 def start_drawn(seed: int, frames: int, mel: int) -> Tensor:
@@ -111,10 +111,10 @@ def start_drawn(seed: int, frames: int, mel: int) -> Tensor:
 
 
 def upstream_wave(modules: Upstream, mel: Tensor, seed: int) -> Tensor:
-    """Upstream's waveform, [480 frames], from the phases and noise that `source_drawn` gives. mel: [mel, frames]."""
+    """Upstream's waveform, [480 frames], from the phases and noise that `source_drawn` gives. mel: [frames, mel]."""
     torch.manual_seed(seed)
     with torch.inference_mode():
-        wave, _ = modules.mel2wav.inference(mel[None])
+        wave, _ = modules.mel2wav.inference(mel.T[None])
     return wave[0]
 
 

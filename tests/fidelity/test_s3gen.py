@@ -45,7 +45,7 @@ def mel_error(dims: S3GenDims, steps: int, prompt: int, count: int, dtype: torch
     reference = upstream_mel(upstream, tokens, voice, steps, seed=3)
     noise = start_drawn(3, 2 * (prompt + count), dims.mel)
     mine = s3gen.mel([VocoderJob(tokens, s3gen.prepare(voice), seed=0)], [noise])[0]
-    assert mine.shape == reference.shape == (dims.mel, 2 * count)
+    assert mine.shape == reference.shape == (2 * count, dims.mel)
     return relative_error(mine, reference)
 
 
@@ -68,7 +68,7 @@ def test_mel_of_one_token_equals_upstream() -> None:
 def test_waveform_equals_upstream_with_the_same_source_noise(dims: S3GenDims, frames: int) -> None:
     upstream = build_upstream(dims)
     s3gen = S3Gen.from_state_dict(upstream.state_dict(), dims, device=CPU)
-    mel = torch.randn(dims.mel, frames, generator=torch.Generator().manual_seed(1))
+    mel = torch.randn(frames, dims.mel, generator=torch.Generator().manual_seed(1))
     reference = upstream_wave(upstream, mel, seed=5)
     mine = s3gen.vocode(mel[None], [frames], [source_drawn(upstream, 5, frames)])[0]
     assert mine.shape == reference.shape == (480 * frames,)

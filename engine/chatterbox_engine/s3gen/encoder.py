@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox_engine.dims import S3GenDims
-from chatterbox_engine.s3gen.weights import Linear, Weights, length_mask
+from chatterbox_engine.s3gen.layers import Linear, attention, cut, key_mask, length_mask, linear
+from chatterbox_engine.s3gen.weights import Weights
 
 _LOOKAHEAD = 3
 
@@ -28,10 +29,10 @@ class Encoder:
         table = weights.take("input_embedding.weight", dims.vocab, width)
         self._table = _Embed(encoder.part("embed"), width)(table)  # per token, so applied to the whole vocabulary here
         ahead = encoder.part("pre_lookahead_layer")
-        self._ahead = _Conv(ahead, "conv1", width, _LOOKAHEAD + 1)
-        self._behind = _Conv(ahead, "conv2", width, 3)
+        self._ahead = ahead.conv("conv1", width, width, _LOOKAHEAD + 1)
+        self._behind = ahead.conv("conv2", width, width, 3)
         self._layers = [_Layer(encoder.part(f"encoders.{i}"), dims) for i in range(dims.encoder_blocks)]
-        self._up = _Conv(encoder, "up_layer.conv", width, 5)
+        self._up = encoder.conv("up_layer.conv", width, width, 5)
         self._up_embed = _Embed(encoder.part("up_embed"), width)
         self._up_layers = [_Layer(encoder.part(f"up_encoders.{i}"), dims) for i in range(dims.encoder_up_blocks)]
         self._norm = encoder.norm("after_norm", width)
@@ -43,11 +44,10 @@ class Encoder:
         tokens: [rows, n] int64; lengths: [rows], None when every row has n. Returns [rows, 2 n, mel].
         """
         x = F.embedding(tokens, self._table)
-        if lengths is not None:
-            x = x * length_mask(lengths, x.shape[1])[..., None]
-        x = x + self._behind(F.leaky_relu(self._ahead(x, left=0)), left=2)
+        x = cut(x, None if lengths is None else length_mask(lengths, x.shape[1])[..., None])
+        x = x + self._behind.causal(F.leaky_relu(self._ahead(x, right=_LOOKAHEAD)))
         x = _run(self._layers, x, lengths)
-        x = self._up(x.repeat_interleave(2, dim=1), left=4)
+        x = self._up.causal(x.repeat_interleave(2, dim=1))
         x = _run(self._up_layers, self._up_embed(x), None if lengths is None else 2 * lengths)
         return self._project(self._norm(x))
 
@@ -62,18 +62,6 @@ class _Embed:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._norm(self._linear(x)) * self._scale
-
-
-class _Conv:
-    """A convolution along positions that keeps their number; `left` zeros before the row, the rest after it."""
-
-    def __init__(self, weights: Weights, name: str, width: int, kernel: int) -> None:
-        self._weight = weights.take(f"{name}.weight", width, width, kernel)
-        self._bias = weights.take(f"{name}.bias", width)
-
-    def __call__(self, x: Tensor, left: int) -> Tensor:
-        padded = F.pad(x.transpose(1, 2), (left, self._weight.shape[2] - 1 - left))
-        return F.conv1d(padded, self._weight, self._bias).transpose(1, 2)
 
 
 class _Layer:
@@ -100,33 +88,29 @@ class _Layer:
         return x + self._units_out(F.silu(self._units_in(self._norm_units(x))))
 
     def _attend(self, x: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """positions: [2 n - 1, width]; mask: [rows, 1, 1, n], zero or minus infinity."""
+        """positions: [1, 2 n - 1, width]; mask: [rows, 1, 1, n], zero or minus infinity."""
         q, k, v = self._qkv(x).unflatten(-1, (3, self._heads, self._size)).permute(2, 0, 3, 1, 4)
-        p = F.linear(positions, self._position).unflatten(-1, (self._heads, self._size)).permute(1, 2, 0)
+        p = linear(positions, self._position, None).unflatten(-1, (self._heads, self._size)).permute(0, 2, 3, 1)
         bias = _by_key((q + self._position_bias) @ p) / math.sqrt(self._size)
         if mask is not None:
             bias = bias + mask
-        out = F.scaled_dot_product_attention(q + self._content_bias, k, v, attn_mask=bias)
-        return self._out(out.transpose(1, 2).flatten(2))
+        return self._out(attention(q + self._content_bias, k, v, bias))
 
 
 def _run(layers: list[_Layer], x: Tensor, lengths: Tensor | None) -> Tensor:
     positions = _relative_positions(x.shape[1], x.shape[2], x.device)
-    mask = None
-    if lengths is not None:
-        keys = length_mask(lengths, x.shape[1])[:, None, None]
-        mask = torch.zeros(keys.shape, device=x.device).masked_fill(~keys, -math.inf)
+    mask = None if lengths is None else key_mask(lengths, x.shape[1], x.dtype)
     for layer in layers:
         x = layer(x, positions, mask)
     return x
 
 
 def _relative_positions(size: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines of the distances size - 1 down to 1 - size. Returns [2 size - 1, width]."""
+    """Sines and cosines of the distances size - 1 down to 1 - size. Returns [1, 2 size - 1, width]."""
     distance = torch.arange(size - 1, -size, -1, device=device, dtype=torch.float32)
     step = torch.arange(0, width, 2, device=device, dtype=torch.float32)
     angle = distance[:, None] * torch.exp(step * -(math.log(10_000.0) / width))
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[None]
 
 
 def _by_key(scores: Tensor) -> Tensor:

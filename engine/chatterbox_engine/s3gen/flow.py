@@ -11,6 +11,7 @@ part of the noisy mel, the same for both halves of classifier-free guidance.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox_engine.dims import S3GenDims
-from chatterbox_engine.s3gen.weights import Linear, Weights, length_mask
+from chatterbox_engine.s3gen.layers import Conv, Linear, attention, key_mask, mish
+from chatterbox_engine.s3gen.weights import Weights
 
 _GUIDANCE = 0.7
 _TIME_SCALE = 1000.0
@@ -42,7 +44,8 @@ class Flow:
         """
         constant = torch.cat([mean, speaker[:, None].expand_as(mean), prompt], dim=-1).to(self._dtype)
         fixed = self._unet.prepare(constant, guided=self._guided)
-        mask = None if lengths is None else self._key_mask(lengths, noise.shape[1])
+        mask = None if lengths is None else key_mask(lengths, noise.shape[1], self._dtype)
+        mask = torch.cat([mask, mask]) if mask is not None and self._guided else mask
         x = noise
         for step, (now, then) in enumerate(pairwise(self._times)):
             change = self._unet(x.to(self._dtype), fixed, step, mask).float()
@@ -52,12 +55,6 @@ class Flow:
             x = x + (then - now) * change
         return x
 
-    def _key_mask(self, lengths: Tensor, frames: int) -> Tensor:
-        """Zero or minus infinity for every key. Returns [rows or 2 rows, 1, 1, frames]."""
-        keys = length_mask(lengths, frames)[:, None, None]
-        mask = torch.zeros(keys.shape, device=keys.device, dtype=self._dtype).masked_fill(~keys, -math.inf)
-        return mask.repeat(2, 1, 1, 1) if self._guided else mask
-
 
 class _UNet:
     """The network that says how the mel changes at one of the solver's times."""
@@ -65,10 +62,10 @@ class _UNet:
     def __init__(self, weights: Weights, dims: S3GenDims, times: list[float]) -> None:
         width, inputs = dims.decoder, 4 * dims.mel
         embedded = _embed_times(weights.cast(torch.float32), dims, times)
-        self._mel = dims.mel
         self._down = _Resnet(weights, "down_blocks.0.0", inputs, width, embedded)
+        self._noisy, self._given = self._down.enter.split(dims.mel)
         self._down_blocks = _blocks(weights.part("down_blocks.0.1"), dims)
-        self._down_conv = _CausalConv(weights, "down_blocks.0.2", width, width)
+        self._down_conv = weights.conv("down_blocks.0.2", width, width, 3)
         self._middle = [
             (
                 _Resnet(weights, f"mid_blocks.{i}.0", width, width, embedded),
@@ -78,42 +75,47 @@ class _UNet:
         ]
         self._up = _Resnet(weights, "up_blocks.0.0", 2 * width, width, embedded)
         self._up_blocks = _blocks(weights.part("up_blocks.0.1"), dims)
-        self._up_conv = _CausalConv(weights, "up_blocks.0.2", width, width)
-        self._final = _CausalConv(weights, "final_block.block.0", width, width)
+        self._up_conv = weights.conv("up_blocks.0.2", width, width, 3)
+        self._final = weights.conv("final_block.block.0", width, width, 3)
         self._final_norm = weights.norm("final_block.block.2", width)
-        self._out = Linear(
-            weights.take("final_proj.weight", dims.mel, width, 1).squeeze(2), weights.take("final_proj.bias", dims.mel)
-        )
+        self._out = weights.pointwise("final_proj", width, dims.mel)
 
     def prepare(self, constant: Tensor, *, guided: bool) -> tuple[Tensor, Tensor]:
         """What mean, speaker and prompt add to the first layer. constant: [rows, frames, 3 mel]."""
         if guided:  # the second half sees neither of them
             constant = torch.cat([constant, torch.zeros_like(constant)])
-        return self._down.enter(constant, slice(self._mel, None), bias=True)
+        return self._given(constant)
 
     def __call__(self, x: Tensor, fixed: tuple[Tensor, Tensor], step: int, mask: Tensor | None) -> Tensor:
         """x: [rows, frames, mel]; fixed: what `prepare` returned. Returns [rows or 2 rows, frames, mel]."""
         halves = fixed[0].shape[0] // x.shape[0]
-        mine = self._down.enter(x, slice(0, self._mel), bias=False)
-        h, residual = (part.repeat(halves, 1, 1) + other for part, other in zip(mine, fixed, strict=True))
-        skip = _run(self._down_blocks, self._down.leave(h, residual, step), mask)
-        h = self._down_conv(skip)
+        first, around = (part.repeat(halves, 1, 1) + other for part, other in zip(self._noisy(x), fixed, strict=True))
+        skip = _run(self._down_blocks, self._down.leave(first, around, step), mask)
+        h = self._down_conv.causal(skip)
         for resnet, blocks in self._middle:
             h = _run(blocks, resnet(h, step), mask)
         h = self._up(torch.cat([h, skip], dim=-1), step)
-        h = self._up_conv(_run(self._up_blocks, h, mask))
-        return self._out(F.mish(self._final_norm(self._final(h))))
+        h = self._up_conv.causal(_run(self._up_blocks, h, mask))
+        return self._out(mish(self._final_norm(self._final.causal(h))))
 
 
-class _CausalConv:
-    """A convolution over a frame and the two before it."""
+@dataclass(frozen=True)
+class _Enter:
+    """The first convolution of a residual block and the linear way around it."""
 
-    def __init__(self, weights: Weights, name: str, inputs: int, outputs: int) -> None:
-        self.weight = weights.take(f"{name}.weight", outputs, inputs, 3)
-        self.bias = weights.take(f"{name}.bias", outputs)
+    first: Conv
+    around: Linear
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return causal_conv(x, self.weight, self.bias)
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first.causal(x), self.around(x)
+
+    def split(self, channels: int) -> tuple[_Enter, _Enter]:
+        """What the first input channels add, and what the others and the biases add."""
+        front, back = slice(0, channels), slice(channels, None)
+        return (
+            _Enter(self.first.inputs(front, bias=False), self.around.inputs(front, bias=False)),
+            _Enter(self.first.inputs(back, bias=True), self.around.inputs(back, bias=True)),
+        )
 
 
 class _Resnet:
@@ -122,28 +124,22 @@ class _Resnet:
     def __init__(self, weights: Weights, name: str, inputs: int, outputs: int, embedded: Tensor) -> None:
         """embedded: [steps, time width] float32, to which this block's own projection is applied here."""
         part = weights.part(name)
-        self._first = _CausalConv(part, "block1.block.0", inputs, outputs)
-        self._first_norm = part.norm("block1.block.2", outputs)
-        self._second = _CausalConv(part, "block2.block.0", outputs, outputs)
-        self._second_norm = part.norm("block2.block.2", outputs)
-        self._around = Linear(
-            part.take("res_conv.weight", outputs, inputs, 1).squeeze(2), part.take("res_conv.bias", outputs)
+        self.enter = _Enter(
+            part.conv("block1.block.0", inputs, outputs, 3), part.pointwise("res_conv", inputs, outputs)
         )
+        self._first_norm = part.norm("block1.block.2", outputs)
+        self._second = part.conv("block2.block.0", outputs, outputs, 3)
+        self._second_norm = part.norm("block2.block.2", outputs)
         project = part.cast(torch.float32).linear("mlp.1", embedded.shape[1], outputs)
-        self._times = project(F.mish(embedded)).to(self._first.weight.dtype)  # [steps, outputs]
+        self._times = project(mish(embedded)).to(self._second.weight.dtype)  # [steps, outputs]
 
     def __call__(self, x: Tensor, step: int) -> Tensor:
-        return self.leave(*self.enter(x, slice(None), bias=True), step)
-
-    def enter(self, x: Tensor, channels: slice, *, bias: bool) -> tuple[Tensor, Tensor]:
-        """First convolution and way around, of some of the input channels."""
-        first = causal_conv(x, self._first.weight[:, channels], self._first.bias if bias else None)
-        return first, F.linear(x, self._around.weight[:, channels], self._around.bias if bias else None)
+        return self.leave(*self.enter(x), step)
 
     def leave(self, first: Tensor, around: Tensor, step: int) -> Tensor:
-        """Everything after them."""
-        h = F.mish(self._first_norm(first)) + self._times[step]
-        return F.mish(self._second_norm(self._second(h))) + around
+        """Everything after `enter`."""
+        h = mish(self._first_norm(first)) + self._times[step]
+        return mish(self._second_norm(self._second.causal(h))) + around
 
 
 class _Block:
@@ -165,13 +161,7 @@ class _Block:
 
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = self._qkv(x).unflatten(-1, (3, self._heads, self._size)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self._attention_out(out.transpose(1, 2).flatten(2))
-
-
-def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolution of kernel 3 over frames, two zeros before the row. x: [rows, frames, inputs]."""
-    return F.conv1d(F.pad(x, (0, 0, 2, 0)).transpose(1, 2), weight, bias).transpose(1, 2)
+        return self._attention_out(attention(q, k, v, mask))
 
 
 def _blocks(weights: Weights, dims: S3GenDims) -> list[_Block]:

@@ -1,6 +1,6 @@
 """Mel to waveform: a neural source filter with an inverse Fourier transform at its end (arXiv 2309.09493).
 
-Follows upstream `hifigan.py` and `f0_predictor.py`; always float32; tensors are [rows, channels, positions]. Nothing
+Follows upstream `hifigan.py` and `f0_predictor.py`; always float32; tensors are [rows, positions, channels]. Nothing
 in it is causal, so in a padded batch every convolution's input is set to zero behind the row's end: that is what the
 row alone would have as zero padding there. Both Fourier transforms are convolutions, which can be captured in a graph.
 """
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.s3gen.layers import ConvTransposed, cut, image_weight, length_mask
 from chatterbox_engine.s3gen.noise import HARMONICS, SAMPLES_PER_FRAME
-from chatterbox_engine.s3gen.weights import Weights, length_mask
+from chatterbox_engine.s3gen.weights import Weights
 from chatterbox_engine.types import SAMPLE_RATE
 
 _UPSAMPLING = ((8, 16), (5, 11), (3, 7))  # stride, kernel
@@ -41,17 +42,17 @@ class Hift:
         self._f0 = _PitchPredictor(weights.part("f0_predictor"), dims)
         self._source = _Source(weights.part("m_source"))
         self._fourier = _Fourier(weights.device)
-        self._enter = _normed_conv(weights, "conv_pre", dims.mel, dims.hift, 7)
+        self._enter = weights.normed_conv("conv_pre", dims.mel, dims.hift, 7)
         self._stages = [_Stage(weights, i, dims.hift >> i) for i in range(len(_UPSAMPLING))]
-        self._leave = _normed_conv(weights, "conv_post", dims.hift >> len(_UPSAMPLING), _BINS, 7)
+        self._leave = weights.normed_conv("conv_post", dims.hift >> len(_UPSAMPLING), _BINS, 7)
 
     def __call__(self, mel: Tensor, phases: Tensor, noise: Tensor, frames: Tensor | None) -> Tensor:
         """Synthesises padded rows.
 
-        mel: [rows, mel, n]; phases: [rows, HARMONICS]; noise: [rows, 480 n]; frames: [rows] int64, None when every row
+        mel: [rows, n, mel]; phases: [rows, HARMONICS]; noise: [rows, 480 n]; frames: [rows] int64, None when every row
         has n. Returns [rows, 480 n] in [-0.99, 0.99]; what lies behind a row's end is not part of it.
         """
-        ends = _Ends(frames, mel.shape[2])
+        ends = _Ends(frames, mel.shape[1])
         mel = ends.cut(mel)
         source = self._source(self._f0(mel, ends), phases, noise)
         spectrum = ends.cut(self._fourier.analyse(source, frames), _STEPS_PER_FRAME, 1)
@@ -71,38 +72,14 @@ class _Ends:
     size: int  # mel frames of the tensor
 
     def mask(self, rate: int = 1, extra: int = 0) -> Tensor | None:
-        """True inside the rows at that many positions per frame and some more. [rows, 1, size * rate + extra] bool."""
+        """True inside the rows at that many positions per frame and some more. [rows, size * rate + extra, 1] bool."""
         if self.frames is None:
             return None
-        return length_mask(self.frames * rate + extra, self.size * rate + extra)[:, None]
+        return length_mask(self.frames * rate + extra, self.size * rate + extra)[..., None]
 
     def cut(self, x: Tensor, rate: int = 1, extra: int = 0) -> Tensor:
         """Zeroes what lies behind the rows' ends."""
-        return _cut(x, self.mask(rate, extra))
-
-
-def _cut(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else x * mask
-
-
-@dataclass(frozen=True)
-class _Conv:
-    """A convolution that keeps the number of positions, unless it has a stride."""
-
-    weight: Tensor  # [outputs, inputs, kernel]
-    bias: Tensor
-    dilation: int = 1
-    stride: int = 1
-    padding: int | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        padding = (self.weight.shape[2] - 1) * self.dilation // 2 if self.padding is None else self.padding
-        return F.conv1d(x, self.weight, self.bias, self.stride, padding, self.dilation)
-
-
-def _normed_conv(weights: Weights, name: str, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> _Conv:
-    weight = weights.weight_norm(name, outputs, inputs, kernel)
-    return _Conv(weight, weights.take(f"{name}.bias", outputs), dilation)
+        return cut(x, self.mask(rate, extra))
 
 
 class _PitchPredictor:
@@ -111,17 +88,17 @@ class _PitchPredictor:
     def __init__(self, weights: Weights, dims: S3GenDims) -> None:
         widths = [dims.mel] + [dims.f0] * _F0_LAYERS
         self._convs = [
-            _normed_conv(weights, f"condnet.{2 * i}", inputs, outputs, 3)
+            weights.normed_conv(f"condnet.{2 * i}", inputs, outputs, 3)
             for i, (inputs, outputs) in enumerate(pairwise(widths))
         ]
         self._out = weights.linear("classifier", dims.f0, 1)
 
     def __call__(self, mel: Tensor, ends: _Ends) -> Tensor:
-        """mel: [rows, mel, frames]. Returns [rows, frames]."""
+        """mel: [rows, frames, mel]. Returns [rows, frames]."""
         x, mask = mel, ends.mask()
         for conv in self._convs:
-            x = _cut(F.elu(conv(x)), mask)
-        return self._out(x.transpose(1, 2)).squeeze(2).abs()
+            x = cut(F.elu(conv(x)), mask)
+        return self._out(x).squeeze(2).abs()
 
 
 class _Source:
@@ -154,15 +131,13 @@ class _Stage:
 
     def __init__(self, weights: Weights, index: int, width: int) -> None:
         """width: input channels; half as many come out."""
-        self._stride, self._kernel = _UPSAMPLING[index]
-        self._up = weights.weight_norm(f"ups.{index}", width, width // 2, self._kernel)
-        self._up_bias = weights.take(f"ups.{index}.bias", width // 2)
+        stride, kernel = _UPSAMPLING[index]
+        up = weights.weight_norm(f"ups.{index}", width, width // 2, kernel)
+        self._up = ConvTransposed(image_weight(up), weights.take(f"ups.{index}.bias", width // 2), stride)
         stride = _SOURCE_STRIDES[index]
-        self._source = _Conv(
-            weights.take(f"source_downs.{index}.weight", width // 2, _BINS, 2 * stride if stride > 1 else 1),
-            weights.take(f"source_downs.{index}.bias", width // 2),
-            stride=stride,
-            padding=stride // 2,
+        kernel = 2 * stride if stride > 1 else 1
+        self._source = weights.conv(
+            f"source_downs.{index}", _BINS, width // 2, kernel, stride=stride, padding=stride // 2
         )
         self._source_stack = _Stack(weights.part(f"source_resblocks.{index}"), width // 2, _SOURCE_KERNELS[index])
         self._stacks = [
@@ -172,13 +147,12 @@ class _Stage:
         self._last = index == len(_UPSAMPLING) - 1
 
     def __call__(self, x: Tensor, spectrum: Tensor, ends: _Ends, rate: int) -> Tensor:
-        """x: [rows, width, n]; rate: positions per mel frame after upsampling. Returns [rows, width / 2, stride n]."""
+        """x: [rows, n, width]; rate: positions per mel frame after upsampling. Returns [rows, stride n, width / 2]."""
         mask = ends.mask(rate, extra=int(self._last))
-        x = F.leaky_relu(x, 0.1)
-        x = F.conv_transpose1d(x, self._up, self._up_bias, self._stride, (self._kernel - self._stride) // 2)
+        x = self._up(F.leaky_relu(x, 0.1))
         if self._last:  # the transform has one step more than there are positions: the second one in front
-            x = torch.cat([x[:, :, 1:2], x], dim=2)
-        x = _cut(x + self._source_stack(_cut(self._source(spectrum), mask), mask), mask)
+            x = torch.cat([x[:, 1:2], x], dim=1)
+        x = cut(x + self._source_stack(cut(self._source(spectrum), mask), mask), mask)
         total = self._stacks[0](x, mask)
         for stack in self._stacks[1:]:
             total = total + stack(x, mask)
@@ -192,16 +166,16 @@ class _Stack:
         self._pairs = [
             (
                 _Snake(weights, f"activations1.{i}", width),
-                _normed_conv(weights, f"convs1.{i}", width, width, kernel, dilation),
+                weights.normed_conv(f"convs1.{i}", width, width, kernel, dilation),
                 _Snake(weights, f"activations2.{i}", width),
-                _normed_conv(weights, f"convs2.{i}", width, width, kernel),
+                weights.normed_conv(f"convs2.{i}", width, width, kernel),
             )
             for i, dilation in enumerate(_DILATIONS)
         ]
 
     def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
         for snake1, conv1, snake2, conv2 in self._pairs:  # Snake keeps zeros
-            x = x + _cut(conv2(snake2(_cut(conv1(snake1(x)), mask))), mask)
+            x = x + cut(conv2(snake2(cut(conv1(snake1(x)), mask))), mask)
         return x
 
 
@@ -209,7 +183,7 @@ class _Snake:
     """x + sin(alpha x)^2 / alpha."""
 
     def __init__(self, weights: Weights, name: str, width: int) -> None:
-        self._alpha = weights.take(f"{name}.alpha", width)[:, None]
+        self._alpha = weights.take(f"{name}.alpha", width)
         self._inverse = 1.0 / (self._alpha + 1e-9)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -217,7 +191,7 @@ class _Snake:
 
 
 class _Fourier:
-    """Short-time transforms of 16 samples every 4, Hann window, centred, as convolutions with fixed kernels."""
+    """Short-time transforms of 16 samples every 4, Hann window, centred, as products with fixed matrices."""
 
     def __init__(self, device: torch.device) -> None:
         window = torch.hann_window(_FFT, dtype=torch.float64)
@@ -226,30 +200,39 @@ class _Fourier:
         forward = torch.cat([angle.cos(), -angle.sin()]) * window
         twice = torch.where((frequency == 0) | (frequency == _FFT // 2), 1.0, 2.0) / _FFT  # conjugate frequencies
         back = torch.cat([angle.cos() * twice, -angle.sin() * twice]) * window
-        self._forward = forward[:, None].float().to(device)  # [_BINS, 1, _FFT]
-        self._back = back[:, None].float().to(device)  # [_BINS, 1, _FFT]
-        self._power = window.square()[None, None].float().to(device)
+        self._forward = forward.T.float().to(device)  # [_FFT, _BINS]
+        self._back = back.float().to(device)  # [_BINS, _FFT]
+        self._power = window.square().float().to(device)  # [_FFT]
 
     def analyse(self, signal: Tensor, frames: Tensor | None) -> Tensor:
-        """signal: [rows, samples], reflected at each row's own ends. Returns [rows, _BINS, samples / 4 + 1]."""
+        """signal: [rows, samples], reflected at each row's own ends. Returns [rows, samples / 4 + 1, _BINS]."""
         half = _FFT // 2
         if frames is None:
-            padded = F.pad(signal[:, None], (half, half), mode="reflect")
+            padded = F.pad(signal[:, None], (half, half), mode="reflect")[:, 0]
         else:
             last = SAMPLES_PER_FRAME * frames[:, None] - 1
             position = torch.arange(-half, signal.shape[1] + half, device=signal.device).abs()
             mirrored = torch.where(position <= last, position, 2 * last - position)
-            padded = signal.gather(1, mirrored.clamp(min=0))[:, None]
-        return F.conv1d(padded, self._forward, stride=_HOP)
+            padded = signal.gather(1, mirrored.clamp(min=0))
+        return padded.unfold(1, _FFT, _HOP) @ self._forward
 
     def synthesise(self, x: Tensor, ends: _Ends) -> Tensor:
-        """Log magnitudes and phases to samples. x: [rows, _BINS, n]; returns [rows, 4 (n - 1)]."""
-        magnitude, phase = x.split(_BINS // 2, dim=1)
+        """Log magnitudes and phases to samples. x: [rows, n, _BINS]; returns [rows, 4 (n - 1)]."""
+        magnitude, phase = x.split(_BINS // 2, dim=2)
         magnitude = magnitude.exp().clamp(max=_MAX_MAGNITUDE)
         phase = torch.sin(phase)
-        spectrum = ends.cut(torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=1), _STEPS_PER_FRAME, 1)
-        present = ends.cut(torch.ones_like(x[:, :1]), _STEPS_PER_FRAME, 1)
-        half = _FFT // 2
-        signal = F.conv_transpose1d(spectrum, self._back, stride=_HOP)[:, 0, half:-half]
-        overlap = F.conv_transpose1d(present, self._power, stride=_HOP)[:, 0, half:-half]
+        spectrum = ends.cut(torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=2), _STEPS_PER_FRAME, 1)
+        present = ends.cut(torch.ones_like(x[..., :1]), _STEPS_PER_FRAME, 1)
+        signal, overlap = _overlap(spectrum @ self._back), _overlap(present * self._power)
         return (signal / overlap.clamp(min=1e-11)).clamp(-_MAX_SAMPLE, _MAX_SAMPLE)
+
+
+def _overlap(pieces: Tensor) -> Tensor:
+    """Adds pieces of _FFT samples that start every _HOP, and leaves out half a piece at both ends.
+
+    pieces: [rows, n, _FFT]; returns [rows, _HOP (n - 1)].
+    """
+    parts = pieces.unflatten(2, (-1, _HOP)).unbind(2)  # each [rows, n, _HOP]
+    more = len(parts) - 1
+    total = torch.stack([F.pad(part, (0, 0, i, more - i)) for i, part in enumerate(parts)]).sum(0)
+    return total.flatten(1)[:, _FFT // 2 : -(_FFT // 2)]

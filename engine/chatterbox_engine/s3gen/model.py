@@ -63,9 +63,9 @@ class S3Gen:
         self.dims, self.device = dims, weights.device
         flow = weights.part("flow")
         self._project_speaker = flow.linear("spk_embed_affine_layer", dims.speaker_embed, dims.mel)
-        self._encoder = Encoder(flow, dims)
-        self._flow = Flow(flow.part("decoder.estimator"), dims, dtype, cfm_steps)
-        self._hift = Hift(weights.part("mel2wav"), dims)
+        self.encoder = Encoder(flow, dims)
+        self.flow = Flow(flow.part("decoder.estimator"), dims, dtype, cfm_steps)
+        self.hift = Hift(weights.part("mel2wav"), dims)
         fade = (torch.cos(torch.linspace(torch.pi, 0, _MUTED)) + 1) / 2
         self._fade = torch.cat([torch.zeros(_MUTED), fade]).to(self.device)
 
@@ -113,7 +113,7 @@ class S3Gen:
 
     @torch.inference_mode()
     def mel(self, jobs: Sequence[VocoderJob], noise: Sequence[Tensor] | None = None) -> Tensor:
-        """Log mels of the jobs' utterances, without their prompts: [rows, mel, longest], zero behind a row's end.
+        """Log mels of the jobs' utterances, without their prompts: [rows, longest, mel], zero behind a row's end.
 
         noise: where the flow starts, [prompt + utterance frames, mel] per job; by default from the job's seed.
         """
@@ -123,8 +123,8 @@ class S3Gen:
         start = noise or [start_noise(job.seed, total, self.dims.mel) for job, total in zip(jobs, totals, strict=True)]
         tokens = self._pad([torch.cat([job.voice.tokens, self._upload(job.tokens)]) for job in jobs])
         lengths = self._lengths(totals)
-        mean = self._encoder(tokens, None if lengths is None else lengths // _FRAMES_PER_TOKEN)
-        x = self._flow(
+        mean = self.encoder(tokens, None if lengths is None else lengths // _FRAMES_PER_TOKEN)
+        x = self.flow(
             self._pad(start),
             mean,
             torch.stack([voice.speaker for voice in voices]),
@@ -137,10 +137,10 @@ class S3Gen:
     def vocode(self, mel: Tensor, frames: Sequence[int], source: Sequence[SourceNoise]) -> Tensor:
         """Waveforms of mels, without the fade: [rows, 480 longest], of which 480 times its frames belong to a row.
 
-        mel: [rows, mel, longest]; frames: of every row.
+        mel: [rows, longest, mel]; frames: of every row.
         """
         phases = self._pad([noise.phases for noise in source])
-        return self._hift(mel, phases, self._pad([noise.samples for noise in source]), self._lengths(frames))
+        return self.hift(mel, phases, self._pad([noise.samples for noise in source]), self._lengths(frames))
 
     def _lengths(self, lengths: Sequence[int]) -> Tensor | None:
         """[rows] int64 on the device, None when no row is padded."""
@@ -161,10 +161,10 @@ class S3Gen:
         return tensor.to(self.device, non_blocking=True)
 
     def _crop(self, x: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
-        """Takes `sizes` frames from `starts` on out of every row. x: [rows, n, mel]; returns [rows, mel, longest]."""
-        out = x.new_zeros((len(sizes), x.shape[2], max(sizes)))
+        """Takes `sizes` frames from `starts` on out of every row. x: [rows, n, mel]; returns [rows, longest, mel]."""
+        out = x.new_zeros((len(sizes), max(sizes), x.shape[2]))
         for target, row, start, size in zip(out, x, starts, sizes, strict=True):
-            target[:, :size] = row[start : start + size].T
+            target[:size] = row[start : start + size]
         return out
 
 

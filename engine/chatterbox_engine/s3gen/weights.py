@@ -1,16 +1,15 @@
-"""Reads the official state dict, strictly, and the few kinds of layer that its tensors make."""
+"""Reads the official state dict, strictly."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox_engine.errors import CheckpointError
+from chatterbox_engine.s3gen.layers import Conv, Linear, Norm, image_weight
 
 _NAMED_IN_ERROR = 20
 
@@ -67,6 +66,21 @@ class Weights:
         """A layer norm over the last dimension."""
         return Norm(self.take(f"{name}.weight", width), self.take(f"{name}.bias", width), eps)
 
+    def conv(self, name: str, inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0) -> Conv:
+        """A convolution with a bias."""
+        weight, bias = self.take(f"{name}.weight", outputs, inputs, kernel), self.take(f"{name}.bias", outputs)
+        return Conv(image_weight(weight), bias, stride=stride, padding=padding)
+
+    def pointwise(self, name: str, inputs: int, outputs: int) -> Linear:
+        """A convolution of kernel 1."""
+        weight, bias = self.take(f"{name}.weight", outputs, inputs, 1), self.take(f"{name}.bias", outputs)
+        return Linear(weight.squeeze(2), bias)
+
+    def normed_conv(self, name: str, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> Conv:
+        """A convolution with weight norm that keeps the number of positions."""
+        weight, bias = self.weight_norm(name, outputs, inputs, kernel), self.take(f"{name}.bias", outputs)
+        return Conv(image_weight(weight), bias, dilation, padding=(kernel - 1) * dilation // 2)
+
     def weight_norm(self, name: str, *shape: int) -> Tensor:
         """A weight that the checkpoint holds as magnitude and direction, multiplied out."""
         at = f"{name}.parametrizations.weight"
@@ -79,31 +93,3 @@ class Weights:
         if wrong:
             more = f" and {len(wrong) - _NAMED_IN_ERROR} more" if len(wrong) > _NAMED_IN_ERROR else ""
             raise CheckpointError(f"S3Gen weights: {'; '.join(wrong[:_NAMED_IN_ERROR])}{more}")
-
-
-@dataclass(frozen=True)
-class Linear:
-    """`x @ weight.T + bias` over the last dimension."""
-
-    weight: Tensor  # [outputs, inputs]
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-@dataclass(frozen=True)
-class Norm:
-    """Layer norm over the last dimension."""
-
-    weight: Tensor  # [width]
-    bias: Tensor  # [width]
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """True where a position belongs to its row. lengths: [rows] int64; result: [rows, size] bool."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
