@@ -25,9 +25,9 @@ class Extent:
     size: int
 
 
-def round_up(positions: int) -> int:
-    """The extent size that holds this many positions."""
-    return -(-positions // GRAIN) * GRAIN
+def round_up(count: int, grain: int = GRAIN) -> int:
+    """The next multiple of `grain`: by default the extent size that holds this many positions."""
+    return -(-count // grain) * grain
 
 
 class ExtentAllocator:

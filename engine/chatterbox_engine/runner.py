@@ -16,12 +16,16 @@ from torch import Tensor
 
 from chatterbox_engine import sampling
 from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.kv_cache import Extent, KVCache
+from chatterbox_engine.kv_cache import Extent, KVCache, round_up
 from chatterbox_engine.t3 import T3
 from chatterbox_engine.types import SamplingParams
 
 PREFILL_LENGTHS = (64, 96, 128, 160, 192, 256, 320, 384, 448, 512)
 PREFILL_ROWS = (2, 8)
+ROW_GRAIN = 4
+"""Without graphs, decode rows are padded to a multiple of this. On a CPU, matrix products of 4, 8, 12, ... rows give each
+row the same bits, and fewer or odd ones do not (seen with MKL on AVX-512, one and two threads): so a request's tokens
+do not depend on its company."""
 
 
 @dataclass(frozen=True)
@@ -118,16 +122,15 @@ class Runner:
         dims = model.dims
         device = model.device
         self.slots = Slots(max_slots, dims.speech_vocab, dims.max_speech_tokens, device)
-        self._logits = torch.zeros(
-            max(2 * max_slots, PREFILL_ROWS[-1]), dims.speech_vocab, dtype=model.dtype, device=device
-        )
+        rows = max(round_up(2 * max_slots, ROW_GRAIN), PREFILL_ROWS[-1])
+        self._logits = torch.zeros(rows, dims.speech_vocab, dtype=model.dtype, device=device)
         self._prompt: tuple[Tensor, Tensor, Tensor] | None = None
         if graphs.enabled:
             self._prompt = self._new_prompt_tensors(PREFILL_ROWS[-1], PREFILL_LENGTHS[-1])
         self._drawn = torch.zeros(max_slots, dtype=torch.int64, device=device)
         # The batch: which slot and extent each row belongs to, and which rows each utterance is guided by.
-        self._row_slot = torch.full((2 * max_slots,), self.slots.dummy, device=device)
-        self._row_start = torch.full((2 * max_slots,), cache.scratch, device=device)
+        self._row_slot = torch.full((rows,), self.slots.dummy, device=device)
+        self._row_start = torch.full((rows,), cache.scratch, device=device)
         self._batch = torch.zeros(3, max_slots, dtype=torch.int64, device=device)  # slot, conditional, unconditional
         self._current: tuple[int, ...] = ()
         self._rows = 0
@@ -154,7 +157,7 @@ class Runner:
         if batch != self._current:
             self._upload(utterances)
             self._current = batch
-        rows = self._bucket(self._rows, 2 * self.max_slots)
+        rows = self._row_bucket(self._rows)
         self.graphs.run(("decode", rows), partial(self._decode_rows, rows))
         return Drawn(self._sample(utterances))
 
@@ -162,7 +165,7 @@ class Runner:
     def warm_up(self, report: Callable[[str], None]) -> None:
         """Captures every graph (or, without graphs, runs one step), saying how far it is."""
         if not self.graphs.enabled:
-            self._decode_rows(2)
+            self._decode_rows(ROW_GRAIN)
             report("T3: one step run, no CUDA graphs")
             return
         # Largest first: the graphs' shared memory pool is then large enough for all later captures.
@@ -182,8 +185,11 @@ class Runner:
             self.graphs.capture(key, function)
             report(f"T3: CUDA graph {index} of {len(work)}, {time.monotonic() - began:.1f} s")
 
-    def _bucket(self, count: int, limit: int) -> int:
-        return bucket(count, limit) if self.graphs.enabled else count
+    def _row_bucket(self, rows: int) -> int:
+        return bucket(rows, 2 * self.max_slots) if self.graphs.enabled else round_up(rows, ROW_GRAIN)
+
+    def _count_bucket(self, count: int) -> int:
+        return bucket(count, self.max_slots) if self.graphs.enabled else count
 
     def _upload(self, utterances: Sequence[Prompt]) -> None:
         """Describes a new batch to the device."""
@@ -196,8 +202,8 @@ class Runner:
             starts += [extent.start for extent in utterance.rows]
             batch.append((utterance.slot, first, len(slots) - 1))
         self._rows = len(slots)
-        rows = self._bucket(len(slots), 2 * self.max_slots)
-        count = self._bucket(len(batch), self.max_slots)
+        rows = self._row_bucket(len(slots))
+        count = self._count_bucket(len(batch))
         slots += [self.slots.dummy] * (rows - len(slots))
         starts += [self.cache.scratch] * (rows - len(starts))
         batch += [(self.slots.dummy, 0, 0)] * (count - len(batch))
@@ -214,7 +220,7 @@ class Runner:
 
     def _sample(self, utterances: Sequence[Prompt]) -> Tensor:
         """Draws a token for each utterance of the uploaded batch: a view of [utterances]."""
-        count = self._bucket(len(utterances), self.max_slots)
+        count = self._count_bucket(len(utterances))
         use_top_p = any(utterance.sampling.top_p < 1 for utterance in utterances)
         self.graphs.run(("sample", count, use_top_p), partial(self._sample_rows, count, use_top_p))
         return self._drawn[: len(utterances)]

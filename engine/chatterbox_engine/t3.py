@@ -123,7 +123,7 @@ class T3(nn.Module):
         prompt = voice.prompt_tokens.to(self.device)
         embedded = (self.speech_embedding[prompt] + self.speech_position[: len(prompt)]).float()
         speaker = self.speaker(voice.speaker.to(self.device)[None])  # [1, hidden]
-        emotion = self.emotion(torch.full((1, 1), exaggeration, device=self.device))
+        emotion = self.emotion(torch.full((1, 1), float(exaggeration), device=self.device))
         return torch.cat([speaker, self.perceiver(embedded[None])[0], emotion]).to(self.dtype)
 
     @torch.inference_mode()

@@ -16,6 +16,7 @@ from chatterbox_engine.runner import Prompt, Runner
 from chatterbox_engine.t3 import T3
 from chatterbox_engine.types import Conditionals, SamplingParams
 from tests.fidelity import upstream
+from tests.fidelity.t3_loop import Loop, Request
 
 CPU = torch.device("cpu")
 EXTENT = 512
@@ -28,6 +29,7 @@ class Pair:
     ours: T3
     theirs: Any
     voice: Conditionals
+    state: dict[str, Tensor]
 
     def condition(self, exaggeration: float) -> Any:
         from chatterbox.models.t3.modules.cond_enc import T3Cond
@@ -46,7 +48,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     assert voice is not None
     dims = checkpoint.dims.t3
     ours = T3.from_state_dict(checkpoint.t3_state(), dims, device=CPU, dtype=torch.float32)
-    return Pair(ours, upstream.t3(dims, checkpoint.t3_state()), voice)
+    return Pair(ours, upstream.t3(dims, checkpoint.t3_state()), voice, checkpoint.t3_state())
 
 
 def text_of(length: int) -> Tensor:
@@ -56,6 +58,19 @@ def text_of(length: int) -> Tensor:
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
+
+
+def teacher_forced(model: T3, voice: Conditionals, text: Tensor, forced: Tensor) -> Tensor:
+    """Logits after the prompt and after each forced token: [1 + tokens, 2, vocab]."""
+    prompt = model.prompt(model.conditioning(voice.t3, 0.7), text)
+    length = prompt.shape[1]
+    cache = KVCache(model.dims, 2 * EXTENT, device=CPU, dtype=model.dtype)
+    starts = torch.tensor([EXTENT, 0])
+    logits = [model.prefill(prompt, cache, starts[:, None] + torch.arange(length), torch.full((2,), length - 1))]
+    for step, token in enumerate(forced):
+        position = torch.full((2,), length + step)
+        logits.append(model.decode(token.expand(2), torch.full((2,), step + 1), starts, position, cache))
+    return torch.stack(logits)
 
 
 @torch.inference_mode()
@@ -76,17 +91,7 @@ def test_prefill_and_64_teacher_forced_steps_give_upstreams_logits(pair: Pair) -
         out = theirs.tfmr(inputs_embeds=embed.expand(2, -1, -1), past_key_values=out.past_key_values, use_cache=True)
         expected.append(theirs.speech_head(out.last_hidden_state[:, -1]))
 
-    model = pair.ours
-    prompt = model.prompt(model.conditioning(pair.voice.t3, 0.7), text)
-    length = prompt.shape[1]
-    cache = KVCache(model.dims, 2 * EXTENT, device=CPU, dtype=torch.float32)
-    starts = torch.tensor([EXTENT, 0])
-    where = starts[:, None] + torch.arange(length)
-    got = [model.prefill(prompt, cache, where, torch.full((2,), length - 1))]
-    for step, token in enumerate(forced):
-        position = torch.full((2,), length + step)
-        got.append(model.decode(token.expand(2), torch.full((2,), step + 1), starts, position, cache))
-
+    got = teacher_forced(pair.ours, pair.voice, text, forced)
     errors = [relative_error(ours, theirs) for ours, theirs in zip(got, expected, strict=True)]
     assert max(errors) < 1e-4, f"worst step {max(range(65), key=errors.__getitem__)}: {max(errors):.2e}"
 
@@ -176,9 +181,38 @@ def test_drawn_tokens_are_upstreams_given_the_same_uniform_numbers(
     assert our_tokens(pair, text, params, uniforms) == upstream_tokens(pair, monkeypatch, text, params, uniforms)
 
 
+def test_a_request_of_3000_positions_on_a_cache_planned_for_1200_gives_upstreams_tokens(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = dict(tiny.t3_state())
+    head = state["speech_head.weight"].clone()
+    head[tiny.dims.t3.stop_speech] = -head.abs().amax(dim=0)  # so that it never stops by itself
+    state["speech_head.weight"] = head
+    voice = tiny.conditionals()
+    assert voice is not None
+    model = T3.from_state_dict(state, tiny.dims.t3, device=CPU, dtype=torch.float32)
+    pair = Pair(model, upstream.t3(tiny.dims.t3, state), voice, state)
+
+    request = Request(text_length=60, sampling=SamplingParams(), seed=1, max_tokens=3000 - 34 - 62 - 2)
+    uniforms = torch.rand(request.max_tokens + 1, generator=torch.Generator().manual_seed(request.seed))
+    Loop(model, voice.t3, slots=6, cache_len=1200).run([request])
+    assert (request.ending, len(request.tokens)) == ("length", request.max_tokens)
+    assert request.tokens == upstream_tokens(pair, monkeypatch, request.text(), request.sampling, uniforms)
+
+
 def test_without_guidance_one_row_gives_the_conditional_tokens(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     # Upstream crashes at cfg_weight=0, so the reference is guidance of vanishing weight.
     uniforms = torch.rand(41, generator=torch.Generator().manual_seed(5))
     text = text_of(20)
     ours = our_tokens(pair, text, SamplingParams(cfg_weight=0.0), uniforms)
     assert ours == upstream_tokens(pair, monkeypatch, text, SamplingParams(cfg_weight=1e-9), uniforms)
+
+
+@torch.inference_mode()
+def test_bfloat16_logits_stay_near_float32(pair: Pair) -> None:
+    half = T3.from_state_dict(pair.state, pair.ours.dims, device=CPU, dtype=torch.bfloat16)
+    text = text_of(40)
+    forced = torch.randint(0, 6561, (24,), generator=torch.Generator().manual_seed(2))
+    exact, rounded = (teacher_forced(model, pair.voice, text, forced) for model in (pair.ours, half))
+    error = relative_error(rounded.float(), exact)
+    assert error < 2e-2, f"{error:.2e}"

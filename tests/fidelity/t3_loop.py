@@ -1,0 +1,103 @@
+"""The engine's T3 half without threads: scheduler and runner over requests that come and go at chosen steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.runner import Drawn, Prompt, Runner
+from chatterbox_engine.scheduler import Place, Scheduler
+from chatterbox_engine.t3 import T3
+from chatterbox_engine.types import SamplingParams, T3Conditionals
+
+CPU = torch.device("cpu")
+SLOTS = 6
+CACHE_LEN = 256
+
+
+@dataclass(eq=False)
+class Request:
+    """One utterance: what it asks for, the step in which it comes, and after how many more (if ever) it is given up."""
+
+    text_length: int
+    sampling: SamplingParams
+    seed: int
+    max_tokens: int
+    arrives: int = 0
+    cancelled_after: int | None = None
+    place: Place | None = None
+    prompt: Prompt | None = None
+    tokens: list[int] = field(default_factory=list)
+    ending: str | None = None
+
+    @property
+    def row_positions(self) -> list[int]:
+        return [34 + self.text_length + 4 + self.max_tokens + 1] * (2 if self.sampling.cfg_weight else 1)
+
+    def text(self) -> Tensor:
+        inner = torch.randint(3, 200, (self.text_length,), generator=torch.Generator().manual_seed(self.seed))
+        return torch.cat([torch.tensor([255]), inner, torch.tensor([0])])
+
+    def start(self, prefix: Tensor) -> Prompt:
+        assert self.place is not None
+        uniforms = torch.rand(self.max_tokens + 1, generator=torch.Generator().manual_seed(self.seed))
+        self.prompt = Prompt(self.place.slot, self.place.rows, prefix, self.text(), self.sampling, uniforms)
+        return self.prompt
+
+
+class Loop:
+    """Scheduler and runner as the engine drives them, tokens read a step late, without threads."""
+
+    def __init__(self, model: T3, voice: T3Conditionals, *, slots: int = SLOTS, cache_len: int = CACHE_LEN) -> None:
+        positions = slots * 2 * cache_len
+        self.model, self.voice = model, voice
+        self.cache = KVCache(model.dims, positions, device=CPU, dtype=model.dtype)
+        self.runner = Runner(model, self.cache, slots, graphs=Graphs(CPU, enabled=False))
+        self.scheduler: Scheduler[Request] = Scheduler(max_slots=slots, positions=positions, max_prefills=2)
+
+    def run(self, requests: list[Request]) -> None:
+        """Runs every request to its end."""
+        coming = sorted(requests, key=lambda request: request.arrives)
+        pending: list[tuple[list[Request], Drawn]] = []
+        for step in range(10_000):
+            while coming and coming[0].arrives <= step:
+                self.scheduler.add(coming.pop(0))
+            for request in requests:
+                if request.ending is None and request.cancelled_after == step - request.arrives:
+                    self._end(request, "cancelled")
+            launched = self._launch()
+            self._publish(pending)
+            pending = launched
+            if not coming and not pending and self.scheduler.idle:
+                return
+        raise AssertionError("did not end")
+
+    def _launch(self) -> list[tuple[list[Request], Drawn]]:
+        plan = self.scheduler.schedule()
+        launched: list[tuple[list[Request], Drawn]] = []
+        if plan.decode:
+            launched.append((plan.decode, self.runner.decode([r.prompt for r in plan.decode if r.prompt])))
+        if plan.prefill:
+            prompts = [r.start(self.model.conditioning(self.voice, r.sampling.exaggeration)) for r in plan.prefill]
+            launched.append((plan.prefill, self.runner.prefill(prompts)))
+        return launched
+
+    def _publish(self, pending: list[tuple[list[Request], Drawn]]) -> None:
+        for requests, drawn in pending:
+            for request, token in zip(requests, drawn.read(), strict=True):
+                if request.ending is not None:
+                    continue
+                if token == self.model.dims.stop_speech:
+                    self._end(request, "stop")
+                    continue
+                request.tokens.append(token)
+                if len(request.tokens) == request.max_tokens:
+                    self._end(request, "length")
+
+    def _end(self, request: Request, how: str) -> None:
+        request.ending = how
+        self.scheduler.release(request)

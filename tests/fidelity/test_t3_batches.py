@@ -1,0 +1,76 @@
+"""Continuous batching does not change anybody's tokens: random arrivals, parameters, lengths and cancellations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.t3 import T3
+from chatterbox_engine.types import SamplingParams, T3Conditionals
+from tests.fidelity.t3_loop import CPU, SLOTS, Loop, Request
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Checkpoint) -> T3:
+    return T3.from_state_dict(tiny.t3_state(), tiny.dims.t3, device=CPU, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def voice(tiny: Checkpoint) -> T3Conditionals:
+    conditionals = tiny.conditionals()
+    assert conditionals is not None
+    return conditionals.t3
+
+
+@pytest.fixture(scope="module")
+def loop(model: T3, voice: T3Conditionals) -> Iterator[Loop]:
+    """One loop for all examples, so that what an earlier one leaves behind would disturb the next."""
+    it = Loop(model, voice)
+    yield it
+    assert it.scheduler.free_slots == SLOTS
+    assert it.scheduler.free_positions == it.cache.scratch
+
+
+@pytest.fixture(scope="module")
+def lonely(model: T3, voice: T3Conditionals) -> Loop:
+    return Loop(model, voice, slots=1, cache_len=1024)
+
+
+SAMPLING = st.builds(
+    SamplingParams,
+    exaggeration=st.sampled_from([0.0, 0.5, 1.2]),
+    cfg_weight=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    temperature=st.sampled_from([0.0, 0.6, 0.8, 1.3]),
+    top_p=st.sampled_from([1.0, 1.0, 0.9, 0.6]),
+    min_p=st.sampled_from([0.0, 0.05, 0.2]),
+    repetition_penalty=st.sampled_from([1.0, 1.2, 1.8]),
+)
+REQUESTS = st.builds(
+    Request,
+    text_length=st.integers(1, 90),
+    sampling=SAMPLING,
+    seed=st.integers(0, 1 << 30),
+    max_tokens=st.integers(1, 90),
+    arrives=st.integers(0, 60),
+    cancelled_after=st.one_of(st.none(), st.none(), st.none(), st.integers(0, 90)),
+)
+
+
+@given(requests=st.lists(REQUESTS, min_size=10, max_size=10))
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_200_random_requests_give_the_tokens_that_each_gives_alone(
+    loop: Loop, lonely: Loop, requests: list[Request]
+) -> None:
+    loop.run(requests)
+    for request in requests:
+        assert request.ending in ("stop", "length", "cancelled")
+        alone = replace(request, arrives=0, cancelled_after=None, tokens=[], ending=None, place=None, prompt=None)
+        lonely.run([alone])
+        expected = alone.tokens[: len(request.tokens)] if request.ending == "cancelled" else alone.tokens
+        assert request.tokens == expected
