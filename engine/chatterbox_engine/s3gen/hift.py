@@ -46,6 +46,11 @@ class Hift:
         self._stages = [_Stage(weights, i, dims.hift >> i) for i in range(len(_UPSAMPLING))]
         self._leave = weights.normed_conv("conv_post", dims.hift >> len(_UPSAMPLING), _BINS, 7)
 
+    def pitch(self, mel: Tensor, frames: Tensor | None) -> Tensor:
+        """Fundamental frequencies in Hz, one per frame, of rows as `__call__` takes them. Returns [rows, n]."""
+        ends = _Ends(frames, mel.shape[1])
+        return self._f0(ends.cut(mel), ends)
+
     def __call__(self, mel: Tensor, phases: Tensor, noise: Tensor, frames: Tensor | None) -> Tensor:
         """Synthesises padded rows.
 

@@ -67,7 +67,7 @@ class S3Gen:
         self.flow = Flow(flow.part("decoder.estimator"), dims, dtype, cfm_steps)
         self.hift = Hift(weights.part("mel2wav"), dims)
         fade = (torch.cos(torch.linspace(torch.pi, 0, _MUTED)) + 1) / 2
-        self._fade = torch.cat([torch.zeros(_MUTED), fade]).to(self.device)
+        self.fade = torch.cat([torch.zeros(_MUTED), fade]).to(self.device)
 
     @classmethod
     def from_state_dict(
@@ -108,7 +108,7 @@ class S3Gen:
     def synthesise(self, jobs: Sequence[VocoderJob]) -> list[Tensor]:
         """Waveforms of the jobs: [960 tokens] float32 each, on the device, the first 20 ms muted, the next faded in."""
         waves = self.vocode(self.mel(jobs), [job.frames for job in jobs], [_source(job) for job in jobs])
-        waves[:, : 2 * _MUTED] *= self._fade
+        waves[:, : 2 * _MUTED] *= self.fade
         return [wave[: SAMPLES_PER_FRAME * job.frames] for wave, job in zip(waves, jobs, strict=True)]
 
     @torch.inference_mode()
@@ -141,6 +141,11 @@ class S3Gen:
         """
         phases = self._pad([noise.phases for noise in source])
         return self.hift(mel, phases, self._pad([noise.samples for noise in source]), self._lengths(frames))
+
+    @torch.inference_mode()
+    def pitch(self, mel: Tensor, frames: Sequence[int]) -> Tensor:
+        """Fundamental frequencies of mels in Hz: [rows, longest]. Takes what `vocode` takes."""
+        return self.hift.pitch(mel, self._lengths(frames))
 
     def _lengths(self, lengths: Sequence[int]) -> Tensor | None:
         """[rows] int64 on the device, None when no row is padded."""
