@@ -47,6 +47,11 @@ test: $(VENV)/.ready ## all tests but the full-size ones
 test-full: $(VENV)/.ready ## all tests
 	@$(BIN)/python -m pytest
 
+loadtest: $(VENV)/.ready ## load a server with Locust (HOST=, USERS=32, SCENARIO=mixed, DURATION=, WORKERS=0); report in out/loadtest
+	@$(BIN)/python -m loadtest --checkpoint $(CHECKPOINT) $(if $(HOST),--host $(HOST)) $(if $(USERS),--users $(USERS)) \
+	    $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(DURATION),--duration $(DURATION)) \
+	    $(if $(WORKERS),--workers $(WORKERS)) $(LOADTEST)
+
 check: $(VENV)/.ready ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,190 @@
+"""`make loadtest`: a server if none is given, Locust without its web page, and a report under out/loadtest/."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from chatterbox_engine.errors import ChatterboxError
+from chatterbox_engine.launcher import ServerOptions, TritonServer
+from chatterbox_engine.launcher.options import Addresses
+from loadtest import report, summary
+from loadtest.pages import Pages
+from loadtest.processes import Usage, Watcher
+from loadtest.records import Record
+from loadtest.scenarios import SCENARIOS, Scenario
+
+LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+STOP_SECONDS = 240
+"""What requests in flight have when the last stage is over."""
+PUBLISH_SECONDS = 2.5
+"""The server publishes its own metrics once a second."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 when every request was answered with good audio, else 1."""
+    options = parse(arguments)
+    try:
+        with _server(options) as (addresses, stubs):
+            return run(options, addresses, stubs)
+    except (ChatterboxError, OSError) as error:
+        _say(str(error))
+        return 1
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Ends the program when an argument is wrong."""
+    names = "\n".join(f"  {name:9} {scenario.about}, {scenario.seconds:g} s" for name, scenario in SCENARIOS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest",
+        description=__doc__,
+        epilog=f"scenarios:\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="", help="a running server's name; left out, one is started")
+    parser.add_argument("--http-port", type=int, default=8000, help="of the running server")
+    parser.add_argument("--grpc-port", type=int, default=8001, help="of the running server")
+    parser.add_argument("--metrics-port", type=int, default=8002, help="of the running server")
+    parser.add_argument("--checkpoint", default="tiny", help="for the server that is started: folder, hub id, or tiny")
+    parser.add_argument("--scenario", default="mixed", choices=SCENARIOS, metavar="NAME", help="see below")
+    parser.add_argument("--users", type=int, default=32, help="the largest number of users at once")
+    parser.add_argument("--duration", type=float, default=0.0, help="seconds, instead of the scenario's own")
+    parser.add_argument("--voices", default="default", help="voices to speak with, with commas between them")
+    parser.add_argument("--workers", type=int, default=0, help="Locust processes that make the load; 0: one for all")
+    parser.add_argument("--master-port", type=int, default=5557, help="where workers reach the master")
+    parser.add_argument("--remote-workers", action="store_true", help="wait for --workers of other machines")
+    parser.add_argument("--out", type=Path, default=Path("out/loadtest"))
+    options = parser.parse_args(arguments)
+    if options.users < 1 or options.duration < 0 or options.workers < 0:
+        parser.error("--users must be at least 1, --duration and --workers at least 0")
+    return options
+
+
+def run(options: argparse.Namespace, addresses: Addresses, stubs: Sequence[int]) -> int:
+    """Drives one server and writes the report."""
+    scenario = SCENARIOS[options.scenario]
+    scenario = scenario.lasting(options.duration) if options.duration else scenario
+    _say(f"scenario {options.scenario} ({scenario.about}), {options.users} users, {scenario.seconds:g} s")
+    before = Pages.read(addresses.http, addresses.metrics)
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as folder, _watched(stubs) as usages:
+        file = Path(folder, "records.json")
+        code = drive(options, addresses, file)
+        collected = json.loads(file.read_text()) if file.exists() else {"records": [], "timeline": []}
+    records = [Record(**record) for record in collected["records"]]
+    began = collected["timeline"][0][0] if collected["timeline"] else 0.0
+    after = _read_again(addresses, before)
+    figures = summary.summarise(scenario, options.users, records, began, before, after)
+    problems = find_problems(code, figures, usages, alone=not options.host, soak=options.scenario == "soak")
+    if after is before:
+        problems.append("the server no longer answers")
+    about = _about(options, scenario, problems)
+    page = report.write(options.out / options.scenario, about, figures, records, collected["timeline"], usages)
+    _say(f"{figures['requests']} requests, {figures['failed']} failed, {figures['audio_seconds']:.1f} s of audio")
+    for problem in problems:
+        _say(problem)
+    _say(f"{about['verdict']}; report: {page}")
+    return 1 if problems else 0
+
+
+def find_problems(code: int, figures: dict[str, Any], usages: Sequence[Usage], *, alone: bool, soak: bool) -> list[str]:
+    """Why this test is no success. Counts are compared only where nobody else used the server (`alone`)."""
+    problems = []
+    if figures["failed"]:
+        problems.append(f"{figures['failed']} of {figures['requests']} requests failed: {figures['errors']}")
+    elif code:
+        problems.append(f"Locust ended with exit code {code}")
+    if figures["requests"] == figures["failed"]:
+        problems.append("no request was answered")
+    if alone:
+        problems += summary.disagreements(figures)
+    if soak:
+        problems += summary.leaks(usages)
+    return problems
+
+
+def drive(options: argparse.Namespace, addresses: Addresses, records: Path) -> int:
+    """Runs Locust, with its workers when there are to be any, and returns its exit code."""
+    base = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE)]
+    command = [*base, "--headless", "--only-summary", "--stop-timeout", str(STOP_SECONDS)]
+    command += ["--http-address", addresses.http, "--grpc-address", addresses.grpc, "--records", str(records)]
+    command += ["--scenario", options.scenario, "--peak-users", str(options.users)]
+    command += ["--duration", str(options.duration), "--voices", options.voices, "--loglevel", "WARNING"]
+    workers: list[subprocess.Popen[bytes]] = []
+    if options.workers:
+        port = str(options.master_port)
+        command += ["--master", "--expect-workers", str(options.workers), "--master-bind-port", port]
+        if not options.remote_workers:
+            worker = [*base, "--worker", "--master-port", port, "--loglevel", "WARNING"]
+            workers = [subprocess.Popen(worker) for _ in range(options.workers)]
+    try:
+        return subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode
+    finally:
+        for process in workers:
+            process.terminate()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _server(options: argparse.Namespace) -> Iterator[tuple[Addresses, Sequence[int]]]:
+    """The addresses of the server to drive, and the processes of its models where they are ours."""
+    if options.host:
+        yield Addresses.of(options.host, [options.http_port, options.grpc_port, options.metrics_port]), ()
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    log = options.out / "server.log"
+    _say(f"starting a Triton server with the checkpoint {options.checkpoint!r}; its log is {log}")
+    settings = ServerOptions(environment={"CHATTERBOX_CHECKPOINT": options.checkpoint}, log=log)
+    with TritonServer(settings) as server:
+        yield server.addresses, server.stub_pids
+
+
+def _read_again(addresses: Addresses, before: Pages) -> Pages:
+    """The pages after the load; `before` itself when there is no server any more, so that a report is written still."""
+    time.sleep(PUBLISH_SECONDS)
+    try:
+        return Pages.read(addresses.http, addresses.metrics)
+    except OSError as error:
+        _say(str(error))
+        return before
+
+
+@contextlib.contextmanager
+def _watched(stubs: Sequence[int]) -> Iterator[list[Usage]]:
+    if not stubs:
+        yield []
+        return
+    with Watcher(stubs) as watcher:
+        yield watcher.usages
+
+
+def _about(options: argparse.Namespace, scenario: Scenario, problems: Sequence[str]) -> dict[str, Any]:
+    return {
+        "scenario": options.scenario,
+        "verdict": "failed" if problems else "passed",
+        "problems": list(problems),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "server": options.host or f"its own, checkpoint {options.checkpoint}",
+        "users": options.users,
+        "seconds": scenario.seconds,
+        "workers": options.workers,
+    }
+
+
+def _say(line: str) -> None:
+    print(f"loadtest: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

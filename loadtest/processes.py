@@ -1,0 +1,90 @@
+"""Memory, threads, open files and shared memory of the server's processes, once a second."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+SHARED_MEMORY = Path("/dev/shm")
+SETTLING_SECONDS = 60.0
+RESOURCES = ("rss", "threads", "files", "shared_memory")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of all processes of a server together."""
+
+    at: float
+    """time.time()"""
+    rss: int
+    """Bytes, pages that processes share counted in each."""
+    threads: int
+    files: int
+    shared_memory: int
+    """Bytes in use under /dev/shm."""
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class Watcher:
+    """Takes a `Usage` every second in a thread of its own, between `__enter__` and `__exit__`."""
+
+    def __init__(self, stubs: Iterable[int]) -> None:
+        """`stubs` are the processes of the server's Python models; their parent is tritonserver itself."""
+        models = [psutil.Process(pid) for pid in stubs]
+        servers = {model.ppid(): psutil.Process(model.ppid()) for model in models}
+        self.usages: list[Usage] = []
+        self._processes = [*models, *servers.values()]
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watcher")
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._ended.wait(1.0):
+                self.usages.append(self._measure())
+        except psutil.NoSuchProcess:
+            return  # the server has ended; the failed requests tell
+
+    def _measure(self) -> Usage:
+        return Usage(
+            at=time.time(),
+            rss=sum(process.memory_info().rss for process in self._processes),
+            threads=sum(process.num_threads() for process in self._processes),
+            files=sum(process.num_fds() for process in self._processes),
+            shared_memory=shutil.disk_usage(SHARED_MEMORY).used,
+        )
+
+
+def growth(usages: list[Usage], settling: float = SETTLING_SECONDS) -> dict[str, tuple[float, float]]:
+    """Each resource's median in the first and in the last fifth of the time after `settling` seconds.
+
+    Empty when there are fewer than ten measurements after that time.
+    """
+    settled = [usage for usage in usages if usage.at - usages[0].at >= settling]
+    fifth = len(settled) // 5
+    if fifth < 2:
+        return {}
+    first, last = settled[:fifth], settled[-fifth:]
+    return {name: (_median(name, first), _median(name, last)) for name in RESOURCES}
+
+
+def _median(resource: str, usages: list[Usage]) -> float:
+    return float(statistics.median(getattr(usage, resource) for usage in usages))

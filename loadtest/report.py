@@ -1,0 +1,171 @@
+"""The report of a load test: report.json, report.md and its pictures in one folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+from loadtest.processes import Usage, growth
+from loadtest.records import Record
+
+MIB = 1 << 20
+
+
+def write(
+    folder: Path,
+    about: dict[str, Any],
+    summary: dict[str, Any],
+    records: Sequence[Record],
+    timeline: Sequence[tuple[float, int]],
+    usages: Sequence[Usage],
+) -> Path:
+    """Writes everything and returns the path of report.md. `about` says what was run, where, with which result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        **about,
+        **summary,
+        "processes": [usage.plain() for usage in usages],
+        "records": [record.plain() for record in records],
+    }
+    (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    began = min((record.began for record in records), default=0.0)
+    server = summary["server"]
+    pictures: dict[str, Callable[[Any], None]] = {
+        "concurrency": lambda axes: _draw_concurrency(axes, summary["stages"]),
+        "ttfa": lambda axes: _draw_ttfa(axes, records, began),
+        "throughput": lambda axes: _draw_throughput(axes, records, timeline, began),
+        "batches": lambda axes: _draw_counts(axes, server["triton_batches"], "requests in a batch (Triton)"),
+        "s3gen": lambda axes: _draw_counts(axes, server["s3gen_batches"], "utterances in a batch (S3Gen)"),
+        "queue": lambda axes: _draw_counts(axes, server["queue_seconds"], "waited for a slot, up to seconds"),
+    }
+    if usages:
+        pictures["processes"] = lambda axes: _draw_processes(axes, usages, began)
+    for name, draw in pictures.items():
+        figure = Figure(figsize=(8, 4), layout="constrained")
+        draw(figure.subplots())
+        figure.savefig(folder / f"{name}.png", dpi=110)
+    page = folder / "report.md"
+    page.write_text(_page(about, summary, usages, list(pictures)), encoding="utf-8")
+    return page
+
+
+def _page(about: dict[str, Any], summary: dict[str, Any], usages: Sequence[Usage], pictures: Sequence[str]) -> str:
+    hidden = ("scenario", "verdict", "problems")
+    total = f"{summary['requests']} requests, {summary['failed']} failed, {summary['audio_seconds']:.1f} s of audio."
+    lines = [f"# Load test `{about['scenario']}`: {about['verdict']}", ""]
+    lines += [f"- {name}: {value}" for name, value in about.items() if name not in hidden]
+    lines += [f"- **{problem}**" for problem in about["problems"]]
+    lines += ["", f"{total} Times are in seconds. RTF is wall time, with queue and network, per second of audio.", ""]
+    lines += _stage_table(summary["stages"])
+    lines += _group_table("protocol", summary["protocols"])
+    lines += _group_table("text", summary["kinds"])
+    lines += ["| the server's own count | |", "| --- | --- |"]
+    counts = summary["server"].items()
+    lines += [_row([name.replace("_", " "), value]) for name, value in counts if not isinstance(value, dict)]
+    lines += ["", *_growth_lines(usages)]
+    lines += [_row(["error", "requests"]), "| --- | ---: |"] if summary["errors"] else []
+    lines += [_row([error.replace("|", "/"), count]) for error, count in summary["errors"].items()]
+    lines += [""] + [f"![{name}]({name}.png)\n" for name in pictures]
+    return "\n".join(lines)
+
+
+def _stage_table(stages: Sequence[dict[str, Any]]) -> list[str]:
+    lines = ["| users | seconds | requests | latency p50 | p95 | p99 | TTFA p50 | p95 | RTF p50 | s of audio per s |"]
+    lines.append("| ---: " * 10 + "|")
+    for row in stages:
+        cells = [row["users"], row["seconds"], row["requests"]]
+        cells += [_of(row, "latency", "p50"), _of(row, "latency", "p95"), _of(row, "latency", "p99")]
+        cells += [_of(row, "ttfa", "p50"), _of(row, "ttfa", "p95"), _of(row, "rtf", "p50"), row.get("audio_per_second")]
+        lines.append(_row(cells))
+    return [*lines, ""]
+
+
+def _group_table(title: str, groups: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [f"| {title} | requests | latency p50 | p95 | p99 | TTFA p50 | p95 | RTF p50 | queue p50 | p95 |"]
+    lines.append("| --- " + "| ---: " * 9 + "|")
+    for name, row in groups.items():
+        cells = [name, row["requests"], *(_of(row, "latency", p) for p in ("p50", "p95", "p99"))]
+        cells += [_of(row, "ttfa", "p50"), _of(row, "ttfa", "p95"), _of(row, "rtf", "p50")]
+        lines.append(_row([*cells, _of(row, "queue", "p50"), _of(row, "queue", "p95")]))
+    return [*lines, ""]
+
+
+def _growth_lines(usages: Sequence[Usage]) -> list[str]:
+    found = growth(list(usages))
+    if not found:
+        return []
+    lines = ["| server's processes, after the first minute | first fifth | last fifth |", "| --- | ---: | ---: |"]
+    for name, values in found.items():
+        in_bytes = name in ("rss", "shared_memory")
+        shown = [f"{value / MIB:.1f} MiB" if in_bytes else f"{value:.0f}" for value in values]
+        lines.append(_row([name.replace("_", " "), *shown]))
+    return [*lines, ""]
+
+
+def _draw_concurrency(axes: Any, stages: Sequence[dict[str, Any]]) -> None:
+    spoken = sorted((row for row in stages if row["requests"]), key=lambda row: int(row["users"]))
+    users = [row["users"] for row in spoken]
+    for percentile in ("p50", "p95", "p99"):
+        axes.plot(users, [row["latency"][percentile] for row in spoken], "o-", label=percentile)
+    axes.set(title="Latency against concurrency", xlabel="users", ylabel="seconds", ylim=(0, None))
+    if spoken:
+        axes.legend()
+
+
+def _draw_ttfa(axes: Any, records: Sequence[Record], began: float) -> None:
+    for protocol in sorted({record.protocol for record in records}):
+        part = [record for record in records if record.protocol == protocol and record.error is None]
+        axes.plot([r.began - began for r in part], [r.ttfa for r in part], ".", alpha=0.6, label=protocol)
+    axes.set(title="Time to first audio", xlabel="request began, seconds", ylabel="seconds", ylim=(0, None))
+    if records:
+        axes.legend()
+
+
+def _draw_throughput(
+    axes: Any, records: Sequence[Record], timeline: Sequence[tuple[float, int]], began: float, window: float = 5.0
+) -> None:
+    end = max((record.began + record.latency - began for record in records), default=window)
+    ticks = [window * index for index in range(1, int(end / window) + 2)]
+    audio = [
+        sum(r.audio_seconds for r in records if tick - window < r.began + r.latency - began <= tick) / window
+        for tick in ticks
+    ]
+    axes.plot(ticks, audio, "o-", label="seconds of audio per second")
+    axes.set(title="Throughput", xlabel="seconds", ylabel="seconds of audio per second", ylim=(0, None))
+    users = axes.twinx()
+    users.plot([at - began for at, _ in timeline], [count for _, count in timeline], color="gray", label="users")
+    users.set(ylabel="users", ylim=(0, None))
+
+
+def _draw_counts(axes: Any, counts: dict[Any, float], label: str) -> None:
+    axes.bar([str(key) for key in counts], list(counts.values()))
+    axes.set(title=label, ylabel="count")
+
+
+def _draw_processes(axes: Any, usages: Sequence[Usage], began: float) -> None:
+    seconds = [usage.at - began for usage in usages]
+    axes.plot(seconds, [usage.rss / MIB for usage in usages], label="RSS, MiB")
+    axes.plot(seconds, [usage.shared_memory / MIB for usage in usages], label="shared memory, MiB")
+    axes.plot(seconds, [usage.threads for usage in usages], label="threads")
+    axes.plot(seconds, [usage.files for usage in usages], label="open files")
+    axes.set(title="The server's processes", xlabel="seconds", yscale="log")
+    axes.legend()
+
+
+def _of(row: dict[str, Any], figure: str, percentile: str) -> float | None:
+    values: dict[str, float] | None = row[figure]
+    return None if values is None else values[percentile]
+
+
+def _row(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(_figure(cell) for cell in cells) + " |"
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,81 @@
+"""Locust's users: each speaks one line after the other through the project's own client."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from locust import User, between, task
+
+from chatterbox_client import Audio, ChatterboxClientError, Client
+from loadtest import recorder
+from loadtest.records import Record, WrongAudio, check
+from loadtest.texts import Line, choose
+
+MAX_SECONDS = 30.0
+REQUEST_TIMEOUT = 240.0
+
+
+class Speaker(User):
+    """Waits for each answer, checks it, and pauses for a moment."""
+
+    abstract = True
+    wait_time = between(0.05, 0.3)
+    protocol: ClassVar[str]
+
+    def on_start(self) -> None:
+        options = self.environment.parsed_options
+        self._voices = options.voices.split(",")
+        self._source = random.Random()
+        self._client = self._connect(options)
+
+    def on_stop(self) -> None:
+        self._client.close()
+
+    @task
+    def speak(self) -> None:
+        """One request, recorded."""
+        line = choose(self._source, self._voices)
+        began, clock = time.time(), time.perf_counter()
+        try:
+            audio, ttfa = self._say(line, lambda: time.perf_counter() - clock)
+            latency = time.perf_counter() - clock
+            check(audio, seed=line.seed, max_seconds=MAX_SECONDS)
+        except (ChatterboxClientError, WrongAudio) as error:
+            latency = time.perf_counter() - clock
+            message = f"{type(error).__name__}: {error}"
+            recorder.add(self.environment, Record(began, self.protocol, line.kind, latency, latency, error=message))
+            return
+        queued = float(audio.stats["queue_ms"]) / 1000
+        recorder.add(self.environment, Record(began, self.protocol, line.kind, latency, ttfa, audio.duration, queued))
+
+    def _connect(self, options: Any) -> Client:
+        raise NotImplementedError
+
+    def _say(self, line: Line, elapsed: Callable[[], float]) -> tuple[Audio, float]:
+        """The audio, and the seconds until its first part was there."""
+        audio = self._client.speak(line.text, voice=line.voice, seed=line.seed, max_seconds=MAX_SECONDS)
+        return audio, elapsed()
+
+
+class HttpSpeaker(Speaker):
+    """Whole utterances over HTTP."""
+
+    protocol = "http"
+
+    def _connect(self, options: Any) -> Client:
+        return Client(options.http_address, "http", timeout=REQUEST_TIMEOUT)
+
+
+class GrpcSpeaker(Speaker):
+    """Whole utterances over gRPC."""
+
+    protocol = "grpc"
+
+    def _connect(self, options: Any) -> Client:
+        return Client(options.grpc_address, "grpc", timeout=REQUEST_TIMEOUT)
+
+
+SPEAKERS: dict[str, type[Speaker]] = {speaker.protocol: speaker for speaker in (HttpSpeaker, GrpcSpeaker)}
