@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from chatterbox_engine.checkpoint import Checkpoint, locate
+from chatterbox_engine.clips import ClipLimits
 from chatterbox_engine.config import Config
 from chatterbox_engine.dims import T3Dims
 from chatterbox_engine.engine import Engine, Parts
@@ -19,7 +20,8 @@ from chatterbox_engine.s3gen import S3Gen
 from chatterbox_engine.scheduler import Scheduler
 from chatterbox_engine.t3 import T3
 from chatterbox_engine.text import Tokenizer
-from chatterbox_engine.voices import Voices
+from chatterbox_engine.voice_store import VoiceStore
+from chatterbox_engine.voices import Encoder, Voices
 from chatterbox_engine.watermark import make_watermarker
 
 Report = Callable[[str], None]
@@ -39,6 +41,8 @@ def build(
     checkpoint = Checkpoint.open(locate(config.checkpoint, revision=config.revision or None))
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device, report)
+    if device.type == "cpu":
+        torch.set_num_threads(config.cpu_threads or max(1, (os.cpu_count() or 2) // 2))
     report(f"loading T3 and S3Gen on {device} in {str(dtype).removeprefix('torch.')}")
     model = T3.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
     s3gen = S3Gen.from_state_dict(
@@ -49,13 +53,12 @@ def build(
     check_memory(positions * bytes_per_position(checkpoint.dims.t3, dtype), device, max_slots, config, report)
     cache = KVCache(checkpoint.dims.t3, positions, device=device, dtype=dtype)
     graphs = Graphs(device, enabled=config.cuda_graphs)
-    compile_mode = config.compile_mode if config.compile else None
     parts = Parts(
-        runner=Runner(model, cache, max_slots, graphs=graphs, compile_mode=compile_mode),
+        runner=Runner(model, cache, max_slots, graphs=graphs, compile_mode=choose_compile_mode(config, graphs)),
         scheduler=Scheduler(max_slots=max_slots, positions=positions, max_prefills=config.max_prefills),
         s3gen=s3gen,
         tokenizer=Tokenizer(checkpoint.tokenizer_path),
-        voices=Voices(checkpoint),
+        voices=make_voices(config, checkpoint, device),
         watermarker=make_watermarker(enabled=config.watermark),
         about={"model": config.checkpoint, "optimizations": optimizations(config, dtype, graphs)},
         max_queue=config.max_queue,
@@ -65,6 +68,29 @@ def build(
         vocoder_delay=config.vocoder_delay,
     )
     return Engine(parts, report=report, on_failure=on_failure or (lambda _error: None))
+
+
+def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device) -> Voices:
+    """The built-in voice, the store and the encoders. Raises ConfigError or CheckpointError."""
+
+    def make_encoder() -> Encoder:
+        from chatterbox_engine.reference import ReferenceEncoder  # imports upstream: ten seconds
+
+        return ReferenceEncoder(checkpoint, device)
+
+    def own_stream() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_stream(torch.cuda.Stream(device))
+
+    return Voices(
+        built_in=checkpoint.conditionals(),
+        identity=checkpoint.identity,
+        store=VoiceStore(config.voice_store),
+        make_encoder=make_encoder,
+        limits=ClipLimits(config.max_clip_mb << 20, config.max_clip_seconds),
+        cache_bytes=config.voice_cache_mb << 20,
+        prepare_thread=own_stream,
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -90,6 +116,17 @@ def choose_dtype(name: str, device: torch.device, report: Report) -> torch.dtype
         return torch.bfloat16
     report(f"{torch.cuda.get_device_name(device)} has no bfloat16: using float32, about twice as slow")
     return torch.float32
+
+
+# torch.compile's modes that capture CUDA graphs themselves, which cannot happen inside our captures.
+_WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+
+
+def choose_compile_mode(config: Config, graphs: Graphs) -> str | None:
+    """The mode for torch.compile, or None for not compiling."""
+    if not config.compile:
+        return None
+    return _WITHOUT_GRAPHS.get(config.compile_mode, config.compile_mode) if graphs.enabled else config.compile_mode
 
 
 def plan_positions(dims: T3Dims, max_slots: int, max_cache_len: int) -> int:

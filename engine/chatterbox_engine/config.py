@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from chatterbox_engine.errors import ConfigError
@@ -17,10 +18,16 @@ from chatterbox_engine.errors import ConfigError
 PREFIX = "CHATTERBOX_"
 
 # Read by other parts of the project (launcher, client, caches), so not unknown here.
-_FOREIGN = {"TRITON_HOME", "MODEL_REPOSITORY", "URL", "CACHE"}
+_FOREIGN = {"TRITON_HOME", "MODEL_REPOSITORY", "URL", "CACHE", "SOCKETS"}
 
 # Names that the well-known Chatterbox servers use for the same things.
 _ALIASES = {"USE_TORCH_COMPILE": "compile", "TORCH_COMPILE_MODE": "compile_mode"}
+
+
+def cache_folder() -> Path:
+    """Where what is made is kept between runs: `$CHATTERBOX_CACHE`, or `~/.cache/chatterbox-triton`."""
+    return Path(os.environ.get("CHATTERBOX_CACHE") or Path.home() / ".cache" / "chatterbox-triton")
+
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -40,6 +47,9 @@ class Config:
     """`auto` (CUDA when there is one), `cuda`, `cuda:1`, `cpu`."""
     dtype: str = "auto"
     """T3's and the flow's weights: `bfloat16`, `float32`, or `auto` (bfloat16 on GPUs that have it)."""
+    cpu_threads: int = 0
+    """Threads of one network on a CPU; 0 takes half of the cores, since T3 and S3Gen run at the same time and two
+    OpenMP teams as large as the machine spin against each other."""
     max_slots: int = 0
     """Utterances decoded together; 0 chooses 64 on a GPU and 16 on a CPU."""
     max_cache_len: int = 1200
@@ -61,12 +71,22 @@ class Config:
     compile: bool = False
     """torch.compile of the decode step."""
     compile_mode: str = "default"
+    """As torch.compile takes it. Its own CUDA graphs are left out while ours are on. Compiled code is kept in
+    `TORCHINDUCTOR_CACHE_DIR`, which torch reads itself."""
     cfm_steps: int = 10
     """Euler steps of the flow."""
     vocoder_batch: int = 16
     """Segments turned into audio together."""
     vocoder_delay: float = 0.0
     """Seconds that a finished segment may wait for others to share its vocoder batch."""
+
+    voice_store: str = field(default_factory=lambda: str(cache_folder() / "voices.sqlite"))
+    """Where voices are kept: a file, or the URL of a PostgreSQL database."""
+    voice_cache_mb: int = 512
+    """Memory for voices, about 0.2 MB each; the least recently used ones go first."""
+    max_clip_mb: int = 32
+    max_clip_seconds: float = 120.0
+    """Bounds of a reference clip."""
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
@@ -101,6 +121,7 @@ _FIELDS = {item.name for item in dataclasses.fields(Config)}
 _TYPES = get_type_hints(Config)
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
+    ("cpu_threads", 0, 1024),
     ("max_slots", 0, 1024),
     ("max_cache_len", 128, 16_384),
     ("max_queue", 1, 100_000),
@@ -112,6 +133,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("cfm_steps", 1, 100),
     ("vocoder_batch", 1, 128),
     ("vocoder_delay", 0.0, 1.0),
+    ("voice_cache_mb", 1, 1_000_000),
+    ("max_clip_mb", 1, 1024),
+    ("max_clip_seconds", 1.0, 3600.0),
 )
 
 _TRUE = {"1", "true", "yes", "on"}

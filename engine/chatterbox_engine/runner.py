@@ -23,9 +23,9 @@ from chatterbox_engine.types import SamplingParams
 PREFILL_LENGTHS = (64, 96, 128, 160, 192, 256, 320, 384, 448, 512)
 PREFILL_ROWS = (2, 8)
 ROW_GRAIN = 4
-"""Without graphs, decode rows are padded to a multiple of this. On a CPU, matrix products of 4, 8, 12, ... rows give each
-row the same bits, and fewer or odd ones do not (seen with MKL on AVX-512, one and two threads): so a request's tokens
-do not depend on its company."""
+"""Without graphs, decode rows are padded to a multiple of this. On a CPU, matrix products of 4, 8, 12, ... rows give
+each row the same bits, and fewer or odd ones do not (seen with MKL on AVX-512, one and two threads): so a request's
+tokens do not depend on its company."""
 
 
 @dataclass(frozen=True)

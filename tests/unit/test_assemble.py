@@ -1,0 +1,44 @@
+"""Planning before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from chatterbox_engine import assemble
+from chatterbox_engine.config import Config
+from chatterbox_engine.dims import T3Dims
+from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.graphs import Graphs
+
+CPU = torch.device("cpu")
+
+
+def test_the_pool_holds_two_rows_a_slot_and_at_least_the_longest_request() -> None:
+    assert assemble.plan_positions(T3Dims(), 64, 1200) == 64 * 2 * 1200
+    longest = assemble.plan_positions(T3Dims(), 1, 1200)
+    assert longest >= 2 * (34 + 2048 + 2 + 2 + 4096)
+
+
+def test_a_cache_that_cannot_fit_is_refused_with_the_numbers() -> None:
+    lines: list[str] = []
+    with pytest.raises(ConfigError, match=r"KV cache: 64 slots .* 1000000.00 GB, but cpu has .* CHATTERBOX_MAX_SLOTS"):
+        assemble.check_memory(10**15, CPU, 64, Config(), lines.append)
+    assert lines[0].startswith("KV cache: 64 slots of 2 rows of 1200 positions")
+
+
+@pytest.mark.parametrize(("name", "message"), [("cuda:9", "sees no CUDA"), ("quantum", "torch does not know")])
+def test_a_device_that_does_not_exist_is_refused(name: str, message: str) -> None:
+    if name.startswith("cuda") and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ConfigError, match=message):
+        assemble.choose_device(name)
+
+
+def test_compile_modes_lose_their_own_graphs_while_ours_are_on() -> None:
+    graphs = Graphs(CPU, enabled=False)
+    config = Config(compile=True, compile_mode="reduce-overhead")
+    assert assemble.choose_compile_mode(config, graphs) == "reduce-overhead"
+    graphs.enabled = True
+    assert assemble.choose_compile_mode(config, graphs) == "default"
+    assert assemble.choose_compile_mode(Config(), graphs) is None
