@@ -56,6 +56,7 @@ check: $(VENV)/.ready ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@for model in model_repository/*/1/model.py; do echo "mypy $$model"; $(BIN)/mypy $$model; done
 
 lock: ## resolve requirements.in again
 	@uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header \
