@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from chatterbox_engine import random_checkpoint
 from chatterbox_engine.checkpoint import Checkpoint
+from tests.postgres import Postgres, find_binaries, install, sql
 
 _KEPT = Path(__file__).parents[1] / "out" / "checkpoints"
 
@@ -49,3 +53,34 @@ def full_path() -> Path:
 def full(full_path: Path) -> Checkpoint:
     """The full-size checkpoint, opened. For tests marked `full`."""
     return Checkpoint.open(full_path)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running PostgreSQL. Root installs it when it is missing; others skip, except where CI is set."""
+    if find_binaries() is None and os.getuid() == 0 and shutil.which("apt-get"):
+        install()
+    binaries = find_binaries()
+    if binaries is None:
+        why = "PostgreSQL is not installed (apt-get install postgresql) and only root can install it"
+        assert not os.environ.get("CI"), why
+        pytest.skip(why)
+    server = Postgres(binaries)
+    server.start()
+    yield server
+    server.stop()
+    server.remove()
+
+
+_databases = itertools.count()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """SQLAlchemy's URL of an empty database, of each kind that voices can be kept in."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/voices.sqlite"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    name = f"empty{next(_databases)}"
+    sql(postgres.url, f"CREATE DATABASE {name}")
+    return postgres.url_of(name)

@@ -6,7 +6,7 @@ with Client("localhost:8000") as client:
     client.speak("Hello there.").save("hello.wav")
 """
 
-from chatterbox_client.audio import Audio
+from chatterbox_client.audio import Audio, Chunk, concatenate
 from chatterbox_client.client import AsyncClient, Client
 from chatterbox_client.errors import (
     ChatterboxClientError,
@@ -18,12 +18,14 @@ from chatterbox_client.errors import (
     Unavailable,
 )
 from chatterbox_client.transports import AsyncTransport, Transport
+from chatterbox_client.voices import VoiceInfo
 
 __all__ = [
     "AsyncClient",
     "AsyncTransport",
     "Audio",
     "ChatterboxClientError",
+    "Chunk",
     "Client",
     "ConnectionFailed",
     "InvalidRequest",
@@ -32,4 +34,6 @@ __all__ = [
     "Timeout",
     "Transport",
     "Unavailable",
+    "VoiceInfo",
+    "concatenate",
 ]

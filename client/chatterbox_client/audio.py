@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,42 @@ class Audio:
         Raises ValueError for another extension and OSError when the file cannot be written.
         """
         Path(path).write_bytes(self.to_bytes(file_format(path)))
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """A part of what `stream` yields: it follows the one before without a gap."""
+
+    samples: npt.NDArray[np.float32]  # [n] mono, in [-1, 1]
+    sample_rate: int
+    """Samples per second."""
+    speech_tokens: npt.NDArray[np.int32]  # [tokens] the S3 tokens that the samples were made from
+    index: int
+    """From 0."""
+    is_last: bool
+    stats: Mapping[str, Any]
+    """The server's account of the whole request, in the last chunk; empty before."""
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio."""
+        return len(self.samples) / self.sample_rate
+
+    def to_bytes(self) -> bytes:
+        """Raw little-endian 16-bit samples, for a player's pipe."""
+        return Audio(self.samples, self.sample_rate, self.speech_tokens, self.stats).to_bytes("s16")
+
+
+def concatenate(chunks: Sequence[Chunk]) -> Audio:
+    """A whole stream as one. Raises ValueError when there is no last chunk."""
+    if not chunks or not chunks[-1].is_last:
+        raise ValueError("not a whole stream: its last chunk is missing")
+    return Audio(
+        samples=np.concatenate([chunk.samples for chunk in chunks]),
+        sample_rate=chunks[-1].sample_rate,
+        speech_tokens=np.concatenate([chunk.speech_tokens for chunk in chunks]),
+        stats=chunks[-1].stats,
+    )
 
 
 def file_format(path: str | os.PathLike[str]) -> str:

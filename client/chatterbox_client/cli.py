@@ -6,29 +6,22 @@ Exit status: 0 done, 1 the server or the file system said no (one line on stderr
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from chatterbox_client import cli_voices
 from chatterbox_client.audio import Audio, file_format
+from chatterbox_client.cli_common import ProtocolOption, Seconds, Url, connect, fail, one_line_errors
 from chatterbox_client.client import DEFAULT_TIMEOUT, Client
-from chatterbox_client.errors import ChatterboxClientError
-
-Connect = Callable[..., Client]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-Url = Annotated[
-    str | None,
-    typer.Option(envvar="CHATTERBOX_URL", help="host:port of the server; localhost:8000 for http, :8001 for grpc."),
-]
-ProtocolOption = Annotated[Literal["http", "grpc"], typer.Option(help="How to talk to the server.")]
-Seconds = Annotated[float, typer.Option(help="Seconds to wait for the answer.")]
+app.add_typer(cli_voices.app, name="voices")
 
 
 @app.callback()
@@ -65,7 +58,7 @@ def say(
     """Say TEXT and write it to a file: `chatterbox say "Hello." -o hello.wav`."""
     _check_output(output)
     words = _read_stdin() if text in (None, "-") else text
-    with _one_line_errors(), _connect(context, url, protocol, timeout) as client:
+    with one_line_errors(), connect(context, url, protocol, timeout) as client:
         with _progress():
             audio = client.speak(
                 words,
@@ -89,9 +82,9 @@ def say(
 @app.command()
 def status(context: typer.Context, url: Url = None, protocol: ProtocolOption = "http", timeout: Seconds = 10.0) -> None:
     """Show whether the server is ready (exit status 0 or 1) and what its model takes and gives."""
-    with _one_line_errors(), _connect(context, url, protocol, timeout) as client:
+    with one_line_errors(), connect(context, url, protocol, timeout) as client:
         if not client.ready():
-            _fail("the server is there, but its model is not ready")
+            fail("the server is there, but its model is not ready")
         metadata = client.metadata()
     typer.echo(f"{metadata['name']}: ready, version {', '.join(metadata['versions'])}, {metadata['platform']}")
     for side in ("inputs", "outputs"):
@@ -103,14 +96,6 @@ def status(context: typer.Context, url: Url = None, protocol: ProtocolOption = "
 def main() -> None:
     """Entry point of the installed command."""
     app()
-
-
-def _connect(context: typer.Context, url: str | None, protocol: str, timeout: float) -> Client:
-    connect: Connect = context.obj
-    try:
-        return connect(url, protocol, timeout=timeout)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--url") from error
 
 
 def _check_output(output: str) -> None:
@@ -154,19 +139,6 @@ def _progress() -> Iterator[None]:
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
         progress.add_task("speaking", total=None)
         yield
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except (ChatterboxClientError, OSError) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo("chatterbox: " + " ".join(message.split()), err=True)
-    raise typer.Exit(1)
 
 
 if __name__ == "__main__":

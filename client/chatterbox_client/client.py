@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-from chatterbox_client.audio import Audio
-from chatterbox_client.request import OUTPUTS, Tensors, audio_of, speech_request, takes_arguments_of
+from chatterbox_client.audio import Audio, Chunk
+from chatterbox_client.request import (
+    OUTPUTS,
+    STREAM_OUTPUTS,
+    Tensors,
+    audio_of,
+    chunks_of,
+    chunks_of_async,
+    speech_request,
+    stream_request,
+    takes_arguments_of,
+)
 from chatterbox_client.transports import (
     AsyncTransport,
     ProtocolName,
@@ -15,6 +25,7 @@ from chatterbox_client.transports import (
     open_async_transport,
     open_transport,
 )
+from chatterbox_client.voices import AsyncVoiceList, VoiceList
 
 DEFAULT_TIMEOUT = 300.0
 """Seconds: a long text on a server without a GPU takes minutes."""
@@ -44,6 +55,8 @@ class Client:
         self._model = model
         self._timeout = timeout
         self._transport = transport or open_transport(url, protocol)
+        self.voices = VoiceList(self._transport, timeout)
+        """The voices that the server keeps."""
 
     @takes_arguments_of(speech_request)
     def speak(self, request: Callable[[], Tensors]) -> Audio:
@@ -62,6 +75,20 @@ class Client:
         reference file cannot be read.
         """
         return audio_of(self._transport.infer(self._model, request(), OUTPUTS, self._timeout))
+
+    @takes_arguments_of(stream_request)
+    def stream(self, request: Callable[[], Tensors]) -> Iterator[Chunk]:
+        """Speaks `text` and yields its audio while the server is still speaking; over gRPC only.
+
+            for chunk in client.stream("It was a bright cold day in April."):
+                player.write(chunk.to_bytes())
+
+        Parameters and errors are those of `speak`; an error may come after some chunks. The request starts with the
+        first chunk asked for, and leaving the loop gives it up. `timeout` bounds the whole stream. The first chunk has
+        `first_chunk_tokens` tokens of 40 ms, the second `chunk_tokens`, later ones more; the defaults suit a player.
+        """
+        tensors = request()
+        return chunks_of(self._transport.stream(f"{self._model}_stream", tensors, STREAM_OUTPUTS, self._timeout))
 
     def ready(self) -> bool:
         """Whether the server can speak now; raises ConnectionFailed when there is none."""
@@ -105,6 +132,8 @@ class AsyncClient:
         self._model = model
         self._timeout = timeout
         self._transport = transport or open_async_transport(url, protocol)
+        self.voices = AsyncVoiceList(self._transport, timeout)
+        """The voices that the server keeps."""
 
     @takes_arguments_of(speech_request)
     async def speak(self, request: Callable[[], Tensors]) -> Audio:
@@ -113,6 +142,13 @@ class AsyncClient:
         audio = await client.speak("Good evening.", voice="default", seed=7)
         """
         return audio_of(await self._transport.infer(self._model, request(), OUTPUTS, self._timeout))
+
+    @takes_arguments_of(stream_request)
+    def stream(self, request: Callable[[], Tensors]) -> AsyncIterator[Chunk]:
+        """`Client.stream` for `async for`. A loop that is left early gives the request up soon after; at once with
+        `contextlib.aclosing`."""
+        tensors = request()
+        return chunks_of_async(self._transport.stream(f"{self._model}_stream", tensors, STREAM_OUTPUTS, self._timeout))
 
     async def ready(self) -> bool:
         """See `Client.ready`."""

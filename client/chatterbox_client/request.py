@@ -5,24 +5,26 @@ This is the only place that knows the names and types of the tensors. Every inpu
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
 import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from chatterbox_client.audio import Audio
+from chatterbox_client.audio import Audio, Chunk
 from chatterbox_client.errors import InvalidRequest, ServerError
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 OUTPUTS = ("audio", "sample_rate", "speech_tokens", "stats")
+STREAM_OUTPUTS = (*OUTPUTS, "chunk_index", "is_last")
 
 P = ParamSpec("P")
 SelfT = TypeVar("SelfT")
@@ -69,21 +71,96 @@ def speech_request(
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
+def stream_request(
+    text: str,
+    *,
+    voice: str | None = None,
+    reference_audio: str | os.PathLike[str] | bytes | None = None,
+    language: str | None = None,
+    exaggeration: float | None = None,
+    cfg_weight: float | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    top_k: int | None = None,
+    seed: int | None = None,
+    max_seconds: float | None = None,
+    first_chunk_tokens: int | None = None,
+    chunk_tokens: int | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """`speech_request` and how much audio the first chunks hold, in tokens of 40 ms."""
+    tensors = speech_request(
+        text,
+        voice=voice,
+        reference_audio=reference_audio,
+        language=language,
+        exaggeration=exaggeration,
+        cfg_weight=cfg_weight,
+        temperature=temperature,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        top_k=top_k,
+        seed=seed,
+        max_seconds=max_seconds,
+    )
+    sizes = {"first_chunk_tokens": first_chunk_tokens, "chunk_tokens": chunk_tokens}
+    chunking = {name: _integer(name, size, np.int32) for name, size in sizes.items()}
+    return tensors | {name: tensor for name, tensor in chunking.items() if tensor is not None}
+
+
 def audio_of(answer: Tensors) -> Audio:
     """The `Audio` in a model's answer; raises ServerError when the answer is not of this contract."""
-    missing = [name for name in OUTPUTS if name not in answer]
+    return Audio(**_audio(answer, OUTPUTS))
+
+
+def chunks_of(answers: Generator[Tensors, None, None]) -> Iterator[Chunk]:
+    """The chunks in a stream's answers; raises ServerError when the stream ends before its last chunk."""
+    ended = False
+    with contextlib.closing(answers):
+        for answer in answers:
+            chunk = _chunk(answer)
+            ended = chunk.is_last
+            yield chunk
+    _check_end(ended)
+
+
+async def chunks_of_async(answers: AsyncGenerator[Tensors, None]) -> AsyncIterator[Chunk]:
+    """`chunks_of` for asyncio."""
+    ended = False
+    async with contextlib.aclosing(answers):
+        async for answer in answers:
+            chunk = _chunk(answer)
+            ended = chunk.is_last
+            yield chunk
+    _check_end(ended)
+
+
+def _check_end(ended: bool) -> None:
+    if not ended:
+        raise ServerError("the stream ended before its last chunk")
+
+
+def _chunk(answer: Tensors) -> Chunk:
+    parts = _audio(answer, STREAM_OUTPUTS)
+    return Chunk(**parts, index=int(answer["chunk_index"].item()), is_last=bool(answer["is_last"].item()))
+
+
+def _audio(answer: Tensors, outputs: Sequence[str]) -> dict[str, Any]:
+    missing = [name for name in outputs if name not in answer]
     if missing:
         raise ServerError(f"the answer lacks the output {', '.join(missing)}")
     try:
         stats = json.loads(answer["stats"].item())
     except ValueError as error:
         raise ServerError(f"the answer's stats are not JSON: {error}") from error
-    return Audio(
-        samples=answer["audio"].reshape(-1).copy(),  # what tritonclient hands out is read-only
-        sample_rate=int(answer["sample_rate"].item()),
-        speech_tokens=answer["speech_tokens"].reshape(-1).copy(),
-        stats=stats,
-    )
+    return {
+        "samples": answer["audio"].reshape(-1).copy(),  # what tritonclient hands out is read-only
+        "sample_rate": int(answer["sample_rate"].item()),
+        "speech_tokens": answer["speech_tokens"].reshape(-1).copy(),
+        "stats": stats,
+    }
 
 
 def takes_arguments_of(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from chatterbox_engine import layout, random_checkpoint
+from chatterbox_engine.config import cache_folder
 from chatterbox_engine.dims import Dims
 from chatterbox_engine.errors import CheckpointError
 from chatterbox_engine.types import Conditionals, S3GenConditionals, T3Conditionals
@@ -55,7 +55,7 @@ def locate(name: str, *, revision: str | None = None, cache_dir: Path | None = N
     `~/.cache/chatterbox-triton` by default. Raises CheckpointError.
     """
     if name == TINY:
-        return _make_tiny(cache_dir or _default_cache())
+        return _make_tiny(cache_dir or cache_folder())
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -67,10 +67,6 @@ def locate(name: str, *, revision: str | None = None, cache_dir: Path | None = N
         raise CheckpointError(f"{name}: not downloaded yet, and the Hugging Face hub cannot be reached") from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(f"{name}: cannot be downloaded: {error}") from error
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("CHATTERBOX_CACHE") or Path.home() / ".cache" / "chatterbox-triton")
 
 
 def _make_tiny(cache: Path) -> Path:

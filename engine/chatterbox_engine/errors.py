@@ -7,6 +7,7 @@ ChatterboxError
     ├── InvalidRequest   the request is wrong: 400
     ├── NotFound         it names a voice that does not exist: 404
     ├── Overloaded       the queue is full or the engine is closing: 503
+    ├── Unavailable      something it needs, the voice store for one, cannot be reached now: 503
     ├── DeadlineExceeded it waited or ran longer than allowed: 503
     ├── Cancelled        its client went away
     └── EngineFailed     the engine broke while it held the request: 500
@@ -41,6 +42,10 @@ class NotFound(RequestError):
 
 class Overloaded(RequestError):
     """The engine takes no more requests now."""
+
+
+class Unavailable(RequestError):
+    """Something that the request needs cannot be reached now."""
 
 
 class DeadlineExceeded(RequestError):

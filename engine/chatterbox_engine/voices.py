@@ -1,20 +1,48 @@
-"""Voices by name, and what each network computes once per voice."""
+"""The voices that requests speak with: found in memory, in the store, or computed from their clip, once.
+
+A voice is known by the content hash of its clip. Threads:
+
+    caller   `resolve`: the built-in voice and inline clips that are in memory are answered at once
+    lookup   asks the store which clip a name means now, and for what was computed from it
+    encoder  computes what nobody has computed yet; one clip after the other, so no clip twice
+
+The store is asked at every request that names a stored voice (one indexed row), so that a voice which is replaced or
+deleted there is so from the next request on, whoever did it. While the store is gone, the voices in memory go on as
+they were last seen, without waiting for it.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Generic, Literal, Protocol, TypeVar
 
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.errors import NotFound
-from chatterbox_engine.types import Conditionals
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from chatterbox_engine.clips import ClipLimits, check_bytes, read_clip
+from chatterbox_engine.errors import EngineFailed, InvalidRequest, NotFound, RequestError, Unavailable
+from chatterbox_engine.types import Conditionals, S3GenConditionals, Samples, SynthesisRequest, T3Conditionals
+from chatterbox_engine.voice_store import Clip, Entry, VoiceStore, content_hash
 
 DEFAULT = "default"
 """The name of the checkpoint's built-in voice."""
 
+PREPARATION = 1
+"""Counts changes of what is computed from a clip, so that stored results of older code are not used."""
+
+_PROGRESS_SECONDS = 5.0
+
 V = TypeVar("V")
+Report = Callable[[str], None]
+Source = Literal["memory", "store", "encoded"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,21 +53,307 @@ class Voice:
     conditionals: Conditionals
 
 
+@dataclass(frozen=True)
+class Found:
+    """A voice, and where it came from."""
+
+    voice: Voice
+    source: Source
+
+
+Done = Callable[[Found | RequestError], None]
+
+
+class Encoder(Protocol):
+    """Computes conditionals; `reference.ReferenceEncoder` is one."""
+
+    def encode(self, audio: Samples, sample_rate: int) -> Conditionals:
+        """The voice of a mono clip, [n] float32. Raises InvalidRequest."""
+
+
+@dataclass
+class Counts:
+    """What was done since the start. Written by the lookup and the encoder thread."""
+
+    encoded: int = 0
+    """Clips that went through the encoders."""
+    loaded: int = 0
+    """Voices whose conditionals came from the store."""
+
+
+class VoiceCache:
+    """The most recently used voices, as many as fit into a number of bytes. Any thread."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self.full = False
+        """Whether a voice ever had to go."""
+        self._voices: OrderedDict[str, Voice] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def bytes(self) -> int:
+        """What the kept voices take."""
+        return self._bytes
+
+    def __len__(self) -> int:
+        return len(self._voices)
+
+    def get(self, key: str) -> Voice | None:
+        """The voice of this key, which is now the most recently used one."""
+        with self._lock:
+            if key in self._voices:
+                self._voices.move_to_end(key)
+            return self._voices.get(key)
+
+    def put(self, voice: Voice) -> None:
+        """Keeps a voice; the ones not used for longest go when there is no room."""
+        with self._lock:
+            if voice.key not in self._voices:
+                self._bytes += _size(voice.conditionals)
+            self._voices[voice.key] = voice
+            while self._bytes > self._max_bytes:
+                _, oldest = self._voices.popitem(last=False)
+                self._bytes -= _size(oldest.conditionals)
+                self.full = True
+
+
 class Voices:
-    """The voices that requests may name."""
+    """Finds the voice of each request. Holds no state of any request."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._known: dict[str, Voice] = {}
-        built_in = checkpoint.conditionals()
-        if built_in is not None:
-            self._known[DEFAULT] = Voice(f"{checkpoint.identity}/{DEFAULT}", built_in)
+    def __init__(
+        self,
+        *,
+        built_in: Conditionals | None,
+        identity: str,
+        store: VoiceStore,
+        make_encoder: Callable[[], Encoder],
+        limits: ClipLimits,
+        cache_bytes: int,
+        prepare_thread: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`identity` is the checkpoint's. `make_encoder` takes seconds, so it is called at the first unknown clip.
+        `prepare_thread` is called first on the encoder's thread (to choose a CUDA stream)."""
+        self._built_in = None if built_in is None else Voice(f"{identity}/{DEFAULT}", built_in)
+        self._identity = f"{identity}/{PREPARATION}"
+        self._store = store
+        self._make_encoder = make_encoder
+        self._encoder: Encoder | None = None
+        self._limits = limits
+        self._cache = VoiceCache(cache_bytes)
+        self._seen: dict[str, str] = {}  # names and the hashes that they had when the store was last asked
+        self._lookups = ThreadPoolExecutor(1, thread_name_prefix="voice-lookup")
+        self._encodings = ThreadPoolExecutor(1, thread_name_prefix="voice-encoder", initializer=prepare_thread)
+        self._report: Report = lambda _line: None
+        self.counts = Counts()
 
-    def get(self, name: str) -> Voice:
-        """The voice of this name. Raises NotFound."""
-        if name not in self._known:
-            known = ", ".join(sorted(self._known)) or "none"
-            raise NotFound(f"there is no voice {name!r}; known voices: {known}")
-        return self._known[name]
+    def start(self, report: Report) -> None:
+        """Brings all stored voices into memory, as far as they fit. A voice that cannot be read is reported, a store
+        that is gone too; neither stops the start."""
+        self._report = report
+        self._encodings.submit(self._preload).result()
+
+    def resolve(self, request: SynthesisRequest, done: Done) -> None:
+        """Calls `done` once, from this or another thread, with the request's voice or with why there is none.
+
+        InvalidRequest for a clip that cannot be used, NotFound for an unknown name, Unavailable when only the store
+        knows and it is gone.
+        """
+        clip = request.reference_audio
+        if clip is not None:
+            self._guard(done, partial(self._resolve_clip, clip, done))
+        elif request.voice == DEFAULT and self._built_in is not None:
+            done(Found(self._built_in, "memory"))
+        elif self._store.failing and (voice := self._last_seen(request.voice)) is not None:
+            done(Found(voice, "memory"))
+            self._lookups.submit(self._look_again, request.voice)
+        else:
+            self._lookups.submit(self._guard, done, partial(self._find, request.voice, done))
+
+    def close(self) -> None:
+        """Ends the threads; what is waiting in them is dropped."""
+        self._lookups.shutdown(cancel_futures=True)
+        self._encodings.shutdown(cancel_futures=True)
+        self._store.close()
+
+    # Caller's thread
+
+    def _resolve_clip(self, audio: bytes, done: Done) -> None:
+        check_bytes(len(audio), self._limits)
+        clip = Clip(content_hash(audio), audio)
+        if not self._from_memory(clip.content_hash, done):
+            self._lookups.submit(self._guard, done, partial(self._find_clip, clip, done))
+
+    def _last_seen(self, name: str) -> Voice | None:
+        key = self._seen.get(name)
+        return None if key is None else self._cache.get(key)
+
+    # Lookup thread
+
+    def _find(self, name: str, done: Done) -> None:
+        try:
+            entry = self._ask(name)
+        except Unavailable:
+            voice = self._last_seen(name)
+            if voice is None:
+                raise
+            done(Found(voice, "memory"))
+            return
+        voice = self._cache.get(entry.content_hash)
+        if voice is not None:
+            done(Found(voice, "memory"))
+            if not entry.prepared:  # it was first heard as an inline clip
+                self._encodings.submit(self._write_back, voice)
+        elif not entry.prepared or not self._from_store(entry.content_hash, done):
+            clip = self._store.clip(name)  # if replaced meanwhile, the newer one
+            self._encodings.submit(self._guard, done, partial(self._encode, clip, True, done))
+
+    def _find_clip(self, clip: Clip, done: Done) -> None:
+        try:
+            known = self._from_memory(clip.content_hash, done) or self._from_store(clip.content_hash, done)
+        except Unavailable:
+            known = False  # an inline clip needs no store
+        if not known:
+            self._encodings.submit(self._guard, done, partial(self._encode, clip, False, done))
+
+    def _ask(self, name: str) -> Entry:
+        try:
+            entry = self._store.look_up(name, self._identity)
+        except NotFound:
+            self._seen.pop(name, None)
+            raise
+        self._seen[name] = entry.content_hash
+        return entry
+
+    def _look_again(self, name: str) -> None:
+        """Notices that the store is back."""
+        try:
+            self._ask(name)
+        except RequestError:
+            return
+
+    def _from_memory(self, key: str, done: Done) -> bool:
+        voice = self._cache.get(key)
+        if voice is not None:
+            done(Found(voice, "memory"))
+        return voice is not None
+
+    def _from_store(self, key: str, done: Done) -> bool:
+        voice = self._load(key)
+        if voice is not None:
+            done(Found(voice, "store"))
+        return voice is not None
+
+    def _load(self, key: str) -> Voice | None:
+        data = self._store.conditionals(key, self._identity)
+        if data is None:
+            return None
+        try:
+            voice = Voice(key, conditionals_from_bytes(data))
+        except (SafetensorError, KeyError) as error:
+            self._report(f"what the store has of the clip {key} is damaged and computed anew: {error}")
+            return None
+        self.counts.loaded += 1
+        self._cache.put(voice)
+        return voice
+
+    # Encoder thread
+
+    def _encode(self, clip: Clip, keep: bool, done: Done) -> None:
+        """`keep`: the clip belongs to a stored voice, so what is computed is stored too. Inline clips leave no trace
+        but in memory."""
+        if not self._from_memory(clip.content_hash, done):
+            done(Found(self._compute(clip, keep=keep), "encoded"))
+
+    def _compute(self, clip: Clip, *, keep: bool) -> Voice:
+        samples, rate = read_clip(clip.audio, self._limits)
+        if self._encoder is None:
+            self._encoder = self._make_encoder()
+        voice = Voice(clip.content_hash, self._encoder.encode(samples, rate))
+        self.counts.encoded += 1
+        self._cache.put(voice)
+        if keep:
+            self._write_back(voice)
+        return voice
+
+    def _write_back(self, voice: Voice) -> None:
+        try:
+            self._store.put_conditionals(voice.key, self._identity, conditionals_to_bytes(voice.conditionals))
+        except Unavailable as error:
+            self._report(f"a voice could not be written back: {error}")
+
+    def _preload(self) -> None:
+        began = shown = time.monotonic()
+        try:
+            names = self._store.hashes()
+            for number, (name, key) in enumerate(names.items(), start=1):
+                self._preload_one(name, key)
+                if self._cache.full:
+                    self._report(f"voices: memory holds {len(self._cache)} of {len(names)}; the others load at use")
+                    break
+                if time.monotonic() - shown > _PROGRESS_SECONDS:
+                    shown = time.monotonic()
+                    self._report(f"voices: {number} of {len(names)}")
+        except Unavailable as error:
+            self._report(f"voices: {error}; requests for stored voices get 503 until it is back")
+            return
+        seconds = time.monotonic() - began
+        self._report(
+            f"voices: {len(self._cache)} ready in {seconds:.1f} s, {self.counts.loaded} from the store, "
+            f"{self.counts.encoded} computed, {self._cache.bytes / 1e6:.1f} MB"
+        )
+
+    def _preload_one(self, name: str, key: str) -> None:
+        self._seen[name] = key
+        try:
+            if not self._cache.get(key) and not self._load(key):
+                self._compute(self._store.clip(name), keep=True)
+        except (InvalidRequest, NotFound) as error:
+            self._report(f"voice {name!r} is left out: {error}")
+
+    # Any thread
+
+    def _guard(self, done: Done, body: Callable[[], None]) -> None:
+        """Runs a stage; what goes wrong is the answer to this request only."""
+        try:
+            body()
+        except RequestError as error:
+            done(error)
+        except Exception as error:
+            traceback.print_exc()
+            done(EngineFailed(f"the voice could not be prepared: {type(error).__name__}: {error}"))
+
+
+def conditionals_to_bytes(voice: Conditionals) -> bytes:
+    """As safetensors."""
+    tensors = {
+        "t3.speaker": voice.t3.speaker,
+        "t3.prompt_tokens": voice.t3.prompt_tokens,
+        "s3gen.prompt_tokens": voice.s3gen.prompt_tokens,
+        "s3gen.prompt_mel": voice.s3gen.prompt_mel,
+        "s3gen.embedding": voice.s3gen.embedding,
+        "exaggeration": torch.tensor(voice.exaggeration),
+    }
+    data: bytes = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    return data
+
+
+def conditionals_from_bytes(data: bytes) -> Conditionals:
+    """What `conditionals_to_bytes` wrote. Raises SafetensorError or KeyError for anything else."""
+    tensors = safetensors.torch.load(data)
+    return Conditionals(
+        t3=T3Conditionals(tensors["t3.speaker"], tensors["t3.prompt_tokens"]),
+        s3gen=S3GenConditionals(
+            tensors["s3gen.prompt_tokens"], tensors["s3gen.prompt_mel"], tensors["s3gen.embedding"]
+        ),
+        exaggeration=float(tensors["exaggeration"]),
+    )
+
+
+def _size(voice: Conditionals) -> int:
+    parts = (voice.t3.speaker, voice.t3.prompt_tokens, voice.s3gen.prompt_tokens, voice.s3gen.prompt_mel)
+    return sum(tensor.nbytes for tensor in (*parts, voice.s3gen.embedding))
 
 
 class Memo(Generic[V]):

@@ -275,6 +275,7 @@ def test_the_public_names_are_frozen() -> None:
         "Timeout",
         "Transport",
         "Unavailable",
+        "VoiceInfo",
     ]
     assert all(hasattr(chatterbox_client, name) for name in chatterbox_client.__all__)
 

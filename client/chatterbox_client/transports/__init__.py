@@ -7,7 +7,7 @@ Importing this package imports neither gevent nor grpc nor aiohttp; opening a tr
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from chatterbox_client.request import Tensors
@@ -26,6 +26,11 @@ class Transport(Protocol):
     def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """Runs the model once and returns the outputs asked for, by name, as far as the server gave them."""
 
+    def stream(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+    ) -> Generator[Tensors, None, None]:
+        """Runs a model that answers several times; starts with the first `next`, and closing it gives it up."""
+
     def ready(self, model: str, timeout: float | None) -> bool:
         """Whether the server can run the model now."""
 
@@ -41,6 +46,11 @@ class AsyncTransport(Protocol):
 
     async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """See `Transport.infer`."""
+
+    def stream(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+    ) -> AsyncGenerator[Tensors, None]:
+        """See `Transport.stream`."""
 
     async def ready(self, model: str, timeout: float | None) -> bool:
         """See `Transport.ready`."""

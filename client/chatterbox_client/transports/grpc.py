@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from tritonclient.utils import InferenceServerException
 from chatterbox_client.errors import ChatterboxClientError, ConnectionFailed, Timeout, Unavailable
 from chatterbox_client.request import Tensors
 from chatterbox_client.transports import convert
+from chatterbox_client.transports.grpc_stream import AsyncStreamChannel, StreamChannel
 
 _PROBE_SECONDS = 5.0
 
@@ -23,11 +25,22 @@ class GrpcTransport:
     def __init__(self, url: str) -> None:
         self._url = url
         self._client = tritonclient.grpc.InferenceServerClient(url)
+        self._streams = StreamChannel(url)
 
     def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """See `Transport.infer`."""
         arguments = convert.call_arguments(tritonclient.grpc, tensors, outputs)
         return convert.answer(self._call("infer", model, timeout, **arguments), outputs)
+
+    def stream(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+    ) -> Generator[Tensors, None, None]:
+        """See `Transport.stream`."""
+        try:
+            yield from self._streams.stream(model, tensors, outputs, timeout)
+        except ChatterboxClientError as error:
+            reason = self._unreachable() if isinstance(error, Unavailable) else None
+            raise _located(error, self._url, timeout, reason) from error.__cause__
 
     def ready(self, model: str, timeout: float | None) -> bool:
         """See `Transport.ready`."""
@@ -40,6 +53,7 @@ class GrpcTransport:
     def close(self) -> None:
         """See `Transport.close`."""
         self._client.close()
+        self._streams.close()
 
     def _call(self, method: str, model: str, timeout: float | None, **arguments: Any) -> Any:
         try:
@@ -68,6 +82,18 @@ class AsyncGrpcTransport:
         arguments = convert.call_arguments(tritonclient.grpc, tensors, outputs)
         return convert.answer(await self._call("infer", model, timeout, **arguments), outputs)
 
+    async def stream(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+    ) -> AsyncGenerator[Tensors, None]:
+        """See `Transport.stream`."""
+        try:
+            async with contextlib.aclosing(self._streams.stream(model, tensors, outputs, timeout)) as answers:
+                async for answer in answers:
+                    yield answer
+        except ChatterboxClientError as error:
+            reason = await self._unreachable() if isinstance(error, Unavailable) else None
+            raise _located(error, self._url, timeout, reason) from error.__cause__
+
     async def ready(self, model: str, timeout: float | None) -> bool:
         """See `Transport.ready`."""
         return bool(await self._call("is_model_ready", model, timeout))
@@ -80,10 +106,16 @@ class AsyncGrpcTransport:
         """See `Transport.close`."""
         if "_client" in vars(self):
             await self._client.close()
+        if "_streams" in vars(self):
+            await self._streams.close()
 
     @cached_property
     def _client(self) -> Any:
         return tritonclient.grpc.aio.InferenceServerClient(self._url)
+
+    @cached_property
+    def _streams(self) -> AsyncStreamChannel:
+        return AsyncStreamChannel(self._url)
 
     async def _call(self, method: str, model: str, timeout: float | None, **arguments: Any) -> Any:
         try:

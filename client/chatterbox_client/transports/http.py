@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from typing import Any
@@ -13,7 +13,7 @@ import tritonclient.http
 from gevent._hub_local import get_hub_if_exists  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException
 
-from chatterbox_client.errors import ConnectionFailed
+from chatterbox_client.errors import ConnectionFailed, InvalidRequest
 from chatterbox_client.request import Tensors
 from chatterbox_client.transports import convert
 
@@ -33,6 +33,12 @@ class HttpTransport:
         arguments = convert.call_arguments(tritonclient.http, tensors, outputs)
         with self._connection(timeout) as client:
             return convert.answer(client.infer(model, **arguments), outputs)
+
+    def stream(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+    ) -> Generator[Tensors, None, None]:
+        """Raises InvalidRequest: `tritonclient` streams over gRPC only."""
+        raise InvalidRequest("streams need gRPC: give the protocol 'grpc' and its port")
 
     def ready(self, model: str, timeout: float | None) -> bool:
         """See `Transport.ready`."""

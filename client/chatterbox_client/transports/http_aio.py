@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
-from chatterbox_client.errors import ConnectionFailed
+from chatterbox_client.errors import ConnectionFailed, InvalidRequest
 from chatterbox_client.request import Tensors
 from chatterbox_client.transports import convert
 
@@ -30,6 +30,12 @@ class AsyncHttpTransport:
         arguments = convert.call_arguments(tritonclient.http, tensors, outputs)
         result = await self._within(timeout, self._client.infer(model, **arguments))
         return convert.answer(result, outputs)
+
+    def stream(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+    ) -> AsyncGenerator[Tensors, None]:
+        """Raises InvalidRequest: `tritonclient` streams over gRPC only."""
+        raise InvalidRequest("streams need gRPC: give the protocol 'grpc' and its port")
 
     async def ready(self, model: str, timeout: float | None) -> bool:
         """See `Transport.ready`."""

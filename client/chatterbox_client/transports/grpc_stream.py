@@ -1,0 +1,87 @@
+"""One gRPC stream per request, for threads and for asyncio.
+
+Straight on the protocol's stub: `tritonclient` has one stream per client, reads it on a thread of its own, and leaves
+another one behind when a stream is cancelled. Here a stream is an iterator; closing it cancels the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
+from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
+
+from chatterbox_client.errors import ChatterboxClientError, from_status
+from chatterbox_client.request import Tensors
+from chatterbox_client.transports import convert
+
+_OPTIONS = [("grpc.max_receive_message_length", -1)]
+_METADATA = (("triton_grpc_error", "true"),)  # errors as statuses with their code, instead of messages without
+
+
+class StreamChannel:
+    """A channel that any number of threads stream over."""
+
+    def __init__(self, url: str) -> None:
+        self._channel = grpc.insecure_channel(url, options=_OPTIONS)
+        self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
+
+    def stream(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+    ) -> Generator[Tensors, None, None]:
+        """The responses' outputs. Raises the typed error of the status that ends the stream."""
+        call = self._start(iter([_request(model, tensors, outputs)]), metadata=_METADATA, timeout=timeout)
+        try:
+            for response in call:
+                yield convert.answer(InferResult(response.infer_response), outputs)
+        except grpc.RpcError as error:
+            raise _typed(error) from error
+        finally:
+            call.cancel()  # of what is left, when the caller has had enough
+
+    def close(self) -> None:
+        """Ends the channel and all its streams."""
+        self._channel.close()
+
+
+class AsyncStreamChannel:
+    """The same for asyncio; belongs to the event loop in which it was made."""
+
+    def __init__(self, url: str) -> None:
+        self._channel = grpc.aio.insecure_channel(url, options=_OPTIONS)
+        self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
+
+    async def stream(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+    ) -> AsyncGenerator[Tensors, None]:
+        """See `StreamChannel.stream`."""
+        call = self._start(iter([_request(model, tensors, outputs)]), metadata=_METADATA, timeout=timeout)
+        try:
+            async for response in call:
+                yield convert.answer(InferResult(response.infer_response), outputs)
+        except grpc.RpcError as error:
+            raise _typed(error) from error
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        """See `StreamChannel.close`."""
+        await self._channel.close()
+
+
+def _request(model: str, tensors: Tensors, outputs: Sequence[str]) -> Any:
+    request = service_pb2.ModelInferRequest(model_name=model)
+    for name, array in tensors.items():
+        request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
+        is_bytes = array.dtype == object
+        request.raw_input_contents.append(serialize_byte_tensor(array).item() if is_bytes else array.tobytes())
+    for name in outputs:
+        request.outputs.add(name=name)
+    return request
+
+
+def _typed(error: Any) -> ChatterboxClientError:
+    return from_status(error.details() or str(error.code()), str(error.code()))

@@ -1,0 +1,390 @@
+"""The voices of one or more servers in a database: reference clips by name, and what was computed from them.
+
+    tts_voices        voice_id (primary key), audio_data, content_hash, created_at, updated_at
+    tts_conditionals  content_hash and checkpoint (primary key), data
+    tts_schema        version
+
+SQLite and PostgreSQL, with the same statements. A `tts_voices` with only the first two columns is adopted: the others
+are added and its rows kept. Whoever changes `audio_data` without knowing `content_hash` needs not care: a trigger
+empties the hash, and an empty one is computed at the next look. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from chatterbox_engine.errors import ConfigError, NotFound, Unavailable
+
+SCHEMA = 1
+"""The version of the tables that this code reads and writes."""
+
+CONNECT_SECONDS = 3
+"""How long a database that does not answer at all may hold a request up."""
+
+_LOCK = 0x7474735F  # "tts_": PostgreSQL's advisory lock while the tables are made or changed
+
+_metadata = sa.MetaData()
+_voices = sa.Table(
+    "tts_voices",
+    _metadata,
+    sa.Column("voice_id", sa.Text, primary_key=True),
+    sa.Column("audio_data", sa.LargeBinary, nullable=False),
+    sa.Column("content_hash", sa.Text),
+    sa.Column("created_at", sa.DateTime(timezone=True)),
+    sa.Column("updated_at", sa.DateTime(timezone=True)),
+)
+_by_hash = sa.Index("tts_voices_content_hash", _voices.c.content_hash)
+_conditionals = sa.Table(
+    "tts_conditionals",
+    _metadata,
+    sa.Column("content_hash", sa.Text, primary_key=True),
+    sa.Column("checkpoint", sa.Text, primary_key=True),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+_schema = sa.Table("tts_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True))
+
+_TRIGGERS = {
+    "sqlite": (
+        """
+        CREATE TRIGGER tts_voices_changed AFTER UPDATE OF audio_data ON tts_voices
+        WHEN NEW.audio_data IS NOT OLD.audio_data AND NEW.content_hash IS OLD.content_hash
+        BEGIN UPDATE tts_voices SET content_hash = NULL WHERE voice_id = NEW.voice_id; END
+        """,
+    ),
+    "postgresql": (
+        """
+        CREATE OR REPLACE FUNCTION tts_voices_changed() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN NEW.content_hash := NULL; RETURN NEW; END $$
+        """,
+        """
+        CREATE TRIGGER tts_voices_changed BEFORE UPDATE OF audio_data ON tts_voices FOR EACH ROW
+        WHEN (NEW.audio_data IS DISTINCT FROM OLD.audio_data AND NEW.content_hash IS NOT DISTINCT FROM OLD.content_hash)
+        EXECUTE FUNCTION tts_voices_changed()
+        """,
+    ),
+}
+_INSERT: dict[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+def content_hash(audio: bytes) -> str:
+    """What tells one clip from another: SHA-256, 64 hexadecimal digits."""
+    return hashlib.sha256(audio).hexdigest()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An encoded reference clip."""
+
+    content_hash: str
+    audio: bytes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a request needs to know of a stored voice."""
+
+    content_hash: str
+    prepared: bool
+    """What is computed from the clip is stored too."""
+
+
+@dataclass(frozen=True)
+class VoiceInfo:
+    """What is known of a stored voice without its audio."""
+
+    voice: str
+    bytes: int
+    content_hash: str
+    """Empty for a voice that somebody else has written and nobody has used yet; so are the times."""
+    created_at: str  # ISO 8601, UTC
+    updated_at: str
+
+
+class VoiceStore:
+    """The database. Any thread may call any method; all but the constructor raise Unavailable when it is gone.
+
+    Nothing is connected before the first call. After a failure the store fails at once for as long as that failure took
+    to show, so that a database that swallows connections does not make every request wait.
+    """
+
+    def __init__(self, url: str) -> None:
+        """`url` is a path, or SQLAlchemy's URL of a SQLite or PostgreSQL database. Raises ConfigError."""
+        self._engine = _open(url)
+        self._insert = _INSERT[self._engine.dialect.name]
+        self._lock = threading.Lock()
+        self._adopted = False
+        self._failure: str | None = None
+        self._retry_at = 0.0
+
+    @property
+    def failing(self) -> bool:
+        """Whether the latest call found the database gone."""
+        return self._failure is not None
+
+    def hashes(self) -> dict[str, str]:
+        """The content hash of every voice."""
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(_voices.c.voice_id, _voices.c.content_hash)).all()
+        known = {name: found for name, found in rows if found}
+        for name, found in rows:
+            if not found and (filled := self._fill(name)):
+                known[name] = filled
+        return known
+
+    def look_up(self, name: str, checkpoint: str) -> Entry:
+        """The clip that a name means now, and whether there are conditionals for the checkpoint. Raises NotFound."""
+        with self._transaction() as connection:
+            row = connection.execute(
+                sa.select(_voices.c.content_hash, _is_prepared(checkpoint)).where(_voices.c.voice_id == _known(name))
+            ).first()
+        if row is None:
+            raise _unknown(name)
+        if row[0] is not None:
+            return Entry(*row)
+        filled = self._fill(name)
+        if filled is None:
+            raise _unknown(name)
+        return Entry(filled, self.conditionals(filled, checkpoint) is not None)
+
+    def clip(self, name: str) -> Clip:
+        """The clip of a voice. Raises NotFound."""
+        with self._transaction() as connection:
+            row = connection.execute(sa.select(_voices.c.audio_data).where(_voices.c.voice_id == _known(name))).first()
+        if row is None:
+            raise _unknown(name)
+        audio = bytes(row[0])
+        return Clip(content_hash(audio), audio)
+
+    def list(self) -> list[VoiceInfo]:
+        """All voices by name."""
+        with self._transaction() as connection:
+            rows = connection.execute(_info().order_by(_voices.c.voice_id)).all()
+        return [_voice_info(row) for row in rows]
+
+    def get(self, name: str) -> VoiceInfo:
+        """What is known of one voice. Raises NotFound."""
+        with self._transaction() as connection:
+            row = connection.execute(_info().where(_voices.c.voice_id == _known(name))).first()
+        if row is None:
+            raise _unknown(name)
+        return _voice_info(row)
+
+    def add(self, name: str, audio: bytes) -> None:
+        """Stores a clip under a name, in place of the one that was there."""
+        now = _now()
+        values = {"audio_data": audio, "content_hash": content_hash(audio), "updated_at": now}
+        statement = self._insert(_voices).values(voice_id=name, created_at=now, **values)
+        with self._transaction() as connection:
+            connection.execute(statement.on_conflict_do_update(index_elements=["voice_id"], set_=values))
+            connection.execute(_forget_orphans())
+
+    def delete(self, name: str) -> None:
+        """Removes a voice and what only it needed. Raises NotFound."""
+        with self._transaction() as connection:
+            gone = connection.execute(sa.delete(_voices).where(_voices.c.voice_id == _known(name))).rowcount
+            connection.execute(_forget_orphans())
+        if not gone:
+            raise _unknown(name)
+
+    def conditionals(self, clip_hash: str, checkpoint: str) -> bytes | None:
+        """What was computed from a clip with a checkpoint's encoders, as `put_conditionals` stored it."""
+        of_clip = (_conditionals.c.content_hash == clip_hash) & (_conditionals.c.checkpoint == checkpoint)
+        with self._transaction() as connection:
+            row = connection.execute(sa.select(_conditionals.c.data).where(of_clip)).first()
+        return None if row is None else bytes(row[0])
+
+    def put_conditionals(self, clip_hash: str, checkpoint: str, data: bytes) -> None:
+        """Stores what was computed. Servers that computed the same at the same time overwrite it with its equal."""
+        statement = self._insert(_conditionals).values(content_hash=clip_hash, checkpoint=checkpoint, data=data)
+        keys = ["content_hash", "checkpoint"]
+        with self._transaction() as connection:
+            connection.execute(statement.on_conflict_do_update(index_elements=keys, set_={"data": data}))
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self._engine.dispose()
+
+    def _fill(self, name: str) -> str | None:
+        """Computes the hash of a voice that somebody else has written; None when it is gone again."""
+        now = _now()
+        with self._transaction() as connection:
+            row = connection.execute(sa.select(_voices.c.audio_data).where(_voices.c.voice_id == name)).first()
+        if row is None:
+            return None
+        audio = bytes(row[0])
+        values = {
+            "content_hash": content_hash(audio),
+            "created_at": sa.func.coalesce(_voices.c.created_at, now),
+            "updated_at": now,
+        }
+        same = (_voices.c.voice_id == name) & (_voices.c.audio_data == audio)  # or it was written once more meanwhile
+        with self._transaction() as connection:
+            connection.execute(sa.update(_voices).where(same).values(values))
+        return content_hash(audio)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        """A transaction on tables that are ours. Turns every failure of the database into Unavailable."""
+        began = time.monotonic()
+        if self._failure is not None and began < self._retry_at:
+            raise Unavailable(self._failure)
+        try:
+            self._adopt()
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.SQLAlchemyError as error:
+            self._adopted = False  # it may come back as another database
+            now = time.monotonic()
+            self._failure, self._retry_at = _reason(error), now + (now - began)
+            raise Unavailable(self._failure) from error
+        self._failure = None
+
+    def _adopt(self) -> None:
+        """Brings the tables to this version, once; concurrent servers wait for each other."""
+        with self._lock:
+            if self._adopted:
+                return
+            with self._engine.connect().execution_options(exclusive=True) as connection, connection.begin():
+                if connection.dialect.name == "postgresql":
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+                _schema.create(connection, checkfirst=True)
+                version = connection.execute(sa.select(sa.func.max(_schema.c.version))).scalar() or 0
+                if version > SCHEMA:
+                    raise Unavailable(f"the voice store has schema {version}; this server knows {SCHEMA}: update it")
+                for step in _STEPS[version:]:
+                    step(connection)
+                if version < SCHEMA:
+                    connection.execute(_schema.insert().values(version=SCHEMA))
+            self._adopted = True
+
+
+def _to_1(connection: sa.Connection) -> None:
+    """From nothing, or from a table of two columns."""
+    inspector = sa.inspect(connection)
+    found = inspector.has_table(_voices.name)
+    columns = {column["name"] for column in inspector.get_columns(_voices.name)} if found else set()
+    unique = found and _is_unique(inspector)
+    _metadata.create_all(connection, tables=[_conditionals] if found else [_voices, _conditionals])
+    for column in _voices.columns if found else ():
+        if column.name not in columns:
+            kind = column.type.compile(connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {_voices.name} ADD COLUMN {column.name} {kind}")
+    if found:
+        _by_hash.create(connection)
+    if found and not unique:
+        connection.exec_driver_sql(f"CREATE UNIQUE INDEX tts_voices_voice_id ON {_voices.name} (voice_id)")
+    for statement in _TRIGGERS[connection.dialect.name]:
+        connection.exec_driver_sql(statement)
+
+
+_STEPS = (_to_1,)
+"""What leads from each version to the next."""
+
+
+def _is_unique(inspector: sa.Inspector) -> bool:
+    keys: Iterable[Any] = (
+        inspector.get_pk_constraint(_voices.name)["constrained_columns"],
+        *(item["column_names"] for item in inspector.get_unique_constraints(_voices.name)),
+        *(item["column_names"] for item in inspector.get_indexes(_voices.name) if item["unique"]),
+    )
+    return ["voice_id"] in list(keys)
+
+
+def _open(url: str) -> sa.Engine:
+    """An engine that connects at its first use."""
+    try:
+        parsed = sa.make_url(_with_driver(url))
+    except sa.exc.ArgumentError as error:
+        raise ConfigError(f"voice_store is not the URL of a database: {error}") from error
+    if parsed.drivername == "postgresql+psycopg":
+        # a host that vanishes without a word is noticed within CONNECT_SECONDS, connected or not
+        options = {"connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": CONNECT_SECONDS * 1000}
+        return sa.create_engine(parsed, pool_pre_ping=True, connect_args=options)
+    if parsed.drivername != "sqlite":
+        raise ConfigError(f"voice_store is of the kind {parsed.drivername!r}; it must be sqlite or postgresql+psycopg")
+    if not parsed.database:
+        raise ConfigError("voice_store must name a file: several processes use it")
+    try:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the folder of voice_store cannot be made: {error}") from error
+    engine = sa.create_engine(parsed, connect_args={"timeout": 10.0})
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _with_driver(url: str) -> str:
+    """A plain path means SQLite, and PostgreSQL is reached with the driver that is installed."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return f"sqlite:///{Path(url).expanduser()}"
+    return f"postgresql+psycopg://{rest}" if scheme in ("postgres", "postgresql") else url
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # Python's own would begin no transaction before CREATE and ALTER
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    exclusive = connection.get_execution_options().get("exclusive", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if exclusive else "BEGIN")
+
+
+def _is_prepared(checkpoint: str) -> sa.ColumnElement[bool]:
+    of_clip = (_conditionals.c.content_hash == _voices.c.content_hash) & (_conditionals.c.checkpoint == checkpoint)
+    return sa.select(_conditionals.c.checkpoint).where(of_clip).exists()
+
+
+def _info() -> sa.Select[Any]:
+    size = sa.func.length(_voices.c.audio_data).label("bytes")
+    return sa.select(_voices.c.voice_id, size, _voices.c.content_hash, _voices.c.created_at, _voices.c.updated_at)
+
+
+def _voice_info(row: sa.Row[Any]) -> VoiceInfo:
+    return VoiceInfo(row.voice_id, row.bytes, row.content_hash or "", _iso(row.created_at), _iso(row.updated_at))
+
+
+def _forget_orphans() -> sa.Delete:
+    """Removes what was computed from clips that no voice has any more."""
+    kept = sa.select(_voices.c.content_hash).where(_voices.c.content_hash == _conditionals.c.content_hash)
+    return sa.delete(_conditionals).where(~kept.exists())
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def _iso(moment: datetime.datetime | None) -> str:
+    if moment is None:
+        return ""
+    utc = datetime.timezone.utc
+    aware = moment.replace(tzinfo=utc) if moment.tzinfo is None else moment.astimezone(utc)  # SQLite keeps no zone
+    return aware.isoformat(timespec="seconds")
+
+
+def _known(name: str) -> str:
+    """A name as a parameter; PostgreSQL's text takes no NUL, and such a name is nobody's."""
+    if "\0" in name:
+        raise _unknown(name)
+    return name
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"there is no voice {name!r}")
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "orig", None) or error
+    return "the voice store cannot be used now: " + " ".join(str(cause).split())

@@ -1,0 +1,287 @@
+"""Voices found, computed and kept: a fake encoder, real databases."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from chatterbox_engine.clips import ClipLimits
+from chatterbox_engine.errors import EngineFailed, InvalidRequest, NotFound, Unavailable
+from chatterbox_engine.types import Conditionals, S3GenConditionals, SynthesisRequest, T3Conditionals
+from chatterbox_engine.voice_store import VoiceStore, content_hash
+from chatterbox_engine.voices import Found, Voice, VoiceCache, Voices, conditionals_from_bytes, conditionals_to_bytes
+from tests.clips import encoded, tone
+from tests.postgres import Postgres, sql
+
+WAIT = 20.0
+ANNA, BERTA = (encoded(tone(1.0, pitch=pitch)) for pitch in (120, 220))
+SIZE = 4 * (4 + 80 * 10 + 192) + 8 * (3 + 5)
+
+
+def conditionals(mark: float) -> Conditionals:
+    """A voice that tells by its speaker which clip it was made of."""
+    return Conditionals(
+        T3Conditionals(torch.full((4,), mark), torch.arange(3)),
+        S3GenConditionals(torch.arange(5), torch.ones(10, 80), torch.zeros(192)),
+    )
+
+
+class FakeEncoder:
+    """Marks a voice with the sum of its clip's samples."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+
+    def __call__(self) -> FakeEncoder:
+        self.made += 1
+        return self
+
+    def encode(self, audio: Any, sample_rate: int) -> Conditionals:
+        assert self.gate.wait(WAIT)
+        if self.error is not None:
+            raise self.error
+        return conditionals(float(abs(audio).sum()))
+
+
+class Desk:
+    """Voices with a fake encoder; `ask` waits for an answer."""
+
+    def __init__(self, store: str, *, cache_bytes: int = 1 << 20, built_in: bool = True) -> None:
+        self.encoder = FakeEncoder()
+        self.lines: list[str] = []
+        self.store = VoiceStore(store)
+        self.voices = Voices(
+            built_in=conditionals(0.0) if built_in else None,
+            identity="checkpoint",
+            store=self.store,
+            make_encoder=self.encoder,
+            limits=ClipLimits(),
+            cache_bytes=cache_bytes,
+        )
+
+    def start(self) -> Desk:
+        self.voices.start(self.lines.append)
+        return self
+
+    def ask_later(self, voice: str = "default", clip: bytes | None = None) -> queue.SimpleQueue[Any]:
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.voices.resolve(SynthesisRequest("Hello.", 1, voice=voice, reference_audio=clip), answers.put)
+        return answers
+
+    def ask(self, voice: str = "default", clip: bytes | None = None) -> Any:
+        return self.ask_later(voice, clip).get(timeout=WAIT)
+
+    def source(self, voice: str = "default", clip: bytes | None = None) -> str:
+        answer = self.ask(voice, clip)
+        assert isinstance(answer, Found), answer
+        return answer.source
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return self.voices.counts.encoded, self.voices.counts.loaded
+
+
+@pytest.fixture
+def open_desk(url: str) -> Iterator[Callable[..., Desk]]:
+    opened: list[Desk] = []
+
+    def open_one(store: str = url, **options: Any) -> Desk:
+        opened.append(Desk(store, **options))
+        return opened[-1]
+
+    yield open_one
+    for desk in opened:
+        desk.encoder.gate.set()
+        desk.voices.close()
+
+
+@pytest.fixture
+def desk(open_desk: Callable[..., Desk]) -> Desk:
+    return open_desk().start()
+
+
+def test_the_built_in_voice_is_answered_at_once_on_the_callers_thread(desk: Desk) -> None:
+    assert not desk.ask_later().empty()
+    assert desk.counts == (0, 0)
+
+
+def test_a_stored_voice_is_computed_once_and_then_in_memory(desk: Desk) -> None:
+    desk.store.add("anna", ANNA)
+    assert desk.source("anna") == "encoded"
+    assert desk.source("anna") == "memory"
+    assert desk.counts == (1, 0)
+
+
+def test_after_a_restart_nothing_is_computed_and_no_encoder_is_made(desk: Desk, open_desk: Callable[..., Desk]) -> None:
+    desk.store.add("anna", ANNA)
+    before = desk.ask("anna").voice
+    restarted = open_desk().start()
+    assert restarted.counts == (0, 1)
+    after = restarted.ask("anna")
+    assert after.source == "memory"
+    assert torch.equal(after.voice.conditionals.t3.speaker, before.conditionals.t3.speaker)
+    assert restarted.encoder.made == 0
+
+
+def test_a_voice_that_another_server_computed_comes_from_the_store(desk: Desk, open_desk: Callable[..., Desk]) -> None:
+    other = open_desk().start()
+    desk.store.add("anna", ANNA)
+    assert (desk.source("anna"), other.source("anna"), other.source("anna")) == ("encoded", "store", "memory")
+
+
+def test_starting_computes_what_nobody_has_and_tells_what_it_did(desk: Desk, open_desk: Callable[..., Desk]) -> None:
+    for number in range(12):
+        desk.store.add(f"voice{number}", encoded(tone(1.0, pitch=100 + number)))
+    desk.store.add("bad", b"not audio")
+    desk.source("voice3")
+    started = open_desk().start()
+    assert started.counts == (11, 1)
+    assert any("'bad' is left out: the reference audio is damaged" in line for line in started.lines)
+    assert any("voices: 12 ready in" in line and "1 from the store, 11 computed" in line for line in started.lines)
+    assert all(started.source(f"voice{number}") == "memory" for number in range(12))
+
+
+def test_many_requests_for_a_new_clip_wait_for_one_computation(desk: Desk) -> None:
+    desk.encoder.gate.clear()
+    waiting = [desk.ask_later(clip=ANNA) for _ in range(8)]
+    desk.encoder.gate.set()
+    answers = [answer.get(timeout=WAIT) for answer in waiting]
+    assert [answer.source for answer in answers].count("encoded") == 1
+    assert len({id(answer.voice) for answer in answers}) == 1
+    assert desk.counts == (1, 0)
+
+
+def test_a_stored_voice_does_not_wait_for_a_computation(desk: Desk, open_desk: Callable[..., Desk]) -> None:
+    desk.store.add("anna", ANNA)
+    desk.source("anna")
+    other = open_desk()
+    other.encoder.gate.clear()
+    slow = other.ask_later(clip=BERTA)
+    assert other.source("anna") == "store"
+    assert slow.empty()
+
+
+def test_two_clips_are_two_voices_and_a_name_means_its_clip(desk: Desk) -> None:
+    desk.store.add("anna", ANNA)
+    named, same, other = desk.ask("anna"), desk.ask(clip=ANNA), desk.ask(clip=BERTA)
+    assert named.voice is same.voice
+    assert named.voice.key == content_hash(ANNA) != other.voice.key
+    assert not torch.equal(named.voice.conditionals.t3.speaker, other.voice.conditionals.t3.speaker)
+
+
+def test_inline_clips_leave_nothing_in_the_store_until_they_are_a_voice(desk: Desk) -> None:
+    key = content_hash(ANNA)
+    desk.source(clip=ANNA)
+    assert desk.store.conditionals(key, "checkpoint/1") is None
+    desk.store.add("anna", ANNA)
+    assert desk.source("anna") == "memory"
+    desk.voices._encodings.submit(lambda: None).result(WAIT)
+    assert desk.store.conditionals(key, "checkpoint/1") is not None
+    assert desk.counts == (1, 0)
+
+
+def test_a_voice_that_is_replaced_or_deleted_is_so_from_the_next_request_on(desk: Desk, url: str) -> None:
+    desk.store.add("anna", ANNA)
+    assert desk.ask("anna").voice.key == content_hash(ANNA)
+    sql(url, "UPDATE tts_voices SET audio_data = :audio", audio=BERTA)
+    assert desk.ask("anna").voice.key == content_hash(BERTA)
+    sql(url, "DELETE FROM tts_voices")
+    assert isinstance(desk.ask("anna"), NotFound)
+
+
+def test_memory_is_bounded_and_keeps_what_was_used_last(desk: Desk, open_desk: Callable[..., Desk]) -> None:
+    for number in range(5):
+        desk.store.add(f"voice{number}", encoded(tone(1.0, pitch=100 + number)))
+        desk.source(f"voice{number}")
+    small = open_desk(cache_bytes=3 * SIZE).start()
+    assert any("memory holds 3 of 5" in line for line in small.lines)
+    assert [small.source(f"voice{number}") for number in (0, 1, 2, 0, 4, 0)].count("memory") >= 2
+    assert len(small.voices._cache) == 3
+    assert small.voices.counts.encoded == 0
+
+
+def test_the_cache_counts_bytes_and_drops_the_least_recently_used() -> None:
+    cache = VoiceCache(2 * SIZE)
+    for key in ("a", "b", "a"):
+        cache.put(Voice(key, conditionals(1.0)))
+    assert (cache.bytes, cache.full) == (2 * SIZE, False)
+    cache.get("a")
+    cache.put(Voice("c", conditionals(1.0)))
+    assert (cache.get("b"), cache.full, cache.bytes) == (None, True, 2 * SIZE)
+    assert cache.get("a") is not None
+
+
+def test_a_bad_clip_answers_only_its_own_requests(desk: Desk) -> None:
+    desk.store.add("bad", b"not audio")
+    assert isinstance(desk.ask("bad"), InvalidRequest)
+    assert isinstance(desk.ask(clip=b"not audio"), InvalidRequest)
+    assert isinstance(desk.ask(clip=bytes(40 << 20)), InvalidRequest)
+    assert desk.source(clip=ANNA) == "encoded"
+
+
+def test_an_encoder_that_breaks_answers_only_its_own_requests(desk: Desk) -> None:
+    desk.encoder.error = ValueError("broken part")
+    answer = desk.ask(clip=ANNA)
+    assert isinstance(answer, EngineFailed)
+    assert "broken part" in str(answer)
+    desk.encoder.error = None
+    assert desk.source(clip=ANNA) == "encoded"
+
+
+def test_what_is_damaged_in_the_store_is_computed_anew(desk: Desk, open_desk: Callable[..., Desk]) -> None:
+    desk.store.add("anna", ANNA)
+    desk.store.put_conditionals(content_hash(ANNA), "checkpoint/1", b"rubbish")
+    assert desk.source("anna") == "encoded"
+    assert any("is damaged and computed anew" in line for line in desk.lines)
+    assert open_desk().source("anna") == "store"
+
+
+def test_conditionals_survive_the_store_exactly() -> None:
+    voice = conditionals(0.123)
+    copy = conditionals_from_bytes(conditionals_to_bytes(voice))
+    for one, other in (
+        (voice.t3.speaker, copy.t3.speaker),
+        (voice.t3.prompt_tokens, copy.t3.prompt_tokens),
+        (voice.s3gen.prompt_tokens, copy.s3gen.prompt_tokens),
+        (voice.s3gen.prompt_mel, copy.s3gen.prompt_mel),
+        (voice.s3gen.embedding, copy.s3gen.embedding),
+    ):
+        assert torch.equal(one, other)
+        assert one.dtype == other.dtype
+    assert copy.exaggeration == voice.exaggeration
+
+
+def test_a_checkpoint_without_a_built_in_voice_has_no_default(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk(built_in=False).start()
+    assert isinstance(desk.ask(), NotFound)
+
+
+def test_while_the_database_is_gone_voices_in_memory_go_on_and_it_recovers_by_itself(postgres: Postgres) -> None:
+    sql(postgres.url, "CREATE DATABASE outage")
+    desk = Desk(postgres.url_of("outage")).start()
+    for name, clip in (("anna", ANNA), ("berta", BERTA)):
+        desk.store.add(name, clip)
+    desk.source("anna")
+    postgres.stop()
+    try:
+        for _ in range(3):
+            assert desk.source("anna") == "memory"
+            assert isinstance(desk.ask("berta"), Unavailable)
+            assert desk.source() == "memory"
+            assert desk.source(clip=encoded(tone(1.0, pitch=300))) in ("encoded", "memory")
+        gone = Desk(postgres.url_of("outage")).start()
+        assert any("get 503 until it is back" in line for line in gone.lines)
+    finally:
+        postgres.start()
+    for it in (desk, gone):
+        it.store._retry_at = 0.0
+        assert it.source("berta") in ("encoded", "store")
+        it.voices.close()
