@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +13,12 @@ from torch import Tensor
 
 from chatterbox_engine.dims import S3GenDims
 from chatterbox_engine.errors import InvalidRequest
+from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.s3gen.buckets import Buckets
 from chatterbox_engine.s3gen.encoder import Encoder
 from chatterbox_engine.s3gen.flow import Flow
 from chatterbox_engine.s3gen.hift import Hift
-from chatterbox_engine.s3gen.noise import SAMPLES_PER_FRAME, SourceNoise, source_noise, start_noise
+from chatterbox_engine.s3gen.noise import HARMONICS, SAMPLES_PER_FRAME, SourceNoise, source_noise, start_noise
 from chatterbox_engine.s3gen.weights import Weights
 from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, S3GenConditionals
 
@@ -66,6 +70,7 @@ class S3Gen:
         self.encoder = Encoder(flow, dims)
         self.flow = Flow(flow.part("decoder.estimator"), dims, dtype, cfm_steps)
         self.hift = Hift(weights.part("mel2wav"), dims)
+        self._to_mel, self._to_wave = Buckets("s3gen mel", self._solve), Buckets("s3gen wave", self.hift)
         fade = (torch.cos(torch.linspace(torch.pi, 0, _MUTED)) + 1) / 2
         self.fade = torch.cat([torch.zeros(_MUTED), fade]).to(self.device)
 
@@ -122,15 +127,10 @@ class S3Gen:
         totals = [job.voice.frames + job.frames for job in jobs]
         start = noise or [start_noise(job.seed, total, self.dims.mel) for job, total in zip(jobs, totals, strict=True)]
         tokens = self._pad([torch.cat([job.voice.tokens, self._upload(job.tokens)]) for job in jobs])
-        lengths = self._lengths(totals)
-        mean = self.encoder(tokens, None if lengths is None else lengths // _FRAMES_PER_TOKEN)
-        x = self.flow(
-            self._pad(start),
-            mean,
-            torch.stack([voice.speaker for voice in voices]),
-            self._pad([voice.mel for voice in voices], size=mean.shape[1]),
-            lengths,
-        )
+        speakers = torch.stack([voice.speaker for voice in voices])
+        inputs = (tokens, self._pad(start), speakers, self._pad([voice.mel for voice in voices], size=max(totals)))
+        bucket = self._to_mel.find(*tokens.shape)
+        x = bucket.run(*inputs, self._upload(totals)) if bucket else self._solve(*inputs, self._lengths(totals))
         return self._crop(x, prompts, [job.frames for job in jobs])
 
     @torch.inference_mode()
@@ -139,17 +139,42 @@ class S3Gen:
 
         mel: [rows, longest, mel]; frames: of every row.
         """
-        phases = self._pad([noise.phases for noise in source])
-        return self.hift(mel, phases, self._pad([noise.samples for noise in source]), self._lengths(frames))
+        inputs = (mel, self._pad([noise.phases for noise in source]), self._pad([noise.samples for noise in source]))
+        bucket = self._to_wave.find(*mel.shape[:2])
+        return bucket.run(*inputs, self._upload(frames)) if bucket else self.hift(*inputs, self._lengths(frames))
 
     @torch.inference_mode()
     def pitch(self, mel: Tensor, frames: Sequence[int]) -> Tensor:
         """Fundamental frequencies of mels in Hz: [rows, longest]. Takes what `vocode` takes."""
         return self.hift.pitch(mel, self._lengths(frames))
 
+    @torch.inference_mode()
+    def capture(self, graphs: Graphs, sizes: Iterable[tuple[int, int, int]]) -> None:
+        """Captures both halves for buckets of (rows, prompt tokens, utterance tokens), the largest first.
+
+        On the thread and the stream that will call `synthesise`. Batches that fit into no bucket run eagerly.
+        """
+        mel = self.dims.mel
+        for rows, prompt, tokens in sorted(sizes, key=math.prod, reverse=True):
+            frames, total = _FRAMES_PER_TOKEN * tokens, _FRAMES_PER_TOKEN * (prompt + tokens)
+            zeros = partial(torch.zeros, device=self.device)
+            spoken = (zeros(rows, prompt + tokens, dtype=torch.int64), zeros(rows, total, mel), zeros(rows, mel))
+            inputs = (*spoken, zeros(rows, total, mel), self._full(rows, total))
+            self._to_mel.capture(graphs, rows, prompt + tokens, inputs)
+            noise = (zeros(rows, HARMONICS), zeros(rows, SAMPLES_PER_FRAME * frames))
+            self._to_wave.capture(graphs, rows, frames, (zeros(rows, frames, mel), *noise, self._full(rows, frames)))
+
+    def _solve(self, tokens: Tensor, noise: Tensor, speaker: Tensor, prompt: Tensor, lengths: Tensor | None) -> Tensor:
+        """Tokens to the mel of prompt and utterance. lengths: mel frames; the rest as in `Encoder` and `Flow`."""
+        mean = self.encoder(tokens, None if lengths is None else lengths // _FRAMES_PER_TOKEN)
+        return self.flow(noise, mean, speaker, prompt, lengths)
+
+    def _full(self, rows: int, length: int) -> Tensor:
+        return torch.full((rows,), length, device=self.device)
+
     def _lengths(self, lengths: Sequence[int]) -> Tensor | None:
         """[rows] int64 on the device, None when no row is padded."""
-        return None if len(set(lengths)) == 1 else self._upload(torch.tensor(lengths))
+        return self._upload(lengths) if len(set(lengths)) > 1 else None
 
     def _pad(self, rows: Sequence[Tensor], size: int | None = None) -> Tensor:
         """Stacks rows of different first dimension, zeros behind them, on the device."""
@@ -159,8 +184,9 @@ class S3Gen:
             target[: row.shape[0]] = row
         return self._upload(out)
 
-    def _upload(self, tensor: Tensor) -> Tensor:
+    def _upload(self, values: Tensor | Sequence[int]) -> Tensor:
         """To the device; from pinned memory, so that the CPU does not wait for it."""
+        tensor = torch.as_tensor(values)
         if self.device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)

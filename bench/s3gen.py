@@ -1,0 +1,180 @@
+"""S3Gen: audio seconds a second at several batch, utterance and prompt lengths, beside upstream in the same run.
+
+Both have the same random weights. Upstream takes one utterance at a time, so n of them take it n times as long. The
+rounds go through all of them in turn, so that a machine that is busy for a while is so for both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.report import Report, Row, say, seconds, synchronize
+from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.s3gen import S3Gen, VocoderJob
+from chatterbox_engine.s3gen.noise import source_noise, start_noise
+from chatterbox_engine.types import TOKENS_PER_SECOND
+from tests.fidelity.s3gen_reference import Upstream, build_upstream, random_conditionals, random_tokens
+
+DIMS = S3GenDims()
+STEPS = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """Utterances of one length, spoken in one voice."""
+
+    speech: int  # seconds
+    prompt: int  # seconds
+    batches: tuple[int, ...]
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
+
+
+ON_CPU = (
+    Case(2, 3, (1,)),
+    Case(3, 10, (1,), (torch.bfloat16, torch.float32)),
+    Case(3, 10, (8,)),
+)
+ON_CUDA = tuple(Case(speech, prompt, (1, 2, 4, 8, 16, 32)) for prompt in (3, 10) for speech in (2, 5, 10))
+MATRIX = {"cpu": 2048, "cuda": 8192}
+ROUNDS = {"cpu": 2, "cuda": 5}
+
+
+def main() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    theirs = build_upstream(DIMS)
+    rates = {dtype: matrix_rate(device, dtype) for dtype in (torch.bfloat16, torch.float32)}
+    report = Report("s3gen")
+    report.notes = {
+        "euler_steps": STEPS,
+        "matrix_flops_per_second": {str(dtype): rate for dtype, rate in rates.items()},
+    }
+    cases = ON_CUDA if device.type == "cuda" else ON_CPU
+    dtypes = sorted({dtype for case in cases for dtype in case.dtypes}, key=str)
+    state = theirs.state_dict()
+    ours = {dtype: S3Gen.from_state_dict(state, DIMS, device=device, dtype=dtype) for dtype in dtypes}
+    theirs.flow.to(device)
+    theirs.mel2wav.to(device)
+    for case in cases:
+        measure(report, case, theirs, ours, rates)
+    report.write(draw)
+
+
+def measure(
+    report: Report,
+    case: Case,
+    theirs: Upstream,
+    ours: dict[torch.dtype, S3Gen],
+    rates: dict[torch.dtype, float],
+) -> None:
+    """Adds a row per batch size and dtype."""
+    kinds = [(dtype, batch) for dtype in case.dtypes for batch in case.batches]
+    jobs = {kind: make_jobs(ours[kind[0]], case, kind[1]) for kind in kinds}
+    device = ours[case.dtypes[0]].device
+    say(f"s3gen: {case.speech} s after a prompt of {case.prompt} s")
+    calls: dict[Any, Callable[[], object]] = {None: upstream_call(theirs, case, device)}
+    calls |= {(dtype, batch): lambda d=dtype, b=batch: ours[d].synthesise(jobs[d, b]) for dtype, batch in kinds}
+    taken = in_turn(calls, ROUNDS[device.type])
+    for dtype, batch in kinds:
+        flops = count_flops(calls[dtype, batch])
+        audio = batch * case.speech
+        report.add(
+            f"{batch} x {case.speech} s, prompt {case.prompt} s, {str(dtype).removeprefix('torch.')}",
+            ours=audio / taken[dtype, batch],
+            upstream=case.speech / taken[None],
+            unit="audio s/s",
+            batch=batch,
+            seconds=taken[dtype, batch],
+            **stages(ours[dtype], jobs[dtype, batch]),
+            gflop_per_audio_second=flops / audio / 1e9,
+            of_matrix_rate=flops / taken[dtype, batch] / rates[dtype],
+        )
+
+
+def make_jobs(s3gen: S3Gen, case: Case, batch: int) -> list[VocoderJob]:
+    voice = s3gen.prepare(random_conditionals(DIMS, case.prompt * TOKENS_PER_SECOND))
+    return [VocoderJob(random_tokens(DIMS, case.speech * TOKENS_PER_SECOND, i), voice, seed=i) for i in range(batch)]
+
+
+def upstream_call(theirs: Upstream, case: Case, device: torch.device) -> Callable[[], object]:
+    """One utterance through upstream's own `inference` of both parts."""
+    voice = random_conditionals(DIMS, case.prompt * TOKENS_PER_SECOND)
+    tokens = random_tokens(DIMS, case.speech * TOKENS_PER_SECOND).to(device)
+    reference = {
+        "prompt_token": voice.prompt_tokens[None].to(device),
+        "prompt_token_len": torch.tensor([len(voice.prompt_tokens)], device=device),
+        "prompt_feat": voice.prompt_mel[None].to(device),
+        "prompt_feat_len": None,
+        "embedding": voice.embedding[None].to(device),
+    }
+
+    @torch.inference_mode()
+    def call() -> object:
+        length = torch.tensor([len(tokens)], device=device)
+        mel, _ = theirs.flow.inference(tokens[None], length, **reference, finalize=True, n_timesteps=STEPS)
+        return theirs.mel2wav.inference(mel, torch.zeros(1, 1, 0, device=device))[0].cpu()
+
+    return call
+
+
+def in_turn(calls: dict[Any, Callable[[], object]], rounds: int) -> dict[Any, float]:
+    """Median wall seconds of each call; all are called once before and then once in every round."""
+    times: dict[Any, list[float]] = {key: [] for key in calls}
+    for number in range(rounds + 1):
+        for key, call in calls.items():
+            synchronize()
+            began = time.perf_counter()
+            call()
+            synchronize()
+            if number:
+                times[key].append(time.perf_counter() - began)
+    return {key: statistics.median(values) for key, values in times.items()}
+
+
+def stages(s3gen: S3Gen, jobs: Sequence[VocoderJob]) -> dict[str, float]:
+    """Milliseconds of every stage, each on its own."""
+    frames = [job.frames for job in jobs]
+    totals = [job.voice.frames + job.frames for job in jobs]
+    source = [source_noise(job.seed, job.frames) for job in jobs]
+    mel = s3gen.mel(jobs)
+    tokens = torch.zeros(len(jobs), totals[0] // 2, dtype=torch.int64, device=s3gen.device)
+    with torch.inference_mode():
+        encoder = seconds(lambda: s3gen.encoder(tokens, None), repeat=1)
+    whole = seconds(lambda: s3gen.mel(jobs), repeat=1)
+    return {
+        "noise_ms": 1e3 * seconds(lambda: [(start_noise(0, n, DIMS.mel), source_noise(0, n)) for n in totals]),
+        "encoder_ms": 1e3 * encoder,
+        "flow_ms": 1e3 * (whole - encoder),
+        "vocoder_ms": 1e3 * seconds(lambda: s3gen.vocode(mel, frames, source), repeat=1),
+    }
+
+
+def count_flops(call: Callable[[], object]) -> float:
+    """Floating-point operations of the matrix products and convolutions of a call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large square matrix product."""
+    size = MATRIX[device.type]
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: a @ b)
+
+
+def draw(axes: Any, rows: Sequence[Row]) -> None:
+    """Speed of every case, ours beside upstream's."""
+    places = range(len(rows))
+    axes.barh([place - 0.2 for place in places], [row["ours"] for row in rows], height=0.4, label="this engine")
+    axes.barh([place + 0.2 for place in places], [row["upstream"] for row in rows], height=0.4, label="upstream")
+    axes.set_yticks(list(places), [row["case"] for row in rows], fontsize="x-small")
+    axes.invert_yaxis()
+    axes.set_xlabel("audio seconds a second")
+    axes.legend()
