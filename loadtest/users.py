@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from locust import User, between, task
+import gevent  # type: ignore[import-untyped]
+from locust import User, constant, task
 
 from chatterbox_client import Audio, ChatterboxClientError, Client
 from loadtest import recorder
@@ -16,13 +17,18 @@ from loadtest.texts import Line, choose
 
 MAX_SECONDS = 30.0
 REQUEST_TIMEOUT = 240.0
+PAUSE_SECONDS = (0.05, 0.3)
 
 
 class Speaker(User):
-    """Waits for each answer, checks it, and pauses for a moment."""
+    """Pauses for a moment, speaks, waits for the answer and checks it.
+
+    The pause is part of the task, not Locust's `wait_time`: a user that is stopped in the latter is killed, perhaps a
+    moment too late, when its next request is on its way and would be counted by the server alone.
+    """
 
     abstract = True
-    wait_time = between(0.05, 0.3)
+    wait_time = constant(0)
     protocol: ClassVar[str]
 
     def on_start(self) -> None:
@@ -37,6 +43,7 @@ class Speaker(User):
     @task
     def speak(self) -> None:
         """One request, recorded."""
+        gevent.sleep(self._source.uniform(*PAUSE_SECONDS))
         line = choose(self._source, self._voices)
         began, clock = time.time(), time.perf_counter()
         try:
