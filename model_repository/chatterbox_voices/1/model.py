@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,9 @@ class TritonPythonModel:
     """Answers at once; what it waits for is the database."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self._admin = VoiceAdmin.of(Config.load())
+        parameters = json.loads(args["model_config"])["parameters"]
+        config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
+        self._admin = VoiceAdmin.of(config)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]

@@ -1,0 +1,200 @@
+"""Voices through the real tritonserver: stored, cloned from a clip, and what happens when the store is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+from typer.testing import CliRunner
+
+from chatterbox_client import AsyncClient, Audio, Client, InvalidRequest, NotFound, Unavailable
+from chatterbox_client.cli import app
+from chatterbox_engine.launcher.server import ServerOptions, TritonServer
+from tests.clips import BAD_CLIPS, encoded, tone
+from tests.postgres import Postgres, sql
+
+pytestmark = pytest.mark.server
+
+LINE = "One voice among many."
+MODELS = ("chatterbox", "chatterbox_voices")
+
+
+def start(
+    tiny_path: Path, folder: Path, *, store: str = "", models: tuple[str, ...] = MODELS, arguments: tuple[str, ...] = ()
+) -> TritonServer:
+    environment = {
+        "CHATTERBOX_CHECKPOINT": str(tiny_path),
+        "CHATTERBOX_VOICE_STORE": store or str(folder / "voices.sqlite"),
+        "CHATTERBOX_WATERMARK": "0",
+    }
+    log = folder / "triton.log"
+    return TritonServer(ServerOptions(environment=environment, log=log, models=models, arguments=arguments))
+
+
+def client_of(server: TritonServer, protocol: Any = "grpc") -> Client:
+    return Client(server.http_url if protocol == "http" else server.grpc_url, protocol)
+
+
+@pytest.fixture(scope="module")
+def voices_server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    with start(tiny_path, tmp_path_factory.mktemp("voices")) as server:
+        yield server
+
+
+def test_requests_with_many_voices_at_once_each_equal_the_same_request_alone(voices_server: TritonServer) -> None:
+    clips = [encoded(tone(1.0 + number / 8, pitch=100 + 20 * number)) for number in range(16)]
+    with client_of(voices_server) as client:
+        for number in range(8):
+            client.voices.add(f"voice{number}", clips[number])
+
+    def speak(number: int) -> Audio:
+        which = number // 2 % 8
+        voice: dict[str, Any] = {"reference_audio": clips[8 + which]} if number % 2 else {"voice": f"voice{which}"}
+        with client_of(voices_server, ("http", "grpc")[number // 16]) as it:
+            return it.speak(LINE, seed=number, max_seconds=1.0, **voice)
+
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(speak, range(32)))
+    assert [audio.stats["voice_from"] for audio in together].count("encoded") == 16
+    for number, audio in enumerate(together):
+        alone = speak(number)
+        assert alone.stats["voice_from"] == "memory"
+        np.testing.assert_array_equal(alone.speech_tokens, audio.speech_tokens, err_msg=f"request {number}")
+        assert np.abs(alone.samples - audio.samples).max() < 1e-4
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_voices_are_added_listed_spoken_with_replaced_and_deleted(voices_server: TritonServer, protocol: str) -> None:
+    name = f"anna.{protocol}"
+    with client_of(voices_server, protocol) as client:
+        added = client.voices.add(name, encoded(tone(1.0, pitch=90)))
+        assert client.voices.get(name) == added
+        assert added in client.voices.list()
+        assert (added.name, len(added.content_hash)) == (name, 64)
+        first = client.speak(LINE, voice=name, seed=1, max_seconds=1.0)
+        client.voices.add(name, encoded(tone(1.0, pitch=290)))
+        second = client.speak(LINE, voice=name, seed=1, max_seconds=1.0)
+        assert not np.array_equal(first.samples, second.samples)
+        client.voices.delete(name)
+        for call in (client.voices.get, client.voices.delete, lambda it: client.speak(LINE, voice=it)):
+            with pytest.raises(NotFound, match=name):
+                call(name)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_the_asynchronous_client_does_the_same(voices_server: TritonServer, protocol: Any) -> None:
+    async def run() -> None:
+        url = voices_server.http_url if protocol == "http" else voices_server.grpc_url
+        async with AsyncClient(url, protocol) as client:
+            added = await client.voices.add("async", encoded(tone(1.0)))
+            assert await client.voices.get("async") == added
+            assert added in await client.voices.list()
+            await client.voices.delete("async")
+            with pytest.raises(NotFound):
+                await client.voices.get("async")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "a/b", "Ö", "a b", "../x", "default"])
+def test_a_name_that_no_voice_may_have_is_refused(voices_server: TritonServer, name: str) -> None:
+    with client_of(voices_server) as client, pytest.raises(InvalidRequest, match="voice is"):
+        client.voices.add(name, encoded(tone(1.0)))
+
+
+@pytest.mark.parametrize(("name", "message"), [(name, message) for name, (_, message) in BAD_CLIPS.items()])
+def test_a_bad_clip_gets_a_400_that_says_what_is_wrong(voices_server: TritonServer, name: str, message: str) -> None:
+    clip = BAD_CLIPS[name][0]()
+    for protocol in ("grpc", "http"):
+        with client_of(voices_server, protocol) as client:
+            with pytest.raises(InvalidRequest, match=message):
+                client.speak(LINE, reference_audio=clip)
+            with pytest.raises(InvalidRequest, match=message):
+                client.voices.add("bad", clip)
+
+
+def test_a_voice_and_a_clip_exclude_each_other(voices_server: TritonServer) -> None:
+    with client_of(voices_server) as client, pytest.raises(InvalidRequest, match="exclude each other"):
+        client.speak(LINE, voice="default", reference_audio=encoded(tone(1.0)))
+
+
+def test_wrong_calls_of_the_voices_model_are_refused(voices_server: TritonServer) -> None:
+    def call(**values: bytes) -> None:
+        tensors = []
+        for name, value in values.items():
+            tensor = tritonclient.grpc.InferInput(name, [1, 1], "BYTES")
+            tensor.set_data_from_numpy(np.array([[value]], dtype=np.object_))
+            tensors.append(tensor)
+        with contextlib.closing(tritonclient.grpc.InferenceServerClient(voices_server.grpc_url)) as client:
+            client.infer("chatterbox_voices", tensors)
+
+    for values, message in (
+        ({"action": b"rename"}, "action is 'rename'"),
+        ({"action": b"add", "voice": b"anna"}, "'audio' is missing"),
+        ({"action": b"get"}, "'voice' is missing"),
+        ({"action": b"get", "voice": b"\xff"}, "not valid UTF-8"),
+    ):
+        with pytest.raises(InferenceServerException, match=message) as caught:
+            call(**values)
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+def test_the_command_line_imports_a_folder_and_shows_what_is_there(voices_server: TritonServer, tmp_path: Path) -> None:
+    for name in ("carla", "dora"):
+        (tmp_path / f"{name}.flac").write_bytes(encoded(tone(1.0), kind="flac"))
+    (tmp_path / "broken.wav").write_bytes(b"not audio")
+    (tmp_path / "notes.txt").write_text("not a clip")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, ["voices", *arguments, "--url", voices_server.http_url])
+        return result.exit_code, result.stdout, result.stderr
+
+    code, out, err = run("import", str(tmp_path))
+    assert code == 1
+    assert [line.split()[0] for line in out.splitlines()] == ["carla", "dora"]
+    assert "broken.wav: the reference audio is damaged" in err
+    assert run("add", "emma", str(tmp_path / "dora.flac"))[0] == 0
+    assert run("get", "emma")[1].startswith("emma ")
+    assert run("delete", "carla")[0] == 0
+    code, out, err = run("get", "carla")
+    assert (code, err.strip()) == (1, "chatterbox: there is no voice 'carla'")
+    names = [line.split()[0] for line in run("list")[1].splitlines()]
+    assert {"dora", "emma"} <= set(names)
+    assert "carla" not in names
+
+
+def test_after_a_restart_and_an_outage_of_the_database(tiny_path: Path, tmp_path: Path, postgres: Postgres) -> None:
+    """A restart computes nothing; without the database voices in memory go on, others get 503, until it is back."""
+    sql(postgres.url, "CREATE DATABASE server")
+    store = postgres.url_of("server")
+    clip = encoded(tone(1.0))
+    with start(tiny_path, tmp_path, store=store) as server, client_of(server) as client:
+        client.voices.add("anna", clip)
+        before = client.speak(LINE, voice="anna", seed=1, max_seconds=1.0)
+        assert before.stats["voice_from"] == "encoded"
+    with start(tiny_path, tmp_path, store=store) as server, client_of(server) as client:
+        after = client.speak(LINE, voice="anna", seed=1, max_seconds=1.0)
+        assert after.stats["voice_from"] == "memory"
+        np.testing.assert_array_equal(before.samples, after.samples)
+        sql(store, "INSERT INTO tts_voices (voice_id, audio_data) VALUES ('seed', :audio)", audio=clip)
+        postgres.stop()
+        try:
+            assert client.speak(LINE, voice="anna", seed=1, max_seconds=1.0).stats["voice_from"] == "memory"
+            for call in (lambda: client.speak(LINE, voice="seed"), client.voices.list):
+                with pytest.raises(Unavailable, match="the voice store cannot be used now"):
+                    call()
+        finally:
+            postgres.start()
+        client.speak(LINE, voice="seed", max_seconds=1.0)
+        assert [info.name for info in client.voices.list()] == ["anna", "seed"]
+    log = (tmp_path / "triton.log").read_text()
+    assert "voices: 1 ready in" in log
+    assert "1 from the store, 0 computed" in log
