@@ -208,9 +208,11 @@ def _float(name: str, value: float | None) -> npt.NDArray[Any] | None:
 def _integer(name: str, value: int | None, dtype: type[np.int32] | type[np.int64]) -> npt.NDArray[Any] | None:
     if value is None:
         return None
+    limits = np.iinfo(dtype)
     try:
-        return np.full((1, 1), operator.index(value), dtype=dtype)
-    except (TypeError, OverflowError) as error:
-        raise InvalidRequest(
-            f"{name} must be an integer of {np.dtype(dtype).itemsize * 8} bits, not {value!r}"
-        ) from error
+        number = operator.index(value)
+    except TypeError:
+        number = limits.max + 1
+    if not limits.min <= number <= limits.max:  # numpy 1 would cut the bits off
+        raise InvalidRequest(f"{name} must be an integer of {limits.bits} bits, not {value!r}")
+    return np.full((1, 1), number, dtype=dtype)

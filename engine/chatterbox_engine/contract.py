@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from chatterbox_engine.audio import FORMATS, encode
 from chatterbox_engine.errors import InvalidRequest
+from chatterbox_engine.streaming import LARGEST, ChunkPolicy
 from chatterbox_engine.text import validate_text
-from chatterbox_engine.types import SAMPLE_RATE, SamplingParams, SynthesisRequest, SynthesisResult
+from chatterbox_engine.types import SAMPLE_RATE, SamplingParams, SynthesisChunk, SynthesisRequest, SynthesisResult
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -54,6 +55,12 @@ INPUTS = (*TEXTS, "reference_audio", *SAMPLING, "top_k", "seed", "max_seconds")
 OUTPUTS = ("audio", "audio_base64", "sample_rate", "speech_tokens", "stats")
 LANGUAGES = ("en",)
 
+CHUNKING = {"first_chunk_tokens": "first", "chunk_tokens": "chunk"}
+"""Inputs that only streams have, and the fields of ChunkPolicy that they set."""
+
+STREAM_FORMATS = ("pcm", "s16")
+STREAM_OUTPUTS = (*OUTPUTS, "chunk_index", "is_last")
+
 
 @dataclass(frozen=True)
 class Call:
@@ -61,6 +68,26 @@ class Call:
 
     request: SynthesisRequest
     format: str
+
+
+@dataclass(frozen=True)
+class StreamCall(Call):
+    """A parsed request for a stream."""
+
+    policy: ChunkPolicy
+
+
+def parse_stream(tensors: Tensors, *, max_text_chars: int, max_seconds: float) -> StreamCall:
+    """`parse` for a request whose answer comes in chunks."""
+    limits = Number(1, LARGEST)
+    sizes = {
+        field: int(limits.check(name, _scalar(tensors, name))) for name, field in CHUNKING.items() if name in tensors
+    }
+    others = {name: tensor for name, tensor in tensors.items() if name not in CHUNKING}
+    call = parse(others, max_text_chars=max_text_chars, max_seconds=max_seconds)
+    if call.format not in STREAM_FORMATS:
+        raise InvalidRequest(f"format is {call.format!r}; a stream's must be one of {', '.join(STREAM_FORMATS)}")
+    return StreamCall(call.request, call.format, ChunkPolicy(**sizes))
 
 
 def parse(tensors: Tensors, *, max_text_chars: int, max_seconds: float) -> Call:
@@ -80,6 +107,7 @@ def parse(tensors: Tensors, *, max_text_chars: int, max_seconds: float) -> Call:
         text=validate_text(_bytes(tensors, "text"), max_text_chars),
         seed=int(_scalar(tensors, "seed")) if "seed" in tensors else secrets.randbits(63),
         voice=_text(tensors, "voice", "default"),
+        reference_audio=_bytes(tensors, "reference_audio") if "reference_audio" in tensors else None,
         sampling=SamplingParams(**chosen),
         max_seconds=seconds.check("max_seconds", _number(tensors, "max_seconds"))
         if "max_seconds" in tensors
@@ -104,6 +132,16 @@ def outputs(result: SynthesisResult, audio_format: str) -> dict[str, npt.NDArray
     }
 
 
+def chunk_outputs(chunk: SynthesisChunk, audio_format: str) -> dict[str, npt.NDArray[Any]]:
+    """A chunk's tensors. Only the last one's statistics have entries."""
+    result = SynthesisResult(chunk.samples, chunk.speech_tokens, chunk.stats or {})
+    return {
+        **outputs(result, audio_format),
+        "chunk_index": np.array([[chunk.index]], dtype=np.int32),
+        "is_last": np.array([[chunk.last]], dtype=np.bool_),
+    }
+
+
 def _refuse_unsupported(tensors: Tensors) -> None:
     """An input that this server would have to ignore is an error, never dropped silently."""
     for name in tensors:
@@ -111,8 +149,8 @@ def _refuse_unsupported(tensors: Tensors) -> None:
             raise InvalidRequest(f"unknown input {name!r}; the inputs are {', '.join(INPUTS)}")
     if "top_k" in tensors:
         raise InvalidRequest("top_k has no effect on this checkpoint (only Turbo and Nano use it)")
-    if "reference_audio" in tensors:
-        raise InvalidRequest("reference_audio is not supported by this server yet; name a voice")
+    if "reference_audio" in tensors and "voice" in tensors:
+        raise InvalidRequest("voice and reference_audio exclude each other")
 
 
 def _scalar(tensors: Tensors, name: str) -> Any:

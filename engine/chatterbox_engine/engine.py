@@ -3,9 +3,10 @@
 Threads, with queues between them and no polling:
 
     caller    submit: tokenise, check, queue
+    voices    two threads: a voice that is not in memory is fetched or computed before its request goes on
     engine    T3 for all running utterances, one step after the other
-    vocoder   S3Gen for utterances whose tokens are complete
-    finisher  join, watermark (a small pool, CPU work)
+    vocoder   S3Gen for utterances whose tokens are complete, and for chunks of streams
+    finisher  watermark, join (a small pool, CPU work)
     sender    calls every request's answer, so that a slow receiver stalls nobody
 
 A failure in any of them answers every request with EngineFailed and is reported through `on_failure`.
@@ -33,15 +34,17 @@ from chatterbox_engine.errors import (
     Overloaded,
     RequestError,
 )
-from chatterbox_engine.jobs import Answer, Job, Utterance
+from chatterbox_engine.jobs import Answer, ChunkAnswer, Job, Stream, Utterance
 from chatterbox_engine.runner import Drawn, Prompt, Runner
 from chatterbox_engine.s3gen import S3Gen
+from chatterbox_engine.s3gen.stream import Phase
 from chatterbox_engine.scheduler import Plan, Scheduler
 from chatterbox_engine.seeds import T3_DRAWS, VOCODER_NOISE, derive
+from chatterbox_engine.streaming import ChunkPolicy, Span
 from chatterbox_engine.text import Tokenizer, normalise, split
-from chatterbox_engine.types import TOKENS_PER_SECOND, SynthesisRequest, SynthesisResult
-from chatterbox_engine.vocoder import Vocoder
-from chatterbox_engine.voices import Memo, Voices
+from chatterbox_engine.types import TOKENS_PER_SECOND, SynthesisChunk, SynthesisRequest, SynthesisResult
+from chatterbox_engine.vocoder import Piece, Vocoder
+from chatterbox_engine.voices import Found, Memo, Voices
 from chatterbox_engine.watermark import Watermarker
 
 PREFIXES_KEPT = 256
@@ -113,6 +116,7 @@ class Engine:
 
     def start(self) -> None:
         """Starts the threads and waits until the engine is warm. Raises what warming up raised."""
+        self._parts.voices.start(self._report)
         for thread in self._threads:
             thread.start()
         error = self._ready.get()
@@ -122,19 +126,31 @@ class Engine:
     def submit(self, request: SynthesisRequest, answer: Answer) -> int:
         """Queues a request; `answer` is called exactly once, from the sender thread. Returns a number for `cancel`.
 
-        Raises NotFound for an unknown voice, InvalidRequest for text that cannot fit, Overloaded when the queue is full
-        or the engine is closing. A request that raises is never answered.
+        Raises InvalidRequest for text that cannot fit, Overloaded when the queue is full or the engine is closing. A
+        request that raises is never answered. A voice that is unknown or cannot be used is the request's answer.
         """
-        voice = self._parts.voices.get(request.voice)
-        job = Job(next(self._numbers), request, voice, answer)
+        return self._accept(self._new_job(request, answer))
+
+    def stream(self, request: SynthesisRequest, policy: ChunkPolicy, answer: ChunkAnswer) -> int:
+        """`submit` for audio in chunks: `answer` is called for each, in order, until the last one or an error."""
+        job = self._new_job(request, answer)
+        job.stream = Stream(policy, job.utterances)
+        return self._accept(job)
+
+    def _new_job(self, request: SynthesisRequest, answer: Callable[[Any], None]) -> Job:
+        job = Job(next(self._numbers), request, answer)
         job.utterances = self._utterances(job)
+        return job
+
+    def _accept(self, job: Job) -> int:
         with self._lock:
             if self._closing:
                 raise Overloaded("the server is shutting down")
             if len(self._jobs) >= self._parts.max_queue:
                 raise Overloaded(f"{len(self._jobs)} requests are under way and no more are taken; try again later")
             self._jobs[job.number] = job
-        self._inbox.put(partial(self._enqueue, job))
+        self._inbox.put(_look_up)  # so that its deadline counts from now on
+        self._parts.voices.resolve(job.request, partial(self._voiced, job))
         return job.number
 
     def cancel(self, number: int) -> None:
@@ -155,9 +171,19 @@ class Engine:
         self._threads[0].join()
         self._vocoder.close()
         self._threads[1].join()
+        self._parts.voices.close()
         self._finishers.shutdown()
         self._outbox.put(None)
         self._threads[2].join()
+
+    # Voices' threads, or the caller's
+
+    def _voiced(self, job: Job, outcome: Found | RequestError) -> None:
+        if isinstance(outcome, RequestError):
+            self._settle(job, outcome)
+            return
+        job.voice, job.voice_from, job.voiced = outcome.voice, outcome.source, time.monotonic()
+        self._inbox.put(partial(self._enqueue, job))
 
     # Engine thread
 
@@ -242,27 +268,57 @@ class Engine:
         """Reads a step's tokens and moves utterances that ended on to the vocoder."""
         for utterances, drawn in launched.batches:
             for utterance, token in zip(utterances, drawn.read(), strict=True):
-                # no place: it ended or was given up in the step before, and this token is the one too many
-                if utterance.place is not None and utterance.take(token, self._stop_token):
+                # it ended or was given up in the step before, and this token is the one too many
+                if utterance.place is None:
+                    continue
+                if utterance.take(token, self._stop_token):
                     self._scheduler.release(utterance)
                     self._decoded(utterance)
+                if utterance.job.stream is not None:
+                    self._advance(utterance.job, utterance.job.stream)
 
     def _decoded(self, utterance: Utterance) -> None:
         job = utterance.job
         if all(other.finish is not None for other in job.utterances):
             job.decoded = time.monotonic()
-        self._vocoder.put(utterance)
+        if job.stream is None:
+            self._vocoder.put(Piece(utterance, Span.whole(len(utterance.tokens))))
+
+    def _advance(self, job: Job, stream: Stream) -> None:
+        """Hands the vocoder a stream's next chunk when it is due and the one before is finished."""
+        if not stream.busy and not job.ended and (due := stream.take()) is not None:
+            stream.busy = True
+            self._vocoder.put(Piece(*due))
+
+    def _chunk_finished(self, job: Job, stream: Stream) -> None:
+        stream.busy = False
+        self._advance(job, stream)
 
     # Vocoder thread, then finishers
 
-    def _on_vocoded(self, utterance: Utterance) -> None:
-        job = utterance.job
-        if job.done and job.number in self._jobs:
-            self._finishers.submit(self._guard, partial(self._finish, job))
+    def _on_vocoded(self, piece: Piece) -> None:
+        if not piece.utterance.job.ended:
+            self._finishers.submit(self._guard, partial(self._finish, piece))
 
-    def _finish(self, job: Job) -> None:
-        samples = self._parts.watermarker.apply(job.waveform())
-        self._settle(job, job.result(samples, self._parts.about))
+    def _finish(self, piece: Piece) -> None:
+        """Marks a piece, alone, so that a stream and a whole answer are marked alike; then sends what is complete."""
+        job, wave = piece.utterance.job, self._parts.watermarker.apply(piece.wave)
+        if job.stream is not None:
+            chunk = job.chunk(piece.utterance, piece.span, wave, self._parts.about)
+            self._send_chunk(job, chunk)
+            self._inbox.put(partial(self._chunk_finished, job, job.stream))
+        else:
+            piece.utterance.samples = wave
+            if job.done:
+                self._settle(job, job.result(self._parts.about))
+
+    def _send_chunk(self, job: Job, chunk: SynthesisChunk) -> None:
+        if chunk.last:
+            self._settle(job, chunk)
+            return
+        with self._lock:  # no chunk follows the end
+            if job.number in self._jobs:
+                self._outbox.put(partial(job.answer, chunk))
 
     # Sender thread
 
@@ -272,12 +328,13 @@ class Engine:
 
     # Shared
 
-    def _settle(self, job: Job, outcome: SynthesisResult | RequestError) -> None:
-        """Answers a job unless it has been answered, and frees what it holds."""
+    def _settle(self, job: Job, outcome: SynthesisResult | SynthesisChunk | RequestError) -> None:
+        """Ends a job unless it has ended, and frees what it holds."""
         with self._lock:
             if self._jobs.pop(job.number, None) is None:
                 return
-        self._outbox.put(partial(job.answer, outcome))
+            job.ended = True
+            self._outbox.put(partial(job.answer, outcome))
         self._inbox.put(partial(self._drop, job))
 
     def _drop(self, job: Job) -> None:
@@ -297,6 +354,7 @@ class Engine:
             jobs, self._jobs = list(self._jobs.values()), {}
         failed = EngineFailed(f"the engine failed: {type(error).__name__}: {error}")
         for job in jobs:
+            job.ended = True
             self._outbox.put(partial(job.answer, failed))
         self._outbox.put(partial(self._on_failure, error))
         if threading.current_thread() is self._threads[2]:
@@ -322,6 +380,7 @@ class Engine:
                 max_tokens=min(max_tokens, dims.max_speech_tokens),
                 pause=segment.pause,
                 vocoder_seed=derive(request.seed, index, VOCODER_NOISE),
+                phase=Phase(),
             )
             utterances.append(utterance)
         return utterances
@@ -330,3 +389,7 @@ class Engine:
 def _prompt(utterance: Utterance) -> Prompt:
     assert utterance.prompt is not None, "a running utterance has been started"
     return utterance.prompt
+
+
+def _look_up() -> None:
+    """An order to do nothing: the engine looks at its deadlines after every order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,13 @@ import numpy as np
 from chatterbox_engine.errors import RequestError
 from chatterbox_engine.join import join
 from chatterbox_engine.scheduler import Place
+from chatterbox_engine.streaming import ChunkPolicy, Cursor, Joiner, Span
 from chatterbox_engine.types import (
     SAMPLE_RATE,
     SPEECH_TOKENS,
     FinishReason,
     Samples,
+    SynthesisChunk,
     SynthesisRequest,
     SynthesisResult,
 )
@@ -25,10 +27,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from chatterbox_engine.runner import Prompt
-    from chatterbox_engine.voices import Voice
+    from chatterbox_engine.s3gen.stream import Phase
+    from chatterbox_engine.voices import Source, Voice
 
 Answer = Callable[[SynthesisResult | RequestError], None]
 """Called exactly once for every accepted request, from the engine's sender thread."""
+
+ChunkAnswer = Callable[[SynthesisChunk | RequestError], None]
+"""Called for every chunk of a stream, from the engine's sender thread; the last chunk or an error ends it."""
 
 
 @dataclass(eq=False)
@@ -42,9 +48,12 @@ class Utterance:
     max_tokens: int
     pause: float
     vocoder_seed: int
+    phase: Phase
     place: Place | None = None
     prompt: Prompt | None = None
-    drawn: list[int] = field(default_factory=list)
+    drawn: int = 0
+    tokens: list[int] = field(default_factory=list)
+    """The drawn tokens that are speech. T3's vocabulary has more than S3Gen's; upstream drops the rest too."""
     finish: FinishReason | None = None
     samples: Samples | None = None
 
@@ -60,15 +69,33 @@ class Utterance:
         if token == stop:
             self.finish = "stop"
         else:
-            self.drawn.append(token)
-            if len(self.drawn) == self.max_tokens:
+            self.drawn += 1
+            if token < SPEECH_TOKENS:
+                self.tokens.append(token)
+            if self.drawn == self.max_tokens:
                 self.finish = "length"
         return self.finish is not None
 
-    @property
-    def tokens(self) -> list[int]:
-        """The drawn tokens that are speech. T3's vocabulary has more than S3Gen's; upstream drops the rest too."""
-        return [token for token in self.drawn if token < SPEECH_TOKENS]
+
+class Stream:
+    """What a job has besides when its audio is sent in chunks."""
+
+    def __init__(self, policy: ChunkPolicy, utterances: Sequence[Utterance]) -> None:
+        self._utterances = utterances
+        self._cursor = Cursor(policy)
+        self.joiner = Joiner([utterance.pause for utterance in utterances])
+        self.busy = False
+        """A chunk is in the vocoder's hands or being finished. Belongs to the engine's thread."""
+        self.chunks, self.samples = 0, 0
+        """What is finished. Belongs to the thread that finishes the chunk under way."""
+
+    def take(self) -> tuple[Utterance, Span] | None:
+        """The next chunk, or None when it is not due."""
+        if self._cursor.segment == len(self._utterances):
+            return None
+        utterance = self._utterances[self._cursor.segment]
+        span = self._cursor.take(len(utterance.tokens), complete=utterance.finish is not None)
+        return None if span is None else (utterance, span)
 
 
 @dataclass(eq=False)
@@ -77,34 +104,53 @@ class Job:
 
     number: int
     request: SynthesisRequest
-    voice: Voice
-    answer: Answer
+    answer: Callable[[Any], None]
+    voice: Voice = field(init=False)  # known once it is found
+    voice_from: Source = "memory"
     utterances: list[Utterance] = field(default_factory=list)
     arrived: float = field(default_factory=time.monotonic)
+    voiced: float | None = None
     started: float | None = None
     decoded: float | None = None
+    first_audio: float | None = None
     vocoder_seconds: float = 0.0
+    stream: Stream | None = None
+    ended: bool = False
+    """It has its answer, so what is still under way for it is in vain."""
 
     @property
     def done(self) -> bool:
         """Every segment has its audio."""
         return all(utterance.samples is not None for utterance in self.utterances)
 
-    def waveform(self) -> Samples:
-        """The segments' audio as one: [n]."""
+    def chunk(self, utterance: Utterance, span: Span, wave: Samples, about: dict[str, Any]) -> SynthesisChunk:
+        """A stream's next chunk, with statistics when it is the last. wave: [960 tokens of the span's window]."""
+        stream = self.stream
+        assert stream is not None, "only streams have chunks"
+        samples = stream.joiner.add(wave, span)
+        self.first_audio = self.first_audio or time.monotonic()
+        stream.chunks += 1
+        stream.samples += len(samples)
+        tokens = np.asarray(utterance.tokens[span.begin : span.end], dtype=np.int32)
+        stats = None
+        if span.last and utterance is self.utterances[-1]:
+            stats = {**self._stats(stream.samples), "chunks": stream.chunks, **about}
+        return SynthesisChunk(stream.chunks - 1, samples, tokens, stats)
+
+    def result(self, about: dict[str, Any]) -> SynthesisResult:
+        """The whole answer, with `about` (model, optimisations) added to the statistics."""
         parts = [utterance.samples for utterance in self.utterances if utterance.samples is not None]
-        return join(parts, [utterance.pause for utterance in self.utterances])
-
-    def result(self, samples: Samples, about: dict[str, Any]) -> SynthesisResult:
-        """The answer, with `about` (model, optimisations) added to the statistics."""
+        samples = join(parts, [utterance.pause for utterance in self.utterances])
         tokens = [token for utterance in self.utterances for token in utterance.tokens]
-        return SynthesisResult(samples, np.asarray(tokens, dtype=np.int32), {**self._stats(samples), **about})
+        return SynthesisResult(samples, np.asarray(tokens, dtype=np.int32), {**self._stats(len(samples)), **about})
 
-    def _stats(self, samples: Samples) -> dict[str, Any]:
+    def _stats(self, samples: int) -> dict[str, Any]:
         now = time.monotonic()
+        voiced = self.voiced or now
         started = self.started or now
         decoded = self.decoded or now
-        audio = len(samples) / SAMPLE_RATE
+        first_audio = self.first_audio or now
+        audio = samples / SAMPLE_RATE
         total = now - self.arrived
         length = any(utterance.finish == "length" for utterance in self.utterances)
         return {
@@ -112,10 +158,12 @@ class Job:
             "tokens": sum(len(utterance.tokens) for utterance in self.utterances),
             "segments": len(self.utterances),
             "finish_reason": "length" if length else "stop",
-            "queue_ms": _ms(started - self.arrived),
+            "voice_from": self.voice_from,
+            "voice_ms": _ms(voiced - self.arrived),
+            "queue_ms": _ms(started - voiced),
             "t3_ms": _ms(decoded - started),
             "s3gen_ms": _ms(self.vocoder_seconds),
-            "ttfa_ms": _ms(total),
+            "ttfa_ms": _ms(first_audio - self.arrived),
             "total_ms": _ms(total),
             "audio_seconds": round(audio, 3),
             "rtf": round(total / audio, 4) if audio else None,

@@ -77,8 +77,27 @@ class SynthesisRequest:
     text: str
     seed: int
     voice: str = "default"
+    reference_audio: bytes | None = None
+    """A WAV, FLAC, OGG or MP3 file to clone instead of `voice`."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_seconds: float = 40.0
+
+
+@dataclass(frozen=True)
+class SynthesisChunk:
+    """A part of the answer to one streamed request."""
+
+    index: int
+    """From 0."""
+    samples: Samples  # [n] mono, SAMPLE_RATE, in [-1, 1]
+    speech_tokens: npt.NDArray[np.int32]  # [tokens] that the samples were made from
+    stats: dict[str, Any] | None
+    """Of the whole request, in its last chunk; None before."""
+
+    @property
+    def last(self) -> bool:
+        """Nothing follows."""
+        return self.stats is not None
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,70 @@
-"""The vocoder's thread: finished utterances to waveforms, several at a time."""
+"""The vocoder's thread: tokens to waveforms, whole utterances and chunks of streams, several at a time."""
 
 from __future__ import annotations
 
-import queue
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from chatterbox_engine.jobs import Utterance
-from chatterbox_engine.s3gen import PreparedVoice, S3Gen, VocoderJob
+from chatterbox_engine.s3gen import PreparedVoice, S3Gen
+from chatterbox_engine.s3gen.stream import Window, synthesise
+from chatterbox_engine.streaming import Span
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples
 from chatterbox_engine.voices import Memo
 
 VOICES_KEPT = 256
 
 
-class Vocoder:
-    """S3Gen behind a queue. `run` is the thread's body; on CUDA it works on a stream of its own."""
+@dataclass(eq=False)
+class Piece:
+    """A part of an utterance on its way through the vocoder."""
 
-    def __init__(self, s3gen: S3Gen, *, batch: int, delay: float, done: Callable[[Utterance], None]) -> None:
+    utterance: Utterance
+    span: Span
+    wave: Samples = field(default_factory=lambda: np.empty(0, dtype=np.float32))  # [960 span.tokens]
+
+    @property
+    def urgent(self) -> bool:
+        """Somebody waits for their first sound."""
+        job = self.utterance.job
+        return job.stream is not None and job.stream.chunks == 0
+
+
+class Vocoder:
+    """S3Gen behind a queue. `run` is the thread's body; on CUDA it works on a stream of its own.
+
+    First chunks of streams are vocoded before everything else and without anything else, whose length would hold them
+    up; all other pieces in the order in which they came.
+    """
+
+    def __init__(self, s3gen: S3Gen, *, batch: int, delay: float, done: Callable[[Piece], None]) -> None:
         self._s3gen = s3gen
         self._batch = batch
         self._delay = delay
         self._done = done
-        self._inbox: queue.SimpleQueue[Utterance | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._urgent: deque[Piece] = deque()
+        self._others: deque[Piece] = deque()
+        self._closed = False
         self._prepared: Memo[PreparedVoice] = Memo(VOICES_KEPT)
 
-    def put(self, utterance: Utterance) -> None:
-        """Hands over an utterance whose tokens are complete."""
-        self._inbox.put(utterance)
+    def put(self, piece: Piece) -> None:
+        """Hands over a piece. One utterance has one piece at a time here."""
+        with self._changed:
+            (self._urgent if piece.urgent else self._others).append(piece)
+            self._changed.notify()
 
     def close(self) -> None:
         """Ends `run` after what is queued."""
-        self._inbox.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
 
     @torch.inference_mode()
     def run(self) -> None:
@@ -43,42 +74,42 @@ class Vocoder:
         while (batch := self._next_batch()) is not None:
             self._vocode(batch)
 
-    def _next_batch(self) -> list[Utterance] | None:
-        """Waits for one utterance, then takes what else is ready within the delay; None at the end."""
-        first = self._inbox.get()
-        if first is None:
-            return None
-        batch = [first]
-        deadline = time.monotonic() + self._delay
-        while len(batch) < self._batch:
-            try:
-                utterance = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                break
-            if utterance is None:
-                self._inbox.put(None)
-                break
-            batch.append(utterance)
-        return batch
+    def _next_batch(self) -> list[Piece] | None:
+        """Waits for a piece, then takes what else is ready within the delay; None at the end.
 
-    def _vocode(self, batch: Sequence[Utterance]) -> None:
+        Pieces of requests that were given up meanwhile are left out.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._urgent or self._others or self._closed)
+            if not self._urgent and self._others and self._delay:
+                self._changed.wait_for(self._need_not_wait, self._delay)
+            pieces = self._urgent or self._others
+            if not pieces and self._closed:
+                return None
+            batch = [pieces.popleft() for _ in range(min(self._batch, len(pieces)))]
+        return [piece for piece in batch if not piece.utterance.job.ended]
+
+    def _need_not_wait(self) -> bool:
+        return bool(self._urgent) or self._closed or len(self._others) >= self._batch
+
+    def _vocode(self, batch: Sequence[Piece]) -> None:
         began = time.monotonic()
-        spoken = [utterance for utterance in batch if utterance.tokens]
-        waves = self._s3gen.synthesise([self._job(utterance) for utterance in spoken]) if spoken else []
-        for utterance in batch:
-            utterance.samples = torch.empty(0).numpy()
-        for utterance, wave in zip(spoken, waves, strict=True):
-            utterance.samples = _to_samples(wave, len(utterance.tokens))
+        spoken = [piece for piece in batch if piece.span.tokens]
+        waves = synthesise(self._s3gen, [self._window(piece) for piece in spoken]) if spoken else []
+        for piece, wave in zip(spoken, waves, strict=True):
+            piece.wave = _to_samples(wave, piece.span.tokens)
         seconds = time.monotonic() - began
-        for job in {utterance.job for utterance in batch}:
+        for job in {piece.utterance.job for piece in batch}:
             job.vocoder_seconds += seconds
-        for utterance in batch:
-            self._done(utterance)
+        for piece in batch:
+            self._done(piece)
 
-    def _job(self, utterance: Utterance) -> VocoderJob:
+    def _window(self, piece: Piece) -> Window:
+        utterance, span = piece.utterance, piece.span
         voice = utterance.job.voice
         prepared = self._prepared.get(voice.key, lambda: self._s3gen.prepare(voice.conditionals.s3gen))
-        return VocoderJob(torch.tensor(utterance.tokens), prepared, utterance.vocoder_seed)
+        tokens = torch.tensor(utterance.tokens[span.start : span.stop])
+        return Window(tokens, prepared, utterance.vocoder_seed, span, utterance.phase)
 
 
 def _to_samples(wave: torch.Tensor, tokens: int) -> Samples:

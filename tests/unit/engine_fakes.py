@@ -15,6 +15,7 @@ from chatterbox_engine.engine import Engine, Parts
 from chatterbox_engine.errors import NotFound, RequestError
 from chatterbox_engine.scheduler import Scheduler
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples, SynthesisRequest, SynthesisResult
+from chatterbox_engine.voices import Found
 from chatterbox_engine.watermark import NoWatermark
 
 STOP = T3Dims().stop_speech
@@ -30,6 +31,8 @@ class FakeRunner:
         )
         self.gate = threading.Event()
         self.gate.set()
+        self.hold_from = 0
+        """The decode step from which on the gate holds."""
         self.batches: list[int] = []
         self.error: Exception | None = None
         self.drawn: dict[int, int] = {}
@@ -47,7 +50,7 @@ class FakeRunner:
         return self._draw(prompts)
 
     def _draw(self, prompts: Sequence[Any]) -> Any:
-        assert self.gate.wait(WAIT)
+        assert len(self.batches) < self.hold_from or self.gate.wait(WAIT)
         if self.error is not None:
             raise self.error
         tokens = []
@@ -59,21 +62,32 @@ class FakeRunner:
 
 
 class FakeS3Gen:
+    """A token's samples are all the token over 10,000."""
+
     device = torch.device("cpu")
+    dims = SimpleNamespace(mel=1)
+    fade = torch.ones(1)
+    hift = SimpleNamespace(pitch=lambda mel, frames: torch.zeros(mel.shape[:2]))
 
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
         self.error: Exception | None = None
+        self.batches: list[int] = []
 
-    def prepare(self, conditionals: Any) -> str:
-        return "prepared"
+    def prepare(self, conditionals: Any) -> Any:
+        return SimpleNamespace(frames=0)
 
-    def synthesise(self, jobs: Sequence[Any]) -> list[torch.Tensor]:
+    def mel(self, jobs: Sequence[Any], noise: Sequence[torch.Tensor]) -> torch.Tensor:
         assert self.gate.wait(WAIT)
         if self.error is not None:
             raise self.error
-        return [job.tokens.float().repeat_interleave(SAMPLES_PER_TOKEN) / 10_000 for job in jobs]
+        self.batches.append(len(jobs))
+        rows = [job.tokens.float().repeat_interleave(2)[:, None] for job in jobs]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def vocode(self, mel: torch.Tensor, frames: Sequence[int], source: Sequence[Any]) -> torch.Tensor:
+        return mel.squeeze(2).repeat_interleave(SAMPLES_PER_TOKEN // 2, dim=1) / 10_000
 
 
 class FakeWatermarker(NoWatermark):
@@ -85,11 +99,28 @@ class FakeWatermarker(NoWatermark):
         return samples
 
 
-class Voices:
-    def get(self, name: str) -> Any:
-        if name != "default":
-            raise NotFound(f"there is no voice {name!r}")
-        return SimpleNamespace(key=name, conditionals=SimpleNamespace(t3=None, s3gen=None))
+class FakeVoices:
+    """Knows `default`; a voice called `later` is found when `release` is called."""
+
+    def __init__(self) -> None:
+        self.waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    def start(self, report: Callable[[str], None]) -> None:
+        report("voices")
+
+    def close(self) -> None:
+        pass
+
+    def resolve(self, request: SynthesisRequest, done: Any) -> None:
+        name = request.voice
+        voice: Any = SimpleNamespace(key=name, conditionals=SimpleNamespace(t3=None, s3gen=None))
+        if name == "later":
+            self.waiting.put(lambda: done(Found(voice, "memory")))
+        else:
+            done(Found(voice, "memory") if name == "default" else NotFound(f"there is no voice {name!r}"))
+
+    def release(self) -> None:
+        self.waiting.get(timeout=WAIT)()
 
 
 class Answers:
@@ -115,6 +146,7 @@ class FakeEngine:
 
     def __init__(self, *, max_slots: int = 4, max_queue: int = 100, request_timeout: float = 600.0) -> None:
         self.runner, self.s3gen, self.watermarker = FakeRunner(), FakeS3Gen(), FakeWatermarker()
+        self.voices = FakeVoices()
         self.scheduler: Scheduler[Any] = Scheduler(max_slots=max_slots, positions=1 << 20, max_prefills=4)
         self.failures: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         parts = Parts(
@@ -122,7 +154,7 @@ class FakeEngine:
             scheduler=self.scheduler,
             s3gen=self.s3gen,  # type: ignore[arg-type]
             tokenizer=SimpleNamespace(encode=lambda text: list(range(len(text)))),  # type: ignore[arg-type]
-            voices=Voices(),  # type: ignore[arg-type]
+            voices=self.voices,  # type: ignore[arg-type]
             watermarker=self.watermarker,
             about={"model": "fake"},
             max_queue=max_queue,

@@ -267,6 +267,7 @@ def test_the_public_names_are_frozen() -> None:
         "AsyncTransport",
         "Audio",
         "ChatterboxClientError",
+        "Chunk",
         "Client",
         "ConnectionFailed",
         "InvalidRequest",
@@ -276,6 +277,7 @@ def test_the_public_names_are_frozen() -> None:
         "Transport",
         "Unavailable",
         "VoiceInfo",
+        "concatenate",
     ]
     assert all(hasattr(chatterbox_client, name) for name in chatterbox_client.__all__)
 

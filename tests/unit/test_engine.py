@@ -78,10 +78,28 @@ def test_more_requests_than_the_queue_takes_are_refused_at_once_and_the_others_a
 
 def test_an_unknown_voice_is_refused_and_takes_no_place() -> None:
     with FakeEngine(max_queue=1) as fake:
-        with pytest.raises(NotFound):
-            fake.submit(voice="nobody")
+        fake.submit(voice="nobody")
+        assert isinstance(fake.answers.take(), NotFound)
         fake.submit()
         assert isinstance(fake.answers.take(), SynthesisResult)
+
+
+def test_a_request_that_waits_for_its_voice_holds_nobody_up() -> None:
+    with FakeEngine() as fake:
+        fake.submit("slow", voice="later")
+        fake.submit("quick")
+        quick = fake.answers.take()
+        fake.voices.release()
+        slow = fake.answers.take()
+    assert [len(r.speech_tokens) for r in (quick, slow) if isinstance(r, SynthesisResult)] == [6, 5]
+
+
+def test_a_voice_that_comes_too_late_starts_nothing() -> None:
+    with FakeEngine(request_timeout=0.05) as fake:
+        fake.submit(voice="later")
+        assert isinstance(fake.answers.take(), DeadlineExceeded)
+        fake.voices.release()
+    assert not fake.runner.drawn
 
 
 def test_a_cancelled_request_is_answered_once_and_frees_its_slot() -> None:

@@ -1,5 +1,7 @@
 """HTTP through `tritonclient.http`, which runs on gevent."""
 
+# ruff: noqa: ARG002 - `stream` has the protocol's signature and refuses
+
 from __future__ import annotations
 
 import threading

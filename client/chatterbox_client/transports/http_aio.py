@@ -1,5 +1,7 @@
 """HTTP for asyncio, through `tritonclient.http.aio`, which runs on aiohttp."""
 
+# ruff: noqa: ARG002 - `stream` has the protocol's signature and refuses
+
 from __future__ import annotations
 
 import asyncio

@@ -26,6 +26,7 @@ from chatterbox_engine.launcher.ports import ReservedPorts
 from chatterbox_engine.launcher.regions import new_prefix, remove_regions, remove_stale_regions
 from chatterbox_engine.launcher.triton import find_triton
 from chatterbox_engine.launcher.watch import Watch
+from chatterbox_engine.wire import FOLDER_VARIABLE
 
 _CLOSING_SECONDS = 10
 """What the models have for closing after the `stop_seconds` for requests in flight."""
@@ -141,7 +142,7 @@ class TritonServer:
         command = tritonserver_command(options, triton, repository, ports.numbers, prefix)
         guard = subprocess.Popen(
             [*_guard_command(prefix, folder, options.stop_seconds + _CLOSING_SECONDS), *command],
-            env=model_environment(options, triton),
+            env={**model_environment(options, triton), FOLDER_VARIABLE: str(folder)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,28 +1,25 @@
-"""Triton model `chatterbox`: whole utterances. A thin adapter over chatterbox_engine: parse, submit, send."""
+"""Triton model `chatterbox`: whole utterances. A thin adapter over chatterbox_engine: parse, submit, send.
+
+It owns the engine, and hands it to the streaming front over a local socket.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from chatterbox_engine import assemble, contract
+from chatterbox_engine import contract
 from chatterbox_engine.config import Config
-from chatterbox_engine.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    InvalidRequest,
-    NotFound,
-    Overloaded,
-    RequestError,
-)
-from chatterbox_engine.types import SynthesisResult
+from chatterbox_engine.errors import RequestError
+from chatterbox_engine.reply import Attendance, Reply, tensors_of
+from chatterbox_engine.types import SynthesisChunk, SynthesisResult
+from chatterbox_engine.wire import FOLDER_VARIABLE, Host, Outlet, Tensors, socket_path
 
 
 class TritonPythonModel:
@@ -30,66 +27,75 @@ class TritonPythonModel:
     that no request waits for the slowest of the batch that Triton formed."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        self._host = _listen(args["model_name"])  # first of all: the front learns from it whether there is an engine
+        from chatterbox_engine import assemble  # imports torch, which takes seconds
+
         parameters = json.loads(args["model_config"])["parameters"]
-        self._config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
-        self._engine = assemble.build(self._config, report=_log, on_failure=_end_process)
+        config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
+        self._limits: dict[str, Any] = {"max_text_chars": config.max_text_chars, "max_seconds": config.max_seconds}
+        self._engine = assemble.build(config, report=_log, on_failure=_end_process)
         self._engine.start()
+        self._attendance = Attendance()
+        if self._host is not None:
+            self._host.serve(self._stream)
         _log("ready")
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
-            sender = request.get_response_sender()
+            reply = Reply(pb_utils, request)
             try:
-                call = contract.parse(
-                    _tensors(request),
-                    max_text_chars=self._config.max_text_chars,
-                    max_seconds=self._config.max_seconds,
-                )
-                self._engine.submit(call.request, partial(_answer, sender, call.format))
-            except RequestError as error:
-                _send(sender, error=error)
+                self._speak(reply, tensors_of(request))
             except Exception as error:
-                traceback.print_exc()
-                _send(sender, error=RequestError(f"{type(error).__name__}: {error}"))
+                reply.fail(_expected(error))
 
     def finalize(self) -> None:
+        if self._host is not None:
+            self._host.close()
+        self._attendance.close()
         self._engine.close()
 
+    def _speak(self, reply: Reply, tensors: Tensors) -> None:
+        call = contract.parse(tensors, **self._limits)
+        number = self._engine.submit(call.request, partial(_answer, reply, call.format))
+        self._attendance.watch(reply, partial(self._engine.cancel, number))
 
-def _tensors(request: Any) -> dict[str, npt.NDArray[Any]]:
-    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+    def _stream(self, tensors: Tensors, outlet: Outlet) -> Callable[[], None]:
+        """Begins a stream for the front."""
+        try:
+            call = contract.parse_stream(tensors, **self._limits)
+            number = self._engine.stream(call.request, call.policy, partial(_pass_on, outlet, call.format))
+        except Exception as error:
+            raise _expected(error) from error
+        return partial(self._engine.cancel, number)
 
 
-def _answer(sender: Any, audio_format: str, outcome: SynthesisResult | RequestError) -> None:
+def _listen(model: str) -> Host | None:
+    folder = os.environ.get(FOLDER_VARIABLE)
+    return Host(socket_path(model, folder)) if folder else None
+
+
+def _answer(reply: Reply, audio_format: str, outcome: SynthesisResult | RequestError) -> None:
     """Called on the engine's sender thread."""
     if isinstance(outcome, RequestError):
-        _send(sender, error=outcome)
-        return
-    tensors = contract.outputs(outcome, audio_format)
-    _send(sender, tensors=[pb_utils.Tensor(name, value) for name, value in tensors.items()])
+        reply.fail(outcome)
+    else:
+        reply.send(contract.outputs(outcome, audio_format))
 
 
-def _send(sender: Any, *, tensors: Sequence[Any] = (), error: RequestError | None = None) -> None:
-    failure = None if error is None else pb_utils.TritonError(str(error), _code(error))
-    response = pb_utils.InferenceResponse(output_tensors=list(tensors), error=failure)
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+def _pass_on(outlet: Outlet, audio_format: str, outcome: SynthesisChunk | RequestError) -> None:
+    """Called on the engine's sender thread."""
+    if isinstance(outcome, RequestError):
+        outlet.fail(outcome)
+    else:
+        outlet.part(contract.chunk_outputs(outcome, audio_format), last=outcome.last)
 
 
-def _code(error: RequestError) -> Any:
-    """Triton's code for an error; HTTP and gRPC turn it into their own status."""
-    codes = pb_utils.TritonError
-    match error:
-        case InvalidRequest():
-            return codes.INVALID_ARG
-        case NotFound():
-            return codes.NOT_FOUND
-        case Overloaded() | DeadlineExceeded():
-            return codes.UNAVAILABLE
-        case Cancelled():
-            return codes.CANCELLED
-        case _:
-            return codes.INTERNAL
+def _expected(error: Exception) -> RequestError:
+    if isinstance(error, RequestError):
+        return error
+    traceback.print_exception(error)
+    return RequestError(f"{type(error).__name__}: {error}")
 
 
 def _end_process(error: BaseException) -> None:

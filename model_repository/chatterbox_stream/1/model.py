@@ -1,0 +1,59 @@
+"""Triton model `chatterbox_stream`: utterances chunk by chunk. A thin front, without torch, of the model that owns the
+engine, which it reaches over a local socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from chatterbox_engine.errors import ConfigError, RequestError
+from chatterbox_engine.reply import Attendance, Reply, tensors_of
+from chatterbox_engine.wire import FOLDER_VARIABLE, Failed, Link, Part, socket_path
+
+
+class TritonPythonModel:
+    """`execute` hands requests on and returns; the socket's thread sends what comes back."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        folder = os.environ.get(FOLDER_VARIABLE)
+        if not folder:
+            raise ConfigError(f"{FOLDER_VARIABLE} is not set: start the server with chatterbox-serve, or make a folder")
+        engine = json.loads(args["model_config"])["parameters"]["engine_model"]["string_value"]
+        self._link = Link(socket_path(engine, folder), report=_log)
+        self._attendance = Attendance()
+        _log("ready")
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        for request in requests:
+            # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
+            reply = Reply(pb_utils, request)
+            try:
+                number = self._link.open(tensors_of(request), partial(_answer, reply))
+            except RequestError as error:
+                reply.fail(error)
+            except Exception as error:
+                traceback.print_exc()
+                reply.fail(RequestError(f"{type(error).__name__}: {error}"))
+            else:
+                self._attendance.watch(reply, partial(self._link.give_up, number))
+
+    def finalize(self) -> None:
+        self._attendance.close()
+        self._link.close()
+
+
+def _answer(reply: Reply, message: Part | Failed) -> None:
+    if isinstance(message, Failed):
+        reply.fail(message.error)
+    else:
+        reply.send(message.tensors, last=message.last)
+
+
+def _log(line: str) -> None:
+    pb_utils.Logger.log_info(f"chatterbox_stream: {line}")
