@@ -15,17 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-@torch.library.custom_op("chatterbox::decode_attention", mutates_args=("keys", "values"))
+# The pool goes in whole: inductor (torch 2.11) loses writes when an operator mutates two views of one tensor.
+@torch.library.custom_op("chatterbox::decode_attention", mutates_args=("pool",))
 def decode_attention(
     query: Tensor,  # [rows, heads, head_dim]
     key: Tensor,  # [rows, heads, head_dim], of the new position
     value: Tensor,  # [rows, heads, head_dim]
-    keys: Tensor,  # [positions, heads, head_dim], the pool
-    values: Tensor,  # [positions, heads, head_dim]
+    pool: Tensor,  # [layers, 2, positions, heads, head_dim]
+    layer: int,
     start: Tensor,  # [rows] int64, first position of each row's extent
     position: Tensor,  # [rows] int64, where in its extent each row's new key goes
 ) -> Tensor:
     """Stores each row's new key and value and attends to everything that the row holds: [rows, heads, head_dim]."""
+    keys, values = pool[layer].unbind()
     keys.index_copy_(0, start + position, key)
     values.index_copy_(0, start + position, value)
     if query.is_cuda:
@@ -36,12 +38,13 @@ def decode_attention(
 
 
 @decode_attention.register_fake
-def _(query: Tensor, *_rest: Tensor) -> Tensor:
+def _(query: Tensor, *_rest: Tensor | int) -> Tensor:
     return torch.empty_like(query)
 
 
 def attend_row_by_row(query: Tensor, keys: Tensor, values: Tensor, start: Tensor, position: Tensor) -> Tensor:
-    """The plain form of `decode_attention` without the store. Reads `start` and `position` on the host."""
+    """The plain form of `decode_attention` without the store; `keys` and `values` are a layer's [positions, heads,
+    head_dim]. Reads `start` and `position` on the host."""
     out = torch.empty_like(query)
     for row, (first, last) in enumerate(zip(start.tolist(), position.tolist(), strict=True)):
         extent = slice(first, first + last + 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from chatterbox_engine.dims import T3Dims
 
@@ -88,10 +87,6 @@ class KVCache:
         shape = (dims.layers, 2, positions + GRAIN, dims.heads, dims.head_dim)
         # empty, not zeros: a CPU then commits only the pages that are used; every position is written before it is read
         self.data = torch.empty(shape, device=device, dtype=dtype)
-
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer, each [positions, heads, head_dim]."""
-        return self.data[index, 0], self.data[index, 1]
 
 
 def bytes_per_position(dims: T3Dims, dtype: torch.dtype) -> int:

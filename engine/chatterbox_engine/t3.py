@@ -151,7 +151,7 @@ class T3(nn.Module):
         for index, block in enumerate(self._blocks):
             q, k, v = self._qkv(block, x)  # [rows, length, heads, head_dim]
             q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-            keys, values = cache.layer(index)
+            keys, values = cache.data[index].unbind()
             keys.index_copy_(0, flat, k.flatten(0, 1))
             values.index_copy_(0, flat, v.flatten(0, 1))
             mixed = F.scaled_dot_product_attention(
@@ -170,8 +170,7 @@ class T3(nn.Module):
         cos, sin = self.cos[position][:, None], self.sin[position][:, None]
         for index, block in enumerate(self._blocks):
             q, k, v = self._qkv(block, x)  # [rows, heads, head_dim]
-            keys, values = cache.layer(index)
-            mixed = decode_attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v, keys, values, start, position)
+            mixed = decode_attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v, cache.data, index, start, position)
             x = self._finish_block(block, x, mixed.flatten(1))
         return self._logits(x)
 

@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.runner import Runner
 from chatterbox_engine.t3 import T3
 from chatterbox_engine.types import SamplingParams, T3Conditionals
 from tests.fidelity.t3_loop import CPU, SLOTS, Loop, Request
@@ -74,3 +76,16 @@ def test_200_random_requests_give_the_tokens_that_each_gives_alone(
         lonely.run([alone])
         expected = alone.tokens[: len(request.tokens)] if request.ending == "cancelled" else alone.tokens
         assert request.tokens == expected
+
+
+@pytest.mark.full
+def test_compilation_changes_no_tokens(model: T3, voice: T3Conditionals) -> None:
+    def requests() -> list[Request]:
+        return [Request(5 + i, SamplingParams(top_p=0.9), seed=i, max_tokens=40, arrives=3 * i) for i in range(6)]
+
+    expected, got = requests(), requests()
+    Loop(model, voice).run(expected)
+    compiled = Loop(model, voice)
+    compiled.runner = Runner(model, compiled.cache, SLOTS, graphs=Graphs(CPU, enabled=False), compile_mode="default")
+    compiled.run(got)
+    assert [request.tokens for request in got] == [request.tokens for request in expected]

@@ -1,0 +1,102 @@
+"""The CUDA paths against the CPU's. Run by `make test` on a machine with a GPU, skipped elsewhere."""
+
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatterbox_engine import assemble
+from chatterbox_engine.attention import attend_row_by_row
+from chatterbox_engine.attention_cuda import split_decode
+from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.config import Config
+from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.runner import Runner
+from chatterbox_engine.t3 import T3
+from chatterbox_engine.types import SamplingParams, SynthesisRequest, SynthesisResult
+from tests.fidelity.t3_loop import SLOTS, Loop, Request
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_decode_kernels_agree_with_torch(dtype: torch.dtype) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    lengths = [1, 63, 64, 65, 700, 1199, 2500, 17]
+    start = torch.tensor([sum(lengths[:row]) + 9 * row for row in range(len(lengths))], device="cuda")
+    position = torch.tensor(lengths, device="cuda") - 1
+    pool = torch.randn(2, sum(lengths) + 100, 16, 64, device="cuda", generator=generator).to(dtype)
+    query = torch.randn(len(lengths), 16, 64, device="cuda", generator=generator).to(dtype)
+    ours = split_decode(query, *pool, start, position).float()
+    exact = attend_row_by_row(query.float(), *pool.float(), start, position)
+    error = ((ours - exact).norm() / exact.norm()).item()
+    assert error < (1e-5 if dtype == torch.float32 else 1e-2), f"{error:.2e}"
+
+
+def loop_on(checkpoint: Checkpoint, device: str, *, graphs: bool, compile_mode: str | None = None) -> Loop:
+    where = torch.device(device)
+    model = T3.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=where, dtype=torch.float32)
+    voice = checkpoint.conditionals()
+    assert voice is not None
+    loop = Loop(model, voice.t3)
+    loop.cache = KVCache(model.dims, loop.cache.scratch, device=where, dtype=model.dtype)
+    captured = Graphs(where, enabled=graphs)
+    loop.runner = Runner(model, loop.cache, SLOTS, graphs=captured, compile_mode=compile_mode)
+    loop.runner.warm_up(lambda _line: None)
+    assert (len(captured) > 0) == graphs
+    return loop
+
+
+def requests() -> list[Request]:
+    return [
+        Request(
+            text_length=10 + 9 * number,
+            sampling=SamplingParams(cfg_weight=[0.5, 0.0, 1.0][number % 3], top_p=[1.0, 0.8][number % 2]),
+            seed=number,
+            max_tokens=60,
+            arrives=3 * number,
+            cancelled_after=20 if number == 4 else None,
+        )
+        for number in range(12)
+    ]
+
+
+@pytest.mark.parametrize("compile_mode", [None, "default"])
+@pytest.mark.parametrize("graphs", [False, True])
+def test_graphs_and_compilation_change_no_tokens(tiny: Checkpoint, graphs: bool, compile_mode: str | None) -> None:
+    # Products of float32 in full precision, as on the CPU.
+    assert not torch.backends.cuda.matmul.allow_tf32
+    expected, got = requests(), requests()
+    loop_on(tiny, "cuda", graphs=False).run(expected)
+    loop_on(tiny, "cuda", graphs=graphs, compile_mode=compile_mode).run(got)
+    assert [r.tokens for r in got] == [r.tokens for r in expected]
+    assert all(r.ending for r in got)
+
+
+def test_the_gpus_tokens_are_the_cpus(tiny: Checkpoint) -> None:
+    expected, got = requests(), requests()
+    loop_on(tiny, "cpu", graphs=False).run(expected)
+    loop_on(tiny, "cuda", graphs=True).run(got)
+    same = sum(a.tokens == b.tokens for a, b in zip(expected, got, strict=True))
+    # A draw at the very edge of a token's share may fall either way.
+    assert same >= len(expected) - 1, f"{same} of {len(expected)} requests have the same tokens"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_whole_engine_speaks_on_the_gpu(tiny_path: Path, dtype: str) -> None:
+    config = Config(checkpoint=str(tiny_path), device="cuda", dtype=dtype, max_slots=8, watermark=False)
+    engine = assemble.build(config)
+    engine.start()
+    answers: queue.SimpleQueue[object] = queue.SimpleQueue()
+    for seed in range(8):
+        engine.submit(SynthesisRequest(text="Hello from the GPU. " * (1 + seed), seed=seed), answers.put)
+    results = [answers.get(timeout=60) for _ in range(8)]
+    engine.close()
+    assert all(isinstance(result, SynthesisResult) and len(result.samples) > 0 for result in results), results
