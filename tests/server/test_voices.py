@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc
+import tritonclient.http
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
@@ -176,8 +177,10 @@ def test_after_a_restart_and_an_outage_of_the_database(tiny_path: Path, tmp_path
     sql(postgres.url, "CREATE DATABASE server")
     store = postgres.url_of("server")
     clip = encoded(tone(1.0))
-    with start(tiny_path, tmp_path, store=store) as server, client_of(server) as client:
-        client.voices.add("anna", clip)
+    with start(tiny_path, tmp_path, store=store, models=("chatterbox",)) as server, client_of(server) as client:
+        with pytest.raises(NotFound, match="chatterbox_voices"):  # left out: nobody can change voices through it
+            client.voices.add("anna", clip)
+        sql(store, "INSERT INTO tts_voices (voice_id, audio_data) VALUES ('anna', :audio)", audio=clip)
         before = client.speak(LINE, voice="anna", seed=1, max_seconds=1.0)
         assert before.stats["voice_from"] == "encoded"
     with start(tiny_path, tmp_path, store=store) as server, client_of(server) as client:
@@ -198,3 +201,23 @@ def test_after_a_restart_and_an_outage_of_the_database(tiny_path: Path, tmp_path
     log = (tmp_path / "triton.log").read_text()
     assert "voices: 1 ready in" in log
     assert "1 from the store, 0 computed" in log
+
+
+def test_changes_can_be_kept_to_a_server_of_their_own_that_asks_for_a_key(tiny_path: Path, tmp_path: Path) -> None:
+    """Triton restricts whole protocols, not single models: so the voices get a server, and share the store."""
+    restricted = "inference,model-repository,shared-memory:admin-key=secret"
+    arguments = (f"--http-restricted-api={restricted}", f"--grpc-restricted-protocol={restricted}")
+    with start(tiny_path, tmp_path, models=("chatterbox_voices",), arguments=arguments) as server:
+        for module, url, header, refusal in (
+            (tritonclient.http, server.http_url, "admin-key", "403"),
+            (tritonclient.grpc, server.grpc_url, "triton-grpc-protocol-admin-key", "StatusCode.UNAVAILABLE"),
+        ):
+            action = module.InferInput("action", [1, 1], "BYTES")
+            action.set_data_from_numpy(np.array([[b"list"]], dtype=np.object_))
+            with contextlib.closing(module.InferenceServerClient(url)) as client:
+                for headers in (None, {header: "guess"}):
+                    with pytest.raises(InferenceServerException) as caught:
+                        client.infer("chatterbox_voices", [action], headers=headers)
+                    assert caught.value.status() == refusal
+                answer = client.infer("chatterbox_voices", [action], headers={header: "secret"})
+                assert answer.as_numpy("result")[0, 0] == b"[]"

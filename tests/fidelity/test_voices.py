@@ -1,0 +1,58 @@
+"""A clip as a caller sends it becomes the voice that upstream's `ChatterboxTTS.prepare_conditionals` makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.clips import ClipLimits, read_clip
+from chatterbox_engine.reference import ReferenceEncoder
+from chatterbox_engine.voices import conditionals_from_bytes, conditionals_to_bytes
+from tests.clips import encoded, tone
+from tests.fidelity import upstream
+
+# upstream's librosa.load imports audioread, which imports modules that Python 3.13 has dropped
+pytestmark = pytest.mark.filterwarnings("ignore:.* is deprecated and slated for removal in Python 3.13")
+
+RATES = (8_000, 16_000, 24_000, 44_100, 48_000)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny: Checkpoint) -> ReferenceEncoder:
+    return ReferenceEncoder(tiny, "cpu")
+
+
+@pytest.fixture(scope="module")
+def tts(tiny: Checkpoint) -> Any:
+    return upstream.tts(tiny, t3_module=False)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("seconds", [1.0, 5.5, 12.0, 30.0])
+def test_a_clip_is_heard_as_upstream_hears_it(
+    seconds: float, rate: int, channels: int, encoder: ReferenceEncoder, tts: Any, tmp_path: Path
+) -> None:
+    samples = tone(seconds, rate, channels=channels)
+    samples[:, -1] += 0.01 * np.random.default_rng(0).standard_normal(len(samples)).astype(np.float32)
+    clip = encoded(samples, rate)
+    ours = conditionals_from_bytes(conditionals_to_bytes(encoder.encode(*read_clip(clip, ClipLimits()))))
+    (tmp_path / "clip.wav").write_bytes(clip)
+    with torch.no_grad():
+        tts.prepare_conditionals(str(tmp_path / "clip.wav"))
+    t3, gen = tts.conds.t3, tts.conds.gen
+    assert torch.equal(ours.t3.prompt_tokens, t3.cond_prompt_speech_tokens[0])
+    assert torch.equal(ours.s3gen.prompt_tokens, gen["prompt_token"][0])
+    frames = 2 * len(ours.s3gen.prompt_tokens)  # upstream keeps an odd last frame
+    for name, one, other in (
+        ("speaker", ours.t3.speaker, t3.speaker_emb[0]),
+        ("prompt mel", ours.s3gen.prompt_mel, gen["prompt_feat"][0, :frames]),
+        ("x-vector", ours.s3gen.embedding, gen["embedding"][0]),
+    ):
+        difference = float((one - other).abs().max())
+        assert difference < 1e-4, f"{name} of {seconds} s at {rate} Hz, {channels} channels: {difference:.1e}"
