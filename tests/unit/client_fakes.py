@@ -1,7 +1,5 @@
 """Stand-ins for the client's tests: transports that answer at once, and a server that speaks Triton's protocols."""
 
-# ruff: noqa: ARG002 - the signatures are the protocols'
-
 from __future__ import annotations
 
 import json
