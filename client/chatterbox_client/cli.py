@@ -5,6 +5,7 @@ Exit status: 0 done, 1 the server or the file system said no (one line on stderr
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +26,16 @@ app.add_typer(cli_voices.app, name="voices")
 
 
 @app.callback()
-def chatterbox(context: typer.Context) -> None:
+def chatterbox(
+    context: typer.Context,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(help='Sent with every call, "NAME: VALUE": a key for a server that restricts its protocols.'),
+    ] = None,
+) -> None:
     """Speak through a chatterbox-triton server."""
-    context.obj = context.obj or Client  # tests hand in a Client with a transport of their own
+    make = context.obj or Client  # tests hand in a Client with a transport of their own
+    context.obj = functools.partial(make, headers=_headers(header)) if header else make
 
 
 @app.command()
@@ -96,6 +104,13 @@ def status(context: typer.Context, url: Url = None, protocol: ProtocolOption = "
 def main() -> None:
     """Entry point of the installed command."""
     app()
+
+
+def _headers(given: list[str]) -> dict[str, str]:
+    pairs = [entry.partition(":") for entry in given]
+    if not all(name.strip() and colon for name, colon, _ in pairs):
+        raise typer.BadParameter('give "NAME: VALUE"', param_hint="--header")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _check_output(output: str) -> None:

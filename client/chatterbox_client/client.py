@@ -38,7 +38,8 @@ class Client:
             client.speak("Hello there.").save("hello.wav")
 
     `url` is "host:port" without a scheme; left out, it is localhost:8000 for HTTP and localhost:8001 for gRPC.
-    `timeout` bounds every call, in seconds; None waits for ever. `transport` replaces the connection, for tests.
+    `timeout` bounds every call, in seconds; None waits for ever. `headers` go with
+    every call, to servers that restrict their protocols by a key. `transport` replaces the connection, for tests.
     One client serves any number of threads. Every method raises the `ChatterboxClientError`s that its module lists;
     the constructor raises ValueError for an unknown protocol or a URL with a scheme.
     """
@@ -50,11 +51,12 @@ class Client:
         *,
         model: str = "chatterbox",
         timeout: float | None = DEFAULT_TIMEOUT,
+        headers: Mapping[str, str] | None = None,
         transport: Transport | None = None,
     ) -> None:
         self._model = model
         self._timeout = timeout
-        self._transport = transport or open_transport(url, protocol)
+        self._transport = transport or open_transport(url, protocol, headers)
         self.voices = VoiceList(self._transport, timeout)
         """The voices that the server keeps."""
 
@@ -127,11 +129,12 @@ class AsyncClient:
         *,
         model: str = "chatterbox",
         timeout: float | None = DEFAULT_TIMEOUT,
+        headers: Mapping[str, str] | None = None,
         transport: AsyncTransport | None = None,
     ) -> None:
         self._model = model
         self._timeout = timeout
-        self._transport = transport or open_async_transport(url, protocol)
+        self._transport = transport or open_async_transport(url, protocol, headers)
         self.voices = AsyncVoiceList(self._transport, timeout)
         """The voices that the server keeps."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc
-import tritonclient.http
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
-from chatterbox_client import AsyncClient, Audio, Client, InvalidRequest, NotFound, Unavailable
+from chatterbox_client import (
+    AsyncClient,
+    Audio,
+    ChatterboxClientError,
+    Client,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+    VoiceInfo,
+)
 from chatterbox_client.cli import app
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 from tests.clips import BAD_CLIPS, encoded, tone
@@ -208,16 +216,23 @@ def test_changes_can_be_kept_to_a_server_of_their_own_that_asks_for_a_key(tiny_p
     restricted = "inference,model-repository,shared-memory:admin-key=secret"
     arguments = (f"--http-restricted-api={restricted}", f"--grpc-restricted-protocol={restricted}")
     with start(tiny_path, tmp_path, models=("chatterbox_voices",), arguments=arguments) as server:
-        for module, url, header, refusal in (
-            (tritonclient.http, server.http_url, "admin-key", "403"),
-            (tritonclient.grpc, server.grpc_url, "triton-grpc-protocol-admin-key", "StatusCode.UNAVAILABLE"),
+        for protocol, url, header, refusal in (
+            ("http", server.http_url, "admin-key", "403"),
+            ("grpc", server.grpc_url, "triton-grpc-protocol-admin-key", "UNAVAILABLE"),
         ):
-            action = module.InferInput("action", [1, 1], "BYTES")
-            action.set_data_from_numpy(np.array([[b"list"]], dtype=np.object_))
-            with contextlib.closing(module.InferenceServerClient(url)) as client:
-                for headers in (None, {header: "guess"}):
-                    with pytest.raises(InferenceServerException) as caught:
-                        client.infer("chatterbox_voices", [action], headers=headers)
-                    assert caught.value.status() == refusal
-                answer = client.infer("chatterbox_voices", [action], headers={header: "secret"})
-                assert answer.as_numpy("result")[0, 0] == b"[]"
+            for headers in ({}, {header: "guess"}):
+                with Client(url, protocol, headers=headers) as client, pytest.raises(ChatterboxClientError) as caught:
+                    client.voices.list()
+                assert caught.value.status == refusal
+            with Client(url, protocol, headers={header: "secret"}) as client:
+                assert client.voices.list() == []
+            assert asyncio.run(listed(url, protocol, {header: "secret"})) == []
+            options = ["--url", url, "--protocol", protocol]
+            for key, code in (("guess", 1), ("secret", 0)):
+                run = ["--header", f"{header}: {key}", "voices", "list", *options]
+                assert CliRunner().invoke(app, run).exit_code == code
+
+
+async def listed(url: str, protocol: Any, headers: dict[str, str]) -> Sequence[VoiceInfo]:
+    async with AsyncClient(url, protocol, headers=headers) as client:
+        return await client.voices.list()

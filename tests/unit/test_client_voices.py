@@ -108,3 +108,16 @@ def test_an_import_goes_on_after_a_refused_clip_and_ends_with_status_1(tmp_path:
         "a.wav: the reference audio is silent",
         "b.MP3: the reference audio is silent",
     ]
+
+
+def test_headers_of_the_command_line_go_to_the_client() -> None:
+    seen: list[dict[str, str]] = []
+
+    def connect(url: str | None, protocol: Any, *, timeout: float, headers: dict[str, str]) -> Client:
+        seen.append(headers)
+        return Client(transport=answering([]))
+
+    runner = CliRunner()
+    assert runner.invoke(app, ["--header", "key: a:b", "--header", "x:y", "voices", "list"], obj=connect).exit_code == 0
+    assert seen == [{"key": "a:b", "x": "y"}]
+    assert runner.invoke(app, ["--header", "no colon", "voices", "list"], obj=connect).exit_code == 2

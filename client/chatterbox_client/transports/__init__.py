@@ -62,28 +62,34 @@ class AsyncTransport(Protocol):
         """See `Transport.close`."""
 
 
-def open_transport(url: str | None, protocol: ProtocolName) -> Transport:
+def open_transport(url: str | None, protocol: ProtocolName, headers: Mapping[str, str] | None = None) -> Transport:
     """A transport to `url` ("host:port"; None means the protocol's usual port on this machine).
+
+    `headers` (HTTP) or metadata (gRPC) go with every call.
 
     Raises ValueError for another protocol or a URL with a scheme.
     """
     kinds = {"http": ("http", "HttpTransport"), "grpc": ("grpc", "GrpcTransport")}
-    transport: Transport = _open(kinds, url, protocol)
+    transport: Transport = _open(kinds, url, protocol, headers)
     return transport
 
 
-def open_async_transport(url: str | None, protocol: ProtocolName) -> AsyncTransport:
+def open_async_transport(
+    url: str | None, protocol: ProtocolName, headers: Mapping[str, str] | None = None
+) -> AsyncTransport:
     """`open_transport` for asyncio."""
     kinds = {"http": ("http_aio", "AsyncHttpTransport"), "grpc": ("grpc", "AsyncGrpcTransport")}
-    transport: AsyncTransport = _open(kinds, url, protocol)
+    transport: AsyncTransport = _open(kinds, url, protocol, headers)
     return transport
 
 
-def _open(kinds: Mapping[str, tuple[str, str]], url: str | None, protocol: str) -> Any:
+def _open(
+    kinds: Mapping[str, tuple[str, str]], url: str | None, protocol: str, headers: Mapping[str, str] | None
+) -> Any:
     if protocol not in kinds:
         raise ValueError(f"unknown protocol {protocol!r}: use http or grpc")
     url = url or DEFAULT_URLS[protocol]
     if "://" in url:
         raise ValueError(f"{url!r}: give host:port, without a scheme")
     module, name = kinds[protocol]
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)(url)
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)(url, dict(headers or {}))

@@ -22,10 +22,11 @@ _PROBE_SECONDS = 5.0
 class GrpcTransport:
     """One channel, shared by all threads."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._url = url
+        self._headers = headers
         self._client = tritonclient.grpc.InferenceServerClient(url)
-        self._streams = StreamChannel(url)
+        self._streams = StreamChannel(url, headers)
 
     def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """See `Transport.infer`."""
@@ -57,7 +58,7 @@ class GrpcTransport:
 
     def _call(self, method: str, model: str, timeout: float | None, **arguments: Any) -> Any:
         try:
-            return getattr(self._client, method)(model, client_timeout=timeout, **arguments)
+            return getattr(self._client, method)(model, headers=self._headers, client_timeout=timeout, **arguments)
         except InferenceServerException as error:
             typed = convert.typed(error)
             reason = self._unreachable() if isinstance(typed, Unavailable) else None
@@ -74,8 +75,9 @@ class GrpcTransport:
 class AsyncGrpcTransport:
     """One channel, opened at the first call and bound to its event loop."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._url = url
+        self._headers = headers
 
     async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """See `Transport.infer`."""
@@ -115,11 +117,13 @@ class AsyncGrpcTransport:
 
     @cached_property
     def _streams(self) -> AsyncStreamChannel:
-        return AsyncStreamChannel(self._url)
+        return AsyncStreamChannel(self._url, self._headers)
 
     async def _call(self, method: str, model: str, timeout: float | None, **arguments: Any) -> Any:
         try:
-            return await getattr(self._client, method)(model, client_timeout=timeout, **arguments)
+            return await getattr(self._client, method)(
+                model, headers=self._headers, client_timeout=timeout, **arguments
+            )
         except InferenceServerException as error:
             typed = convert.typed(error)
             reason = await self._unreachable() if isinstance(typed, Unavailable) else None

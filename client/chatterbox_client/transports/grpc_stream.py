@@ -6,7 +6,7 @@ another one behind when a stream is cancelled. Here a stream is an iterator; clo
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -25,7 +25,8 @@ _METADATA = (("triton_grpc_error", "true"),)  # errors as statuses with their co
 class StreamChannel:
     """A channel that any number of threads stream over."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        self._metadata = (*_METADATA, *headers.items())
         self._channel = grpc.insecure_channel(url, options=_OPTIONS)
         self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
 
@@ -33,7 +34,7 @@ class StreamChannel:
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
     ) -> Generator[Tensors, None, None]:
         """The responses' outputs. Raises the typed error of the status that ends the stream."""
-        call = self._start(iter([_request(model, tensors, outputs)]), metadata=_METADATA, timeout=timeout)
+        call = self._start(iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout)
         try:
             for response in call:
                 yield convert.answer(InferResult(response.infer_response), outputs)
@@ -50,7 +51,8 @@ class StreamChannel:
 class AsyncStreamChannel:
     """The same for asyncio; belongs to the event loop in which it was made."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        self._metadata = (*_METADATA, *headers.items())
         self._channel = grpc.aio.insecure_channel(url, options=_OPTIONS)
         self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
 
@@ -58,7 +60,7 @@ class AsyncStreamChannel:
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
     ) -> AsyncGenerator[Tensors, None]:
         """See `StreamChannel.stream`."""
-        call = self._start(iter([_request(model, tensors, outputs)]), metadata=_METADATA, timeout=timeout)
+        call = self._start(iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout)
         try:
             async for response in call:
                 yield convert.answer(InferResult(response.infer_response), outputs)

@@ -27,14 +27,15 @@ class HttpTransport:
     one machine, 1.3 ms where the thread has no gevent hub yet; an utterance takes hundreds.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._url = url
+        self._headers = headers
 
     def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """See `Transport.infer`."""
         arguments = convert.call_arguments(tritonclient.http, tensors, outputs)
         with self._connection(timeout) as client:
-            return convert.answer(client.infer(model, **arguments), outputs)
+            return convert.answer(client.infer(model, headers=self._headers, **arguments), outputs)
 
     def stream(
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
@@ -45,12 +46,12 @@ class HttpTransport:
     def ready(self, model: str, timeout: float | None) -> bool:
         """See `Transport.ready`."""
         with self._connection(timeout) as client:
-            return bool(client.is_model_ready(model))
+            return bool(client.is_model_ready(model, headers=self._headers))
 
     def metadata(self, model: str, timeout: float | None) -> Mapping[str, Any]:
         """See `Transport.metadata`."""
         with self._connection(timeout) as client:
-            metadata: dict[str, Any] = client.get_model_metadata(model)
+            metadata: dict[str, Any] = client.get_model_metadata(model, headers=self._headers)
             return metadata
 
     def close(self) -> None:

@@ -24,13 +24,14 @@ T = TypeVar("T")
 class AsyncHttpTransport:
     """Keeps its connections open between calls; as many calls at once as the caller starts."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._url = url
+        self._headers = headers
 
     async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """See `Transport.infer`."""
         arguments = convert.call_arguments(tritonclient.http, tensors, outputs)
-        result = await self._within(timeout, self._client.infer(model, **arguments))
+        result = await self._within(timeout, self._client.infer(model, headers=self._headers, **arguments))
         return convert.answer(result, outputs)
 
     def stream(
@@ -41,11 +42,13 @@ class AsyncHttpTransport:
 
     async def ready(self, model: str, timeout: float | None) -> bool:
         """See `Transport.ready`."""
-        return bool(await self._within(timeout, self._client.is_model_ready(model)))
+        return bool(await self._within(timeout, self._client.is_model_ready(model, headers=self._headers)))
 
     async def metadata(self, model: str, timeout: float | None) -> Mapping[str, Any]:
         """See `Transport.metadata`."""
-        metadata: dict[str, Any] = await self._within(timeout, self._client.get_model_metadata(model))
+        metadata: dict[str, Any] = await self._within(
+            timeout, self._client.get_model_metadata(model, headers=self._headers)
+        )
         return metadata
 
     async def close(self) -> None:
