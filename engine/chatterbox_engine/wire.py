@@ -208,6 +208,7 @@ class Link:
         self._channel = _Channel(self._socket)
         report("connected, waiting for the engine to be ready")
         if self._channel.receive() is None:
+            self._socket.close()
             raise EngineFailed(f"the model that owns the engine ended before it was ready ({path})")
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()

@@ -1,0 +1,324 @@
+"""Streams through the real tritonserver with the real client."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import random
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chatterbox_client import (
+    AsyncClient,
+    Audio,
+    ChatterboxClientError,
+    Chunk,
+    Client,
+    InvalidRequest,
+    NotFound,
+    Timeout,
+    concatenate,
+)
+from chatterbox_engine.launcher.server import ServerFailed, ServerOptions, TritonServer
+from chatterbox_engine.streaming import ChunkPolicy
+
+pytestmark = pytest.mark.server
+
+GREETING = "Hello there, how are you today?"
+LONG = "This is one more sentence of a text that is too long for one segment, is it not? " * 6
+
+
+@pytest.fixture
+def client(server: TritonServer) -> Iterator[Client]:
+    with Client(server.grpc_url, "grpc", timeout=120) as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def small(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server of two slots, where one that is not freed is soon missed."""
+    environment = {"CHATTERBOX_CHECKPOINT": str(tiny_path), "CHATTERBOX_MAX_SLOTS": "2"}
+    log = tmp_path_factory.mktemp("small") / "triton.log"
+    with TritonServer(ServerOptions(environment=environment, log=log)) as running:
+        yield running
+
+
+def test_a_stream_has_the_tokens_and_the_length_of_the_whole_answer(client: Client) -> None:
+    whole = client.speak(GREETING, seed=7)
+    chunks = list(client.stream(GREETING, seed=7))
+    assert len(chunks) > 1
+    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+    assert [chunk.is_last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert len(chunks[0].speech_tokens) == ChunkPolicy().first
+    audio = concatenate(chunks)
+    np.testing.assert_array_equal(audio.speech_tokens, whole.speech_tokens)
+    assert audio.samples.shape == whole.samples.shape
+    assert [chunk.stats for chunk in chunks[:-1]] == [{}] * (len(chunks) - 1)
+    assert set(audio.stats) == set(whole.stats) | {"chunks"}
+    assert audio.stats["chunks"] == len(chunks)
+    assert 0 < audio.stats["ttfa_ms"] < audio.stats["total_ms"]
+
+
+def test_a_stream_of_one_chunk_is_the_whole_answer(client: Client) -> None:
+    whole = client.speak(GREETING, seed=7)
+    (chunk,) = client.stream(GREETING, seed=7, first_chunk_tokens=750)
+    assert np.abs(chunk.samples - whole.samples).max() < 1e-4
+    np.testing.assert_array_equal(chunk.speech_tokens, whole.speech_tokens)
+
+
+def test_the_same_seed_gives_the_same_stream(client: Client) -> None:
+    first, again = (concatenate(list(client.stream(GREETING, seed=3, chunk_tokens=7))) for _ in range(2))
+    assert np.abs(first.samples - again.samples).max() < 1e-4
+
+
+def test_long_text_sounds_in_order_with_the_pauses_of_the_whole_answer(client: Client) -> None:
+    whole = client.speak(LONG, seed=5, max_seconds=3.0)
+    audio = concatenate(list(client.stream(LONG, seed=5, max_seconds=3.0)))
+    assert audio.stats["segments"] == whole.stats["segments"] > 1
+    np.testing.assert_array_equal(audio.speech_tokens, whole.speech_tokens)
+    assert audio.samples.shape == whole.samples.shape
+    silent = (whole.samples == 0) & np.r_[False, whole.samples[:-1] == 0]
+    assert np.abs(audio.samples[silent]).mean() < 1e-3
+
+
+def test_streams_together_each_equal_the_same_stream_alone(client: Client) -> None:
+    def speak(number: int) -> Audio:
+        text = " ".join(["One more sentence of a growing text."] * (1 + number % 3))
+        return concatenate(list(client.stream(text, seed=number, max_seconds=8.0)))
+
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(speak, range(12)))
+    for number, audio in enumerate(together):
+        alone = speak(number)
+        np.testing.assert_array_equal(audio.speech_tokens, alone.speech_tokens, err_msg=f"stream {number}")
+        difference = np.abs(audio.samples - alone.samples).max()
+        assert difference < 1e-4, f"stream {number}: {difference:.2e}"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "message"),
+    [
+        ({"text": " "}, InvalidRequest, "text is empty"),
+        ({"voice": "nobody"}, NotFound, "nobody"),
+        ({"first_chunk_tokens": 0}, InvalidRequest, "first_chunk_tokens is 0"),
+        ({"chunk_tokens": 751}, InvalidRequest, "chunk_tokens is 751"),
+        ({"temperature": -1.0}, InvalidRequest, "temperature is -1"),
+        ({"top_k": 5}, InvalidRequest, "top_k"),
+    ],
+    ids=repr,
+)
+def test_a_wrong_stream_is_refused_with_the_typed_error(
+    client: Client, inputs: dict[str, Any], error: type[ChatterboxClientError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        list(client.stream(**{"text": GREETING, **inputs}))
+
+
+def test_asyncio_streams_side_by_side(server: TritonServer) -> None:
+    async def speak(client: AsyncClient, seed: int) -> Audio:
+        return concatenate([chunk async for chunk in client.stream(GREETING, seed=seed)])
+
+    async def main() -> list[Audio]:
+        async with AsyncClient(server.grpc_url, "grpc") as client:
+            with pytest.raises(NotFound):
+                await anext(aiter(client.stream(GREETING, voice="nobody")))
+            return await asyncio.gather(*(speak(client, seed) for seed in range(4)))
+
+    assert [audio.seed for audio in asyncio.run(main())] == [0, 1, 2, 3]
+
+
+def generate_stream(server: TritonServer, **inputs: Any) -> list[dict[str, Any]]:
+    """Triton's endpoint of server-sent events."""
+    url = f"http://{server.http_url}/v2/models/chatterbox_stream/generate_stream"
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(inputs).encode(), method="POST")) as answer:
+        lines = [line.removeprefix("data: ") for line in answer.read().decode().split("\n\n") if line]
+    return [json.loads(line) for line in lines]
+
+
+def test_json_callers_get_events_with_raw_samples(server: TritonServer, client: Client) -> None:
+    audio = concatenate(list(client.stream(GREETING, seed=3, max_seconds=1.0)))
+    events = generate_stream(server, text=GREETING, seed=3, max_seconds=1.0, format="s16")
+    data = b"".join(base64.b64decode(event["audio_base64"]) for event in events)
+    np.testing.assert_allclose(np.frombuffer(data, dtype="<i2") / 32767, audio.samples, atol=1e-4)
+    assert [event["is_last"] for event in events] == [False] * (len(events) - 1) + [True]
+    assert json.loads(events[-1]["stats"])["seed"] == 3
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        generate_stream(server, text=GREETING, format="mp3")
+    assert "a stream's must be one of pcm, s16" in caught.value.read().decode()
+    caught.value.close()
+
+
+def test_leaving_the_loop_gives_the_request_up_and_frees_its_slot(small: TritonServer) -> None:
+    with Client(small.grpc_url, "grpc", timeout=60) as client:
+        for _ in range(6):
+            for chunk in client.stream(GREETING * 5, max_seconds=40.0):
+                assert chunk.index == 0
+                break
+        began = time.monotonic()
+        assert concatenate(list(client.stream(GREETING, seed=1, max_seconds=0.4))).duration == 0.4
+    assert time.monotonic() - began < 30
+
+
+def test_an_exception_in_the_loop_gives_the_request_up(small: TritonServer) -> None:
+    with Client(small.grpc_url, "grpc", timeout=60) as client:
+        with pytest.raises(KeyError):
+            leave_with_an_error(client)
+        assert client.speak(GREETING, seed=1, max_seconds=0.4).duration == 0.4
+
+
+def leave_with_an_error(client: Client) -> None:
+    for _ in client.stream(GREETING * 5):
+        raise KeyError
+
+
+def test_a_unary_grpc_call_that_times_out_is_given_up_too(small: TritonServer) -> None:
+    with Client(small.grpc_url, "grpc", timeout=0.2) as client:
+        for _ in range(4):
+            with pytest.raises(Timeout):
+                client.speak(LONG, max_seconds=40.0)
+    with Client(small.grpc_url, "grpc", timeout=60) as client:
+        assert client.speak(GREETING, seed=1, max_seconds=0.4).duration == 0.4
+
+
+def cancellations(server: TritonServer, count: int) -> None:
+    """Every other stream is given up at a random moment; the others, and unary calls, must not notice."""
+    draw = random.Random(5)
+    moments = [draw.choice((None, draw.uniform(0.0, 0.5))) if number % 2 else None for number in range(count)]
+
+    def speak(client: Client, number: int) -> Audio | None:
+        if number % 5 == 4 and moments[number] is None:
+            return client.speak(GREETING, seed=number % 4, max_seconds=2.0)
+        if moments[number] is None:
+            return concatenate(list(client.stream(GREETING, seed=number % 4, max_seconds=2.0)))
+        with contextlib.closing(client.stream(GREETING * 4, seed=number, max_seconds=10.0)) as stream:  # type: ignore[type-var]
+            limit = time.monotonic() + (moments[number] or 0)
+            for _ in stream:
+                if time.monotonic() > limit:
+                    break
+        return None
+
+    with Client(server.grpc_url, "grpc", timeout=280) as client:
+        alone = {seed: concatenate(list(client.stream(GREETING, seed=seed, max_seconds=2.0))) for seed in range(4)}
+        whole = {seed: client.speak(GREETING, seed=seed, max_seconds=2.0) for seed in range(4)}
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda number: speak(client, number), range(count)))
+        for number, audio in enumerate(answers):
+            if audio is not None:
+                expected = (whole if "chunks" not in audio.stats else alone)[number % 4]
+                assert np.abs(audio.samples - expected.samples).max() < 1e-4, f"stream {number}"
+        assert client.speak(GREETING, seed=1, max_seconds=0.4).duration == 0.4
+
+
+def threads_and_files(server: TritonServer) -> list[tuple[int, int]]:
+    folders = [Path(f"/proc/{pid}") for pid in server.stub_pids]
+    return [(len(list((it / "task").iterdir())), len(list((it / "fd").iterdir()))) for it in folders]
+
+
+def test_streams_given_up_at_random_moments_leave_nothing_behind_and_the_others_alone(small: TritonServer) -> None:
+    cancellations(small, 20)  # whatever is made on demand is there now
+    before = threads_and_files(small)
+    cancellations(small, 40)
+    assert all(after <= earlier for after, earlier in zip(threads_and_files(small), before, strict=True))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_four_hundred_streams_half_of_them_given_up_at_random_moments(small: TritonServer) -> None:
+    cancellations(small, 400)
+
+
+def many_streams(server: TritonServer, count: int, clients: int) -> None:
+    failures: list[str] = []
+
+    def speak(number: int) -> None:
+        try:
+            if number % 10 == 9:
+                seconds = client.speak(GREETING, seed=number, max_seconds=0.6).duration
+            else:
+                seconds = concatenate(list(client.stream(GREETING, seed=number, max_seconds=0.6))).duration
+            assert 0 < seconds <= 0.6
+        except (ChatterboxClientError, ValueError, AssertionError) as error:
+            failures.append(f"{number}: {error!r}")
+
+    with Client(server.grpc_url, "grpc", timeout=120) as client, ThreadPoolExecutor(clients) as pool:
+        list(pool.map(speak, range(count)))
+    assert not failures, failures[:5]
+
+
+def test_two_hundred_streams_at_thirty_two_clients_all_end(server: TritonServer) -> None:
+    many_streams(server, 200, 32)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(7200)
+def test_ten_thousand_streams_at_sixty_four_clients_all_end(server: TritonServer) -> None:
+    many_streams(server, 10_000, 64)
+
+
+def test_a_slow_reader_slows_nobody(server: TritonServer, client: Client) -> None:
+    slow = client.stream(GREETING * 4, seed=2, max_seconds=20.0)
+    first = next(slow)
+    for seed in range(4):
+        assert concatenate(list(client.stream(GREETING, seed=seed, max_seconds=1.0))).duration <= 1.0
+    assert concatenate([first, *slow]).duration > 1.0
+
+
+def test_streams_fail_within_a_second_when_the_engine_is_killed(tiny_path: Path, tmp_path: Path) -> None:
+    options = ServerOptions(environment={"CHATTERBOX_CHECKPOINT": str(tiny_path)}, log=tmp_path / "triton.log")
+    started = threading.Barrier(9)
+    ends: list[tuple[float, str]] = []
+
+    def listen(client: Client) -> None:
+        stream: Iterator[Chunk] = client.stream(LONG * 5, max_seconds=40.0)
+        next(stream)
+        started.wait(60)
+        try:
+            for _ in stream:
+                pass
+        except ChatterboxClientError as error:
+            ends.append((time.monotonic(), error.message))
+
+    server = TritonServer(options)
+    server.start()
+    try:
+        with Client(server.grpc_url, "grpc", timeout=60) as client, ThreadPoolExecutor(8) as pool:
+            for _ in range(8):
+                pool.submit(listen, client)
+            started.wait(60)
+            killed = time.monotonic()
+            kill_engine(server)
+        assert len(ends) == 8
+        assert all("engine has ended" in message for _, message in ends), ends
+        assert max(end for end, _ in ends) - killed < 1.0
+        with pytest.raises(ServerFailed):
+            server.wait()
+    finally:
+        server.stop()
+
+
+def kill_engine(server: TritonServer) -> None:
+    (engine,) = (pid for pid in server.stub_pids if b"chatterbox/" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(engine, signal.SIGKILL)
+
+
+def test_the_front_loads_no_torch(server: TritonServer) -> None:
+    maps = [
+        Path(f"/proc/{pid}/maps").read_text()
+        for pid in server.stub_pids
+        if b"chatterbox_stream" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    assert len(maps) == 1
+    assert "libtorch" not in maps[0]
