@@ -15,6 +15,7 @@ from chatterbox_engine.engine import Engine, Parts
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import KVCache, bytes_per_position
+from chatterbox_engine.metrics import Metrics
 from chatterbox_engine.runner import Runner
 from chatterbox_engine.s3gen import S3Gen
 from chatterbox_engine.scheduler import Scheduler
@@ -31,7 +32,11 @@ GPU_RESERVE = 3 << 30
 
 
 def build(
-    config: Config, *, report: Report = lambda _line: None, on_failure: Callable[[BaseException], None] | None = None
+    config: Config,
+    *,
+    report: Report = lambda _line: None,
+    on_failure: Callable[[BaseException], None] | None = None,
+    metrics: Metrics | None = None,
 ) -> Engine:
     """Loads a checkpoint and returns an engine that is not started yet.
 
@@ -67,7 +72,7 @@ def build(
         vocoder_batch=config.vocoder_batch,
         vocoder_delay=config.vocoder_delay,
     )
-    return Engine(parts, report=report, on_failure=on_failure or (lambda _error: None))
+    return Engine(parts, report=report, on_failure=on_failure or (lambda _error: None), metrics=metrics)
 
 
 def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device) -> Voices:

@@ -35,6 +35,7 @@ from chatterbox_engine.errors import (
     RequestError,
 )
 from chatterbox_engine.jobs import Answer, ChunkAnswer, Job, Stream, Utterance
+from chatterbox_engine.metrics import Metrics, NoMetrics, Status, resident_bytes
 from chatterbox_engine.runner import Drawn, Prompt, Runner
 from chatterbox_engine.s3gen import S3Gen
 from chatterbox_engine.s3gen.stream import Phase
@@ -86,8 +87,10 @@ class Engine:
         *,
         on_failure: Callable[[BaseException], None] = lambda _error: None,
         report: Callable[[str], None] = lambda _line: None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._parts = parts
+        self._metrics = metrics or NoMetrics()
         self._runner = parts.runner
         self._scheduler = parts.scheduler
         self._on_failure = on_failure
@@ -104,7 +107,11 @@ class Engine:
         self._running = True
         self._ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._vocoder = Vocoder(
-            parts.s3gen, batch=parts.vocoder_batch, delay=parts.vocoder_delay, done=self._on_vocoded
+            parts.s3gen,
+            batch=parts.vocoder_batch,
+            delay=parts.vocoder_delay,
+            done=self._on_vocoded,
+            metrics=self._metrics,
         )
         self._finishers = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
         self._threads = [
@@ -160,6 +167,32 @@ class Engine:
         if job is not None:
             self._settle(job, Cancelled("the request was cancelled"))
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is served and how, as every answer's statistics tell it."""
+        gpu = self._gpu_bytes() / 1e6
+        active = self._parts.about.get("optimizations", [])
+        return {**self._parts.about, "optimizations_active": active, "gpu_memory_used_mb": round(gpu, 1)}
+
+    def status(self) -> Status:
+        """What the engine is doing, read while its thread goes on: the figures may be a step apart."""
+        scheduler = self._scheduler
+        return Status(
+            slots_active=scheduler.running,
+            slots_free=scheduler.free_slots,
+            utterances_waiting=scheduler.waiting,
+            requests_active=len(self._jobs),
+            kv_positions_used=scheduler.positions - scheduler.free_positions,
+            kv_positions=scheduler.positions,
+            voices_cached=self._parts.voices.cached,
+            host_bytes=resident_bytes(),
+            gpu_bytes=self._gpu_bytes(),
+        )
+
+    def _gpu_bytes(self) -> int:
+        device = self._runner.model.device
+        return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
     def close(self) -> None:
         """Takes no more requests, answers those under way with Overloaded and ends the threads."""
         with self._lock:
@@ -189,10 +222,13 @@ class Engine:
 
     def step(self) -> None:
         """One step: schedule, launch, publish. What is published is the step before, so the device never waits."""
+        began = time.monotonic()
         plan = self._scheduler.schedule()
         launched = self._launch(plan)
         self._publish(self._pending)
         self._pending = launched
+        if plan.decode:
+            self._metrics.stepped(time.monotonic() - began, len(plan.decode))
 
     def _loop(self) -> None:
         device = self._runner.model.device
@@ -304,13 +340,13 @@ class Engine:
         """Marks a piece, alone, so that a stream and a whole answer are marked alike; then sends what is complete."""
         job, wave = piece.utterance.job, self._parts.watermarker.apply(piece.wave)
         if job.stream is not None:
-            chunk = job.chunk(piece.utterance, piece.span, wave, self._parts.about)
+            chunk = job.chunk(piece.utterance, piece.span, wave, self.about)
             self._send_chunk(job, chunk)
             self._inbox.put(partial(self._chunk_finished, job, job.stream))
         else:
             piece.utterance.samples = wave
             if job.done:
-                self._settle(job, job.result(self._parts.about))
+                self._settle(job, job.result(self.about))
 
     def _send_chunk(self, job: Job, chunk: SynthesisChunk) -> None:
         if chunk.last:
@@ -336,6 +372,10 @@ class Engine:
             job.ended = True
             self._outbox.put(partial(job.answer, outcome))
         self._inbox.put(partial(self._drop, job))
+        if isinstance(outcome, RequestError):
+            self._metrics.failed(outcome)
+        elif outcome.stats is not None:
+            self._metrics.answered(outcome.stats)
 
     def _drop(self, job: Job) -> None:
         for utterance in job.utterances:
@@ -356,6 +396,7 @@ class Engine:
         for job in jobs:
             job.ended = True
             self._outbox.put(partial(job.answer, failed))
+            self._metrics.failed(failed)
         self._outbox.put(partial(self._on_failure, error))
         if threading.current_thread() is self._threads[2]:
             self._guard(self._send)  # the sender itself failed, in one receiver; the others still get their answers

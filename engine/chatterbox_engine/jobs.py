@@ -167,6 +167,9 @@ class Job:
             "total_ms": _ms(total),
             "audio_seconds": round(audio, 3),
             "rtf": round(total / audio, 4) if audio else None,
+            # as the well-known Chatterbox servers name it
+            "real_time_factor": round(total / audio, 4) if audio else None,
+            "inference_speedup": round(audio / total, 2) if total else None,
         }
 
 

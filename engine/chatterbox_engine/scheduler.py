@@ -65,6 +65,11 @@ class Scheduler(Generic[U]):
         return len(self._slots)
 
     @property
+    def positions(self) -> int:
+        """KV positions in all."""
+        return self._allocator.capacity
+
+    @property
     def free_positions(self) -> int:
         return self._allocator.free_positions
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from chatterbox_engine.jobs import Utterance
+from chatterbox_engine.metrics import Metrics, NoMetrics
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen
 from chatterbox_engine.s3gen.stream import Window, synthesise
 from chatterbox_engine.streaming import Span
@@ -43,8 +44,17 @@ class Vocoder:
     up; all other pieces in the order in which they came.
     """
 
-    def __init__(self, s3gen: S3Gen, *, batch: int, delay: float, done: Callable[[Piece], None]) -> None:
+    def __init__(
+        self,
+        s3gen: S3Gen,
+        *,
+        batch: int,
+        delay: float,
+        done: Callable[[Piece], None],
+        metrics: Metrics | None = None,
+    ) -> None:
         self._s3gen = s3gen
+        self._metrics = metrics or NoMetrics()
         self._batch = batch
         self._delay = delay
         self._done = done
@@ -99,6 +109,8 @@ class Vocoder:
         for piece, wave in zip(spoken, waves, strict=True):
             piece.wave = _to_samples(wave, piece.span.tokens)
         seconds = time.monotonic() - began
+        if spoken:
+            self._metrics.vocoded(seconds, len(spoken))
         for job in {piece.utterance.job for piece in batch}:
             job.vocoder_seconds += seconds
         for piece in batch:

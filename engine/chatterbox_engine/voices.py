@@ -154,6 +154,11 @@ class Voices:
         self._report = report
         self._encodings.submit(self._preload).result()
 
+    @property
+    def cached(self) -> int:
+        """Voices in memory, the built-in one included."""
+        return len(self._cache) + (self._built_in is not None)
+
     def resolve(self, request: SynthesisRequest, done: Done) -> None:
         """Calls `done` once, from this or another thread, with the request's voice or with why there is none.
 

@@ -13,6 +13,7 @@ import torch
 from chatterbox_engine.dims import T3Dims
 from chatterbox_engine.engine import Engine, Parts
 from chatterbox_engine.errors import NotFound, RequestError
+from chatterbox_engine.metrics import Metrics
 from chatterbox_engine.scheduler import Scheduler
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples, SynthesisRequest, SynthesisResult
 from chatterbox_engine.voices import Found
@@ -31,6 +32,7 @@ class FakeRunner:
         )
         self.gate = threading.Event()
         self.gate.set()
+        self.started = threading.Event()
         self.hold_from = 0
         """The decode step from which on the gate holds."""
         self.batches: list[int] = []
@@ -50,6 +52,7 @@ class FakeRunner:
         return self._draw(prompts)
 
     def _draw(self, prompts: Sequence[Any]) -> Any:
+        self.started.set()
         assert len(self.batches) < self.hold_from or self.gate.wait(WAIT)
         if self.error is not None:
             raise self.error
@@ -102,6 +105,8 @@ class FakeWatermarker(NoWatermark):
 class FakeVoices:
     """Knows `default`; a voice called `later` is found when `release` is called."""
 
+    cached = 1
+
     def __init__(self) -> None:
         self.waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
@@ -144,7 +149,14 @@ class Answers:
 class FakeEngine:
     """An Engine over fakes, with the fakes at hand."""
 
-    def __init__(self, *, max_slots: int = 4, max_queue: int = 100, request_timeout: float = 600.0) -> None:
+    def __init__(
+        self,
+        *,
+        max_slots: int = 4,
+        max_queue: int = 100,
+        request_timeout: float = 600.0,
+        metrics: Metrics | None = None,
+    ) -> None:
         self.runner, self.s3gen, self.watermarker = FakeRunner(), FakeS3Gen(), FakeWatermarker()
         self.voices = FakeVoices()
         self.scheduler: Scheduler[Any] = Scheduler(max_slots=max_slots, positions=1 << 20, max_prefills=4)
@@ -163,7 +175,7 @@ class FakeEngine:
             vocoder_batch=8,
             vocoder_delay=0.0,
         )
-        self.engine = Engine(parts, on_failure=self.failures.put)
+        self.engine = Engine(parts, on_failure=self.failures.put, metrics=metrics)
         self.answers = Answers()
 
     def __enter__(self) -> FakeEngine:

@@ -17,6 +17,7 @@ import triton_python_backend_utils as pb_utils
 from chatterbox_engine import contract
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import RequestError
+from chatterbox_engine.metrics import TritonMetrics
 from chatterbox_engine.reply import Attendance, Reply, tensors_of
 from chatterbox_engine.types import SynthesisChunk, SynthesisResult
 from chatterbox_engine.wire import FOLDER_VARIABLE, Host, Outlet, Tensors, socket_path
@@ -33,8 +34,10 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
         self._limits: dict[str, Any] = {"max_text_chars": config.max_text_chars, "max_seconds": config.max_seconds}
-        self._engine = assemble.build(config, report=_log, on_failure=_end_process)
+        self._metrics = TritonMetrics(pb_utils.MetricFamily)
+        self._engine = assemble.build(config, report=_log, on_failure=_end_process, metrics=self._metrics)
         self._engine.start()
+        self._metrics.start(self._engine.status, self._engine.about)
         self._attendance = Attendance()
         if self._host is not None:
             self._host.serve(self._stream)
@@ -47,13 +50,14 @@ class TritonPythonModel:
             try:
                 self._speak(reply, tensors_of(request))
             except Exception as error:
-                reply.fail(_expected(error))
+                reply.fail(self._refusal(error))
 
     def finalize(self) -> None:
         if self._host is not None:
             self._host.close()
         self._attendance.close()
         self._engine.close()
+        self._metrics.close()
 
     def _speak(self, reply: Reply, tensors: Tensors) -> None:
         call = contract.parse(tensors, **self._limits)
@@ -66,8 +70,15 @@ class TritonPythonModel:
             call = contract.parse_stream(tensors, **self._limits)
             number = self._engine.stream(call.request, call.policy, partial(_pass_on, outlet, call.format))
         except Exception as error:
-            raise _expected(error) from error
+            raise self._refusal(error) from error
         return partial(self._engine.cancel, number)
+
+    def _refusal(self, error: Exception) -> RequestError:
+        refusal = error if isinstance(error, RequestError) else RequestError(f"{type(error).__name__}: {error}")
+        if refusal is not error:
+            traceback.print_exception(error)
+        self._metrics.failed(refusal)
+        return refusal
 
 
 def _listen(model: str) -> Host | None:
@@ -89,13 +100,6 @@ def _pass_on(outlet: Outlet, audio_format: str, outcome: SynthesisChunk | Reques
         outlet.fail(outcome)
     else:
         outlet.part(contract.chunk_outputs(outcome, audio_format), last=outcome.last)
-
-
-def _expected(error: Exception) -> RequestError:
-    if isinstance(error, RequestError):
-        return error
-    traceback.print_exception(error)
-    return RequestError(f"{type(error).__name__}: {error}")
 
 
 def _end_process(error: BaseException) -> None:

@@ -1,0 +1,226 @@
+"""Counters, gauges and histograms of an engine: what it tells, and how that reaches Triton's metrics page.
+
+The engine knows the protocol `Metrics` only. `TritonMetrics` is handed Triton's family class, so that nothing here
+imports Triton. Setting one metric is a call into another process: 15 to 50 microseconds, and up to 5 milliseconds until
+Python's lock is back when another thread is busy (measured on server 2.51). So the engine's threads only note what
+happened, and a thread of its own publishes once a second.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from chatterbox_engine.errors import Cancelled, RequestError
+
+PUBLISH_SECONDS = 1.0
+
+SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 60.0)
+SHORT_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+RATIOS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 5.0)
+SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+
+COUNTERS = {
+    "chatterbox_requests_total": "Requests answered with all of their audio",
+    "chatterbox_audio_seconds_total": "Seconds of audio in these answers",
+    "chatterbox_speech_tokens_total": "Speech tokens in these answers",
+    "chatterbox_segments_total": "Segments in these answers",
+    "chatterbox_cancellations_total": "Requests given up by their clients",
+    "chatterbox_t3_steps_total": "Decode steps of T3",
+    "chatterbox_t3_step_seconds_total": "Wall time of these steps",
+    "chatterbox_t3_step_utterances_total": "Utterances decoded in these steps, summed over the steps",
+}
+
+HISTOGRAMS = {
+    "chatterbox_ttfa_seconds": ("From a request's arrival to its first audio", SECONDS),
+    "chatterbox_request_seconds": ("From a request's arrival to all of its audio", SECONDS),
+    "chatterbox_queue_seconds": ("Wait for a slot, from when the voice is known to the first step", SHORT_SECONDS),
+    "chatterbox_rtf_ratio": ("Real-time factor of a request: wall seconds per second of audio", RATIOS),
+    "chatterbox_s3gen_batch_size": ("Utterances, or chunks of streams, vocoded together", SIZES),
+    "chatterbox_s3gen_seconds": ("Wall time of one such batch", SHORT_SECONDS),
+}
+
+GAUGES = {
+    "slots_active": ("chatterbox_slots_active", "Utterances that decode"),
+    "slots_free": ("chatterbox_slots_free", "Slots without an utterance"),
+    "utterances_waiting": ("chatterbox_utterances_waiting", "Utterances that wait for a slot"),
+    "requests_active": ("chatterbox_requests_active", "Requests without a complete answer"),
+    "kv_positions_used": ("chatterbox_kv_positions_used", "KV cache positions that belong to an utterance"),
+    "kv_positions": ("chatterbox_kv_positions", "KV cache positions in all"),
+    "voices_cached": ("chatterbox_voices_cached", "Voices kept in memory"),
+}
+"""By the field of `Status` that they show."""
+
+ERRORS = ("chatterbox_errors_total", "Requests refused or ended without all of their audio, by kind of error")
+MEMORY = ("chatterbox_memory_bytes", "Memory of the engine's process: resident on the host, held by torch on the GPU")
+MEMORY_KINDS = {"host_bytes": "host", "gpu_bytes": "gpu"}
+INFO = ("chatterbox_info", "Always 1; the labels tell what is served and which optimisations are active")
+
+ERROR_KINDS = (RequestError.__name__, *sorted(kind.__name__ for kind in RequestError.__subclasses__()))
+"""The values of the label `kind`, so that there are never more."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What an engine is doing at one moment."""
+
+    slots_active: int
+    slots_free: int
+    utterances_waiting: int
+    requests_active: int
+    kv_positions_used: int
+    kv_positions: int
+    voices_cached: int
+    host_bytes: int
+    gpu_bytes: int
+
+
+class Metrics(Protocol):
+    """What the engine tells. Every method may be called from any thread and returns at once."""
+
+    def stepped(self, seconds: float, utterances: int) -> None:
+        """T3 made one decode step."""
+
+    def vocoded(self, seconds: float, pieces: int) -> None:
+        """S3Gen made the waveforms of one batch."""
+
+    def answered(self, stats: Mapping[str, Any]) -> None:
+        """A request has all of its audio; `stats` are those of its answer."""
+
+    def failed(self, error: RequestError) -> None:
+        """A request was refused, or ended without all of its audio."""
+
+
+class NoMetrics:
+    """Tells nobody."""
+
+    def stepped(self, seconds: float, utterances: int) -> None:
+        """See `Metrics`."""
+
+    def vocoded(self, seconds: float, pieces: int) -> None:
+        """See `Metrics`."""
+
+    def answered(self, stats: Mapping[str, Any]) -> None:
+        """See `Metrics`."""
+
+    def failed(self, error: RequestError) -> None:
+        """See `Metrics`."""
+
+
+class TritonMetrics:
+    """Collects what the engine tells and publishes it, with the engine's status, on Triton's metrics page.
+
+    Between `start` and `close` a thread does so every second; `close` publishes what is left.
+    """
+
+    def __init__(self, family: Any) -> None:
+        """`family` is `pb_utils.MetricFamily`."""
+        self._events: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
+        self._families = _Families(family)
+        counters, gauges = self._families.counter, self._families.gauge
+        self._counters = {name: counters(name, text) for name, text in COUNTERS.items()}
+        self._counters |= {kind: counters(*ERRORS, kind=kind) for kind in ERROR_KINDS}
+        self._histograms = {name: self._families.histogram(name, *rest) for name, rest in HISTOGRAMS.items()}
+        self._gauges = {name: gauges(*rest) for name, rest in GAUGES.items()}
+        self._gauges |= {name: gauges(*MEMORY, kind=kind) for name, kind in MEMORY_KINDS.items()}
+        self._shown: dict[str, float] = {}
+        self._ended = threading.Event()
+
+    def start(self, status: Callable[[], Status], about: Mapping[str, Any]) -> None:
+        """Begins to publish; the labels of `chatterbox_info` come from `about`, the engine's own."""
+        self._status = status
+        active = ",".join(about["optimizations"])
+        self._info = self._families.gauge(*INFO, model=about["model"], optimizations=active)
+        self._info.set(1)
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Publishes what is left and ends the thread."""
+        self._ended.set()
+        self._thread.join()
+        self.publish()
+
+    def stepped(self, seconds: float, utterances: int) -> None:
+        """See `Metrics`."""
+        self._events.put(("chatterbox_t3_steps_total", 1))
+        self._events.put(("chatterbox_t3_step_seconds_total", seconds))
+        self._events.put(("chatterbox_t3_step_utterances_total", utterances))
+
+    def vocoded(self, seconds: float, pieces: int) -> None:
+        """See `Metrics`."""
+        self._events.put(("chatterbox_s3gen_batch_size", pieces))
+        self._events.put(("chatterbox_s3gen_seconds", seconds))
+
+    def answered(self, stats: Mapping[str, Any]) -> None:
+        """See `Metrics`."""
+        self._events.put(("chatterbox_requests_total", 1))
+        self._events.put(("chatterbox_audio_seconds_total", stats["audio_seconds"]))
+        self._events.put(("chatterbox_speech_tokens_total", stats["tokens"]))
+        self._events.put(("chatterbox_segments_total", stats["segments"]))
+        self._events.put(("chatterbox_ttfa_seconds", stats["ttfa_ms"] / 1000))
+        self._events.put(("chatterbox_request_seconds", stats["total_ms"] / 1000))
+        self._events.put(("chatterbox_queue_seconds", stats["queue_ms"] / 1000))
+        if stats["rtf"] is not None:
+            self._events.put(("chatterbox_rtf_ratio", stats["rtf"]))
+
+    def failed(self, error: RequestError) -> None:
+        """See `Metrics`."""
+        self._events.put((type(error).__name__, 1))
+        if isinstance(error, Cancelled):
+            self._events.put(("chatterbox_cancellations_total", 1))
+
+    def publish(self) -> None:
+        """Brings the page up to date."""
+        sums: defaultdict[str, float] = defaultdict(float)
+        for _ in range(self._events.qsize()):
+            name, value = self._events.get_nowait()
+            if name in self._histograms:
+                self._histograms[name].observe(value)
+            else:
+                sums[name] += value
+        for name, amount in sums.items():
+            self._counters[name].increment(amount)
+        now = asdict(self._status())
+        for name, value in now.items():
+            if self._shown.get(name) != value:
+                self._gauges[name].set(value)
+        self._shown = now
+
+    def _run(self) -> None:
+        while not self._ended.wait(PUBLISH_SECONDS):
+            self.publish()
+
+
+class _Families:
+    """Makes metrics, one family for each name."""
+
+    def __init__(self, family: Any) -> None:
+        self._class = family
+        self._made: dict[str, Any] = {}  # kept: Triton drops a family and a metric that nobody refers to
+
+    def counter(self, name: str, text: str, **labels: str) -> Any:
+        return self._family(name, text, self._class.COUNTER).Metric(labels=labels)
+
+    def gauge(self, name: str, text: str, **labels: str) -> Any:
+        return self._family(name, text, self._class.GAUGE).Metric(labels=labels)
+
+    def histogram(self, name: str, text: str, bounds: Sequence[float]) -> Any:
+        return self._family(name, text, self._class.HISTOGRAM).Metric(labels={}, buckets=list(bounds))
+
+    def _family(self, name: str, text: str, kind: Any) -> Any:
+        if name not in self._made:
+            self._made[name] = self._class(name=name, description=text, kind=kind)
+        return self._made[name]
+
+
+def resident_bytes() -> int:
+    """Memory of this process on the host."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
