@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chatterbox_engine.audio import FORMATS, encode
+from chatterbox_engine.clips import clip_bytes
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.streaming import LARGEST, ChunkPolicy
 from chatterbox_engine.text import validate_text
@@ -107,7 +108,7 @@ def parse(tensors: Tensors, *, max_text_chars: int, max_seconds: float) -> Call:
         text=validate_text(_bytes(tensors, "text"), max_text_chars),
         seed=int(_scalar(tensors, "seed")) if "seed" in tensors else secrets.randbits(63),
         voice=_text(tensors, "voice", "default"),
-        reference_audio=_bytes(tensors, "reference_audio") if "reference_audio" in tensors else None,
+        reference_audio=clip_bytes(_bytes(tensors, "reference_audio")) if "reference_audio" in tensors else None,
         sampling=SamplingParams(**chosen),
         max_seconds=seconds.check("max_seconds", _number(tensors, "max_seconds"))
         if "max_seconds" in tensors

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chatterbox_engine.clips import ClipLimits, read_clip
+from chatterbox_engine.clips import ClipLimits, clip_bytes, read_clip
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.voice_store import VoiceStore
@@ -71,7 +71,7 @@ class VoiceAdmin:
         return [dataclasses.asdict(info) for info in self._store.list()]
 
     def _add(self, tensors: Tensors) -> Any:
-        name, audio = _text(tensors, "voice"), _bytes(tensors, "audio")
+        name, audio = _text(tensors, "voice"), clip_bytes(_bytes(tensors, "audio"))
         if not _NAME.fullmatch(name):
             raise InvalidRequest(f"voice is {name!r}; a name has 1 to 64 letters, digits, dots, dashes or underscores")
         if name == BUILT_IN:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,11 @@ SCHEMA = 1
 CONNECT_SECONDS = 3
 """How long a database that does not answer at all may hold a request up."""
 
+_GONE = "the voice store cannot be used now; the server's log tells why"
+
 _LOCK = 0x7474735F  # "tts_": PostgreSQL's advisory lock while the tables are made or changed
+
+_log = logging.getLogger(__name__)
 
 _metadata = sa.MetaData()
 _voices = sa.Table(
@@ -124,13 +129,13 @@ class VoiceStore:
         self._insert = _INSERT[self._engine.dialect.name]
         self._lock = threading.Lock()
         self._adopted = False
-        self._failure: str | None = None
+        self._failing = False
         self._retry_at = 0.0
 
     @property
     def failing(self) -> bool:
         """Whether the latest call found the database gone."""
-        return self._failure is not None
+        return self._failing
 
     def hashes(self) -> dict[str, str]:
         """The content hash of every voice."""
@@ -237,18 +242,25 @@ class VoiceStore:
     def _transaction(self) -> Iterator[sa.Connection]:
         """A transaction on tables that are ours. Turns every failure of the database into Unavailable."""
         began = time.monotonic()
-        if self._failure is not None and began < self._retry_at:
-            raise Unavailable(self._failure)
+        if self._failing and began < self._retry_at:
+            raise Unavailable(_GONE)
         try:
             self._adopt()
             with self._engine.begin() as connection:
                 yield connection
         except sa.exc.SQLAlchemyError as error:
-            self._adopted = False  # it may come back as another database
-            now = time.monotonic()
-            self._failure, self._retry_at = _reason(error), now + (now - began)
-            raise Unavailable(self._failure) from error
-        self._failure = None
+            self._fail(error, time.monotonic() - began)
+            raise Unavailable(_GONE) from error
+        if self._failing:
+            self._failing = False
+            _log.warning("the voice store is back")
+
+    def _fail(self, error: Exception, took: float) -> None:
+        if not self._failing:
+            # for the log only: it names hosts and users
+            _log.warning("the voice store cannot be used: %s", getattr(error, "orig", None) or error)
+        self._failing, self._retry_at = True, time.monotonic() + took
+        self._adopted = False  # it may come back as another database
 
     def _adopt(self) -> None:
         """Brings the tables to this version, once; concurrent servers wait for each other."""
@@ -273,7 +285,9 @@ def _to_1(connection: sa.Connection) -> None:
     """From nothing, or from a table of two columns."""
     inspector = sa.inspect(connection)
     found = inspector.has_table(_voices.name)
-    columns = {column["name"] for column in inspector.get_columns(_voices.name)} if found else set()
+    columns = {column["name"]: column["type"] for column in inspector.get_columns(_voices.name)} if found else {}
+    if found and connection.dialect.name == "postgresql":  # SQLite's columns take anything
+        _check_types(columns)
     unique = found and _is_unique(inspector)
     _metadata.create_all(connection, tables=[_conditionals] if found else [_voices, _conditionals])
     for column in _voices.columns if found else ():
@@ -290,6 +304,13 @@ def _to_1(connection: sa.Connection) -> None:
 
 _STEPS = (_to_1,)
 """What leads from each version to the next."""
+
+
+def _check_types(columns: Mapping[str, Any]) -> None:
+    for name, kind in (("voice_id", str), ("audio_data", bytes)):
+        found = columns.get(name)
+        if found is None or found.python_type is not kind:
+            raise Unavailable(f"the table tts_voices is not one of voices: its {name} is {found or 'missing'}")
 
 
 def _is_unique(inspector: sa.Inspector) -> bool:
@@ -383,8 +404,3 @@ def _known(name: str) -> str:
 
 def _unknown(name: str) -> NotFound:
     return NotFound(f"there is no voice {name!r}")
-
-
-def _reason(error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error
-    return "the voice store cannot be used now: " + " ".join(str(cause).split())

@@ -24,8 +24,8 @@ def test_an_example_runs(server: TritonServer, tmp_path: Path, number: int) -> N
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-    if ".save(" in code:
-        assert soundfile.info(tmp_path / "hello.wav").samplerate == 24_000
+    for name in re.findall(r'\.save\("(.*?)"\)', code):
+        assert soundfile.info(tmp_path / name).samplerate == 24_000
 
 
 def test_there_are_examples_for_the_client_and_for_both_protocols() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import json
+import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -128,6 +131,25 @@ def test_a_bad_clip_gets_a_400_that_says_what_is_wrong(voices_server: TritonServ
                 client.speak(LINE, reference_audio=clip)
             with pytest.raises(InvalidRequest, match=message):
                 client.voices.add("bad", clip)
+
+
+def test_json_callers_send_clips_as_base64(voices_server: TritonServer) -> None:
+    clip = encoded(tone(1.0, pitch=330))
+    text = base64.b64encode(clip).decode()
+
+    def generate(model: str, **inputs: Any) -> dict[str, Any]:
+        address = f"http://{voices_server.http_url}/v2/models/{model}/generate"
+        with urllib.request.urlopen(address, json.dumps(inputs).encode()) as answer:
+            body: dict[str, Any] = json.load(answer)
+            return body
+
+    spoken = generate("chatterbox", text=LINE, reference_audio=text, seed=1, max_seconds=1.0)
+    added = json.loads(generate("chatterbox_voices", action="add", voice="json", audio=text)["result"])
+    with client_of(voices_server) as client:
+        audio = client.speak(LINE, reference_audio=clip, seed=1, max_seconds=1.0)
+        assert client.voices.get("json").content_hash == added["content_hash"]
+        assert client.speak(LINE, voice="json", max_seconds=1.0).stats["voice_from"] == "memory"
+    np.testing.assert_array_equal(audio.speech_tokens, np.array(spoken["speech_tokens"]).reshape(-1))
 
 
 def test_a_voice_and_a_clip_exclude_each_other(voices_server: TritonServer) -> None:

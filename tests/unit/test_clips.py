@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 from contextlib import suppress
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from chatterbox_engine.clips import ClipLimits, read_clip
+from chatterbox_engine.clips import ClipLimits, clip_bytes, read_clip
 from chatterbox_engine.errors import InvalidRequest
 from tests.clips import BAD_CLIPS, encoded, tone
 
@@ -86,3 +87,12 @@ def test_the_bomb_is_one() -> None:
     bomb = BAD_CLIPS["decompression bomb"][0]()
     assert len(bomb) < 1_000_000
     assert soundfile.info(io.BytesIO(bomb)).duration > 3000
+
+
+def test_base64_is_decoded_and_files_are_left_as_they_are() -> None:
+    for kind in ("wav", "flac", "ogg", "mp3"):
+        clip = encoded(tone(0.6), kind=kind)
+        assert clip_bytes(clip) == clip
+        assert clip_bytes(base64.b64encode(clip)) == clip
+    assert clip_bytes(b"") == b""
+    assert clip_bytes(b"some text") == b"some text"

@@ -102,11 +102,14 @@ def test_a_table_of_two_columns_is_adopted_with_its_rows(url: str, store: VoiceS
     assert store.clip("anna").audio == b"new"
 
 
-def test_a_name_that_is_there_twice_stops_the_adoption_and_says_so(url: str, store: VoiceStore) -> None:
+def test_a_name_that_is_there_twice_stops_the_adoption_and_the_log_says_so(
+    url: str, store: VoiceStore, caplog: pytest.LogCaptureFixture
+) -> None:
     seed_table(url, {"anna": b"clip"}, key="")
     sql(url, "INSERT INTO tts_voices SELECT * FROM tts_voices")
-    with pytest.raises(Unavailable, match="voice_id"):
+    with pytest.raises(Unavailable, match="cannot be used now"):
         store.hashes()
+    assert "voice_id" in caplog.text
 
 
 def test_a_voice_that_others_change_in_the_table_gets_its_new_hash(url: str, store: VoiceStore) -> None:
@@ -175,14 +178,28 @@ def test_a_database_that_went_away_is_used_again_when_it_is_back(postgres: Postg
     store.close()
 
 
-def test_a_failing_store_is_not_asked_again_at_once() -> None:
+def test_a_failing_store_is_not_asked_again_at_once_and_only_the_log_says_where_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     store = VoiceStore("postgresql://nobody@/nothing?host=/nonexistent")
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable) as first:
         store.hashes()
     store._retry_at = float("inf")
     store._engine = None  # type: ignore[assignment]
-    with pytest.raises(Unavailable, match="/nonexistent"):
+    with pytest.raises(Unavailable) as second:
         store.hashes()
+    assert str(first.value) == str(second.value) == "the voice store cannot be used now; the server's log tells why"
+    assert caplog.text.count("/nonexistent") == 1
+
+
+def test_a_table_of_something_else_is_left_alone(postgres: Postgres, caplog: pytest.LogCaptureFixture) -> None:
+    sql(postgres.url, "CREATE DATABASE other")
+    url = postgres.url_of("other")
+    sql(url, "CREATE TABLE tts_voices (voice_id INTEGER PRIMARY KEY, audio_data TEXT)")
+    store = VoiceStore(url)
+    with pytest.raises(Unavailable, match="its voice_id is INTEGER"):
+        store.hashes()
+    store.close()
 
 
 @pytest.mark.parametrize("url", ["mysql://host/db", "sqlite://", "postgresql+psycopg2://host/db", "://"])
