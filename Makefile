@@ -41,8 +41,9 @@ demo: $(VENV)/.ready ## start a server, speak one sentence over HTTP and one ove
 serve: $(VENV)/.ready ## run the server (CHECKPOINT=folder or hub id, default tiny)
 	@$(BIN)/chatterbox-serve --checkpoint $(CHECKPOINT)
 
+# One thread each: the tests' networks are tiny, and servers run beside them, so teams of threads would only spin.
 test: $(VENV)/.ready ## all tests but the full-size ones
-	@$(BIN)/python -m pytest -m "not full"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full"
 
 test-full: $(VENV)/.ready ## all tests
 	@$(BIN)/python -m pytest
