@@ -45,7 +45,8 @@ from chatterbox_engine.streaming import ChunkPolicy, Span
 from chatterbox_engine.text import Tokenizer, normalise, split
 from chatterbox_engine.types import TOKENS_PER_SECOND, SynthesisChunk, SynthesisRequest, SynthesisResult
 from chatterbox_engine.vocoder import Piece, Vocoder
-from chatterbox_engine.voices import Found, Memo, Voices
+from chatterbox_engine.voice_cache import Memo
+from chatterbox_engine.voices import Found, Voices
 from chatterbox_engine.watermark import Watermarker
 
 PREFIXES_KEPT = 256

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from chatterbox_engine.runner import Prompt
     from chatterbox_engine.s3gen.stream import Phase
-    from chatterbox_engine.voices import Source, Voice
+    from chatterbox_engine.voice_cache import Voice
+    from chatterbox_engine.voices import Source
 
 Answer = Callable[[SynthesisResult | RequestError], None]
 """Called exactly once for every accepted request, from the engine's sender thread."""

@@ -17,7 +17,7 @@ from chatterbox_engine.s3gen import PreparedVoice, S3Gen
 from chatterbox_engine.s3gen.stream import Window, synthesise
 from chatterbox_engine.streaming import Span
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples
-from chatterbox_engine.voices import Memo
+from chatterbox_engine.voice_cache import Memo
 
 VOICES_KEPT = 256
 

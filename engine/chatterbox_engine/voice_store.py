@@ -16,7 +16,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,59 +26,15 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from chatterbox_engine.errors import ConfigError, NotFound, Unavailable
-
-SCHEMA = 1
-"""The version of the tables that this code reads and writes."""
+from chatterbox_engine.voice_schema import CONDITIONALS, VOICES, adopt
 
 CONNECT_SECONDS = 3
 """How long a database that does not answer at all may hold a request up."""
 
 _GONE = "the voice store cannot be used now; the server's log tells why"
 
-_LOCK = 0x7474735F  # "tts_": PostgreSQL's advisory lock while the tables are made or changed
-
 _log = logging.getLogger(__name__)
 
-_metadata = sa.MetaData()
-_voices = sa.Table(
-    "tts_voices",
-    _metadata,
-    sa.Column("voice_id", sa.Text, primary_key=True),
-    sa.Column("audio_data", sa.LargeBinary, nullable=False),
-    sa.Column("content_hash", sa.Text),
-    sa.Column("created_at", sa.DateTime(timezone=True)),
-    sa.Column("updated_at", sa.DateTime(timezone=True)),
-)
-_by_hash = sa.Index("tts_voices_content_hash", _voices.c.content_hash)
-_conditionals = sa.Table(
-    "tts_conditionals",
-    _metadata,
-    sa.Column("content_hash", sa.Text, primary_key=True),
-    sa.Column("checkpoint", sa.Text, primary_key=True),
-    sa.Column("data", sa.LargeBinary, nullable=False),
-)
-_schema = sa.Table("tts_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True))
-
-_TRIGGERS = {
-    "sqlite": (
-        """
-        CREATE TRIGGER tts_voices_changed AFTER UPDATE OF audio_data ON tts_voices
-        WHEN NEW.audio_data IS NOT OLD.audio_data AND NEW.content_hash IS OLD.content_hash
-        BEGIN UPDATE tts_voices SET content_hash = NULL WHERE voice_id = NEW.voice_id; END
-        """,
-    ),
-    "postgresql": (
-        """
-        CREATE OR REPLACE FUNCTION tts_voices_changed() RETURNS trigger LANGUAGE plpgsql AS
-        $$ BEGIN NEW.content_hash := NULL; RETURN NEW; END $$
-        """,
-        """
-        CREATE TRIGGER tts_voices_changed BEFORE UPDATE OF audio_data ON tts_voices FOR EACH ROW
-        WHEN (NEW.audio_data IS DISTINCT FROM OLD.audio_data AND NEW.content_hash IS NOT DISTINCT FROM OLD.content_hash)
-        EXECUTE FUNCTION tts_voices_changed()
-        """,
-    ),
-}
 _INSERT: dict[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -140,7 +96,7 @@ class VoiceStore:
     def hashes(self) -> dict[str, str]:
         """The content hash of every voice."""
         with self._transaction() as connection:
-            rows = connection.execute(sa.select(_voices.c.voice_id, _voices.c.content_hash)).all()
+            rows = connection.execute(sa.select(VOICES.c.voice_id, VOICES.c.content_hash)).all()
         known = {name: found for name, found in rows if found}
         for name, found in rows:
             if not found and (filled := self._fill(name)):
@@ -151,7 +107,7 @@ class VoiceStore:
         """The clip that a name means now, and whether there are conditionals for the checkpoint. Raises NotFound."""
         with self._transaction() as connection:
             row = connection.execute(
-                sa.select(_voices.c.content_hash, _is_prepared(checkpoint)).where(_voices.c.voice_id == _known(name))
+                sa.select(VOICES.c.content_hash, _is_prepared(checkpoint)).where(VOICES.c.voice_id == _known(name))
             ).first()
         if row is None:
             raise _unknown(name)
@@ -165,7 +121,7 @@ class VoiceStore:
     def clip(self, name: str) -> Clip:
         """The clip of a voice. Raises NotFound."""
         with self._transaction() as connection:
-            row = connection.execute(sa.select(_voices.c.audio_data).where(_voices.c.voice_id == _known(name))).first()
+            row = connection.execute(sa.select(VOICES.c.audio_data).where(VOICES.c.voice_id == _known(name))).first()
         if row is None:
             raise _unknown(name)
         audio = bytes(row[0])
@@ -174,13 +130,13 @@ class VoiceStore:
     def list(self) -> list[VoiceInfo]:
         """All voices by name."""
         with self._transaction() as connection:
-            rows = connection.execute(_info().order_by(_voices.c.voice_id)).all()
+            rows = connection.execute(_info().order_by(VOICES.c.voice_id)).all()
         return [_voice_info(row) for row in rows]
 
     def get(self, name: str) -> VoiceInfo:
         """What is known of one voice. Raises NotFound."""
         with self._transaction() as connection:
-            row = connection.execute(_info().where(_voices.c.voice_id == _known(name))).first()
+            row = connection.execute(_info().where(VOICES.c.voice_id == _known(name))).first()
         if row is None:
             raise _unknown(name)
         return _voice_info(row)
@@ -189,7 +145,7 @@ class VoiceStore:
         """Stores a clip under a name, in place of the one that was there."""
         now = _now()
         values = {"audio_data": audio, "content_hash": content_hash(audio), "updated_at": now}
-        statement = self._insert(_voices).values(voice_id=name, created_at=now, **values)
+        statement = self._insert(VOICES).values(voice_id=name, created_at=now, **values)
         with self._transaction() as connection:
             connection.execute(statement.on_conflict_do_update(index_elements=["voice_id"], set_=values))
             connection.execute(_forget_orphans())
@@ -197,21 +153,21 @@ class VoiceStore:
     def delete(self, name: str) -> None:
         """Removes a voice and what only it needed. Raises NotFound."""
         with self._transaction() as connection:
-            gone = connection.execute(sa.delete(_voices).where(_voices.c.voice_id == _known(name))).rowcount
+            gone = connection.execute(sa.delete(VOICES).where(VOICES.c.voice_id == _known(name))).rowcount
             connection.execute(_forget_orphans())
         if not gone:
             raise _unknown(name)
 
     def conditionals(self, clip_hash: str, checkpoint: str) -> bytes | None:
         """What was computed from a clip with a checkpoint's encoders, as `put_conditionals` stored it."""
-        of_clip = (_conditionals.c.content_hash == clip_hash) & (_conditionals.c.checkpoint == checkpoint)
+        of_clip = (CONDITIONALS.c.content_hash == clip_hash) & (CONDITIONALS.c.checkpoint == checkpoint)
         with self._transaction() as connection:
-            row = connection.execute(sa.select(_conditionals.c.data).where(of_clip)).first()
+            row = connection.execute(sa.select(CONDITIONALS.c.data).where(of_clip)).first()
         return None if row is None else bytes(row[0])
 
     def put_conditionals(self, clip_hash: str, checkpoint: str, data: bytes) -> None:
         """Stores what was computed. Servers that computed the same at the same time overwrite it with its equal."""
-        statement = self._insert(_conditionals).values(content_hash=clip_hash, checkpoint=checkpoint, data=data)
+        statement = self._insert(CONDITIONALS).values(content_hash=clip_hash, checkpoint=checkpoint, data=data)
         keys = ["content_hash", "checkpoint"]
         with self._transaction() as connection:
             connection.execute(statement.on_conflict_do_update(index_elements=keys, set_={"data": data}))
@@ -224,18 +180,18 @@ class VoiceStore:
         """Computes the hash of a voice that somebody else has written; None when it is gone again."""
         now = _now()
         with self._transaction() as connection:
-            row = connection.execute(sa.select(_voices.c.audio_data).where(_voices.c.voice_id == name)).first()
+            row = connection.execute(sa.select(VOICES.c.audio_data).where(VOICES.c.voice_id == name)).first()
         if row is None:
             return None
         audio = bytes(row[0])
         values = {
             "content_hash": content_hash(audio),
-            "created_at": sa.func.coalesce(_voices.c.created_at, now),
+            "created_at": sa.func.coalesce(VOICES.c.created_at, now),
             "updated_at": now,
         }
-        same = (_voices.c.voice_id == name) & (_voices.c.audio_data == audio)  # or it was written once more meanwhile
+        same = (VOICES.c.voice_id == name) & (VOICES.c.audio_data == audio)  # or it was written once more meanwhile
         with self._transaction() as connection:
-            connection.execute(sa.update(_voices).where(same).values(values))
+            connection.execute(sa.update(VOICES).where(same).values(values))
         return content_hash(audio)
 
     @contextmanager
@@ -268,58 +224,8 @@ class VoiceStore:
             if self._adopted:
                 return
             with self._engine.connect().execution_options(exclusive=True) as connection, connection.begin():
-                if connection.dialect.name == "postgresql":
-                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-                _schema.create(connection, checkfirst=True)
-                version = connection.execute(sa.select(sa.func.max(_schema.c.version))).scalar() or 0
-                if version > SCHEMA:
-                    raise Unavailable(f"the voice store has schema {version}; this server knows {SCHEMA}: update it")
-                for step in _STEPS[version:]:
-                    step(connection)
-                if version < SCHEMA:
-                    connection.execute(_schema.insert().values(version=SCHEMA))
+                adopt(connection)
             self._adopted = True
-
-
-def _to_1(connection: sa.Connection) -> None:
-    """From nothing, or from a table of two columns."""
-    inspector = sa.inspect(connection)
-    found = inspector.has_table(_voices.name)
-    columns = {column["name"]: column["type"] for column in inspector.get_columns(_voices.name)} if found else {}
-    if found and connection.dialect.name == "postgresql":  # SQLite's columns take anything
-        _check_types(columns)
-    unique = found and _is_unique(inspector)
-    _metadata.create_all(connection, tables=[_conditionals] if found else [_voices, _conditionals])
-    for column in _voices.columns if found else ():
-        if column.name not in columns:
-            kind = column.type.compile(connection.dialect)
-            connection.exec_driver_sql(f"ALTER TABLE {_voices.name} ADD COLUMN {column.name} {kind}")
-    if found:
-        _by_hash.create(connection)
-    if found and not unique:
-        connection.exec_driver_sql(f"CREATE UNIQUE INDEX tts_voices_voice_id ON {_voices.name} (voice_id)")
-    for statement in _TRIGGERS[connection.dialect.name]:
-        connection.exec_driver_sql(statement)
-
-
-_STEPS = (_to_1,)
-"""What leads from each version to the next."""
-
-
-def _check_types(columns: Mapping[str, Any]) -> None:
-    for name, kind in (("voice_id", str), ("audio_data", bytes)):
-        found = columns.get(name)
-        if found is None or found.python_type is not kind:
-            raise Unavailable(f"the table tts_voices is not one of voices: its {name} is {found or 'missing'}")
-
-
-def _is_unique(inspector: sa.Inspector) -> bool:
-    keys: Iterable[Any] = (
-        inspector.get_pk_constraint(_voices.name)["constrained_columns"],
-        *(item["column_names"] for item in inspector.get_unique_constraints(_voices.name)),
-        *(item["column_names"] for item in inspector.get_indexes(_voices.name) if item["unique"]),
-    )
-    return ["voice_id"] in list(keys)
 
 
 def _open(url: str) -> sa.Engine:
@@ -364,13 +270,13 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 def _is_prepared(checkpoint: str) -> sa.ColumnElement[bool]:
-    of_clip = (_conditionals.c.content_hash == _voices.c.content_hash) & (_conditionals.c.checkpoint == checkpoint)
-    return sa.select(_conditionals.c.checkpoint).where(of_clip).exists()
+    of_clip = (CONDITIONALS.c.content_hash == VOICES.c.content_hash) & (CONDITIONALS.c.checkpoint == checkpoint)
+    return sa.select(CONDITIONALS.c.checkpoint).where(of_clip).exists()
 
 
 def _info() -> sa.Select[Any]:
-    size = sa.func.length(_voices.c.audio_data).label("bytes")
-    return sa.select(_voices.c.voice_id, size, _voices.c.content_hash, _voices.c.created_at, _voices.c.updated_at)
+    size = sa.func.length(VOICES.c.audio_data).label("bytes")
+    return sa.select(VOICES.c.voice_id, size, VOICES.c.content_hash, VOICES.c.created_at, VOICES.c.updated_at)
 
 
 def _voice_info(row: sa.Row[Any]) -> VoiceInfo:
@@ -379,8 +285,8 @@ def _voice_info(row: sa.Row[Any]) -> VoiceInfo:
 
 def _forget_orphans() -> sa.Delete:
     """Removes what was computed from clips that no voice has any more."""
-    kept = sa.select(_voices.c.content_hash).where(_voices.c.content_hash == _conditionals.c.content_hash)
-    return sa.delete(_conditionals).where(~kept.exists())
+    kept = sa.select(VOICES.c.content_hash).where(VOICES.c.content_hash == CONDITIONALS.c.content_hash)
+    return sa.delete(CONDITIONALS).where(~kept.exists())
 
 
 def _now() -> datetime.datetime:

@@ -13,23 +13,21 @@ they were last seen, without waiting for it.
 
 from __future__ import annotations
 
-import threading
 import time
 import traceback
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
-import safetensors.torch
-import torch
 from safetensors import SafetensorError
 
 from chatterbox_engine.clips import ClipLimits, check_bytes, read_clip
+from chatterbox_engine.conditionals import from_bytes, to_bytes
 from chatterbox_engine.errors import EngineFailed, InvalidRequest, NotFound, RequestError, Unavailable
-from chatterbox_engine.types import Conditionals, S3GenConditionals, Samples, SynthesisRequest, T3Conditionals
+from chatterbox_engine.types import Conditionals, Samples, SynthesisRequest
+from chatterbox_engine.voice_cache import Voice, VoiceCache
 from chatterbox_engine.voice_store import Clip, Entry, VoiceStore, content_hash
 
 DEFAULT = "default"
@@ -40,17 +38,8 @@ PREPARATION = 1
 
 _PROGRESS_SECONDS = 5.0
 
-V = TypeVar("V")
 Report = Callable[[str], None]
 Source = Literal["memory", "store", "encoded"]
-
-
-@dataclass(frozen=True, eq=False)
-class Voice:
-    """A voice that can speak; `key` tells its contents apart from any other's."""
-
-    key: str
-    conditionals: Conditionals
 
 
 @dataclass(frozen=True)
@@ -79,44 +68,6 @@ class Counts:
     """Clips that went through the encoders."""
     loaded: int = 0
     """Voices whose conditionals came from the store."""
-
-
-class VoiceCache:
-    """The most recently used voices, as many as fit into a number of bytes. Any thread."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self.full = False
-        """Whether a voice ever had to go."""
-        self._voices: OrderedDict[str, Voice] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @property
-    def bytes(self) -> int:
-        """What the kept voices take."""
-        return self._bytes
-
-    def __len__(self) -> int:
-        return len(self._voices)
-
-    def get(self, key: str) -> Voice | None:
-        """The voice of this key, which is now the most recently used one."""
-        with self._lock:
-            if key in self._voices:
-                self._voices.move_to_end(key)
-            return self._voices.get(key)
-
-    def put(self, voice: Voice) -> None:
-        """Keeps a voice; the ones not used for longest go when there is no room."""
-        with self._lock:
-            if voice.key not in self._voices:
-                self._bytes += _size(voice.conditionals)
-            self._voices[voice.key] = voice
-            while self._bytes > self._max_bytes:
-                _, oldest = self._voices.popitem(last=False)
-                self._bytes -= _size(oldest.conditionals)
-                self.full = True
 
 
 class Voices:
@@ -255,7 +206,7 @@ class Voices:
         if data is None:
             return None
         try:
-            voice = Voice(key, conditionals_from_bytes(data))
+            voice = Voice(key, from_bytes(data))
         except (SafetensorError, KeyError) as error:
             self._report(f"what the store has of the clip {key} is damaged and computed anew: {error}")
             return None
@@ -284,7 +235,7 @@ class Voices:
 
     def _write_back(self, voice: Voice) -> None:
         try:
-            self._store.put_conditionals(voice.key, self._identity, conditionals_to_bytes(voice.conditionals))
+            self._store.put_conditionals(voice.key, self._identity, to_bytes(voice.conditionals))
         except Unavailable as error:
             self._report(f"a voice could not be written back: {error}")
 
@@ -328,51 +279,3 @@ class Voices:
         except Exception as error:
             traceback.print_exc()
             done(EngineFailed(f"the voice could not be prepared: {type(error).__name__}: {error}"))
-
-
-def conditionals_to_bytes(voice: Conditionals) -> bytes:
-    """As safetensors."""
-    tensors = {
-        "t3.speaker": voice.t3.speaker,
-        "t3.prompt_tokens": voice.t3.prompt_tokens,
-        "s3gen.prompt_tokens": voice.s3gen.prompt_tokens,
-        "s3gen.prompt_mel": voice.s3gen.prompt_mel,
-        "s3gen.embedding": voice.s3gen.embedding,
-        "exaggeration": torch.tensor(voice.exaggeration),
-    }
-    data: bytes = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    return data
-
-
-def conditionals_from_bytes(data: bytes) -> Conditionals:
-    """What `conditionals_to_bytes` wrote. Raises SafetensorError or KeyError for anything else."""
-    tensors = safetensors.torch.load(data)
-    return Conditionals(
-        t3=T3Conditionals(tensors["t3.speaker"], tensors["t3.prompt_tokens"]),
-        s3gen=S3GenConditionals(
-            tensors["s3gen.prompt_tokens"], tensors["s3gen.prompt_mel"], tensors["s3gen.embedding"]
-        ),
-        exaggeration=float(tensors["exaggeration"]),
-    )
-
-
-def _size(voice: Conditionals) -> int:
-    parts = (voice.t3.speaker, voice.t3.prompt_tokens, voice.s3gen.prompt_tokens, voice.s3gen.prompt_mel)
-    return sum(tensor.nbytes for tensor in (*parts, voice.s3gen.embedding))
-
-
-class Memo(Generic[V]):
-    """The most recently used results of a computation. Belongs to one thread."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._kept: OrderedDict[Hashable, V] = OrderedDict()
-
-    def get(self, key: Hashable, compute: Callable[[], V]) -> V:
-        """The result kept under `key`, computed when there is none."""
-        if key not in self._kept:
-            self._kept[key] = compute()
-            if len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]

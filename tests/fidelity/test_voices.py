@@ -11,8 +11,8 @@ import torch
 
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.clips import ClipLimits, read_clip
+from chatterbox_engine.conditionals import from_bytes, to_bytes
 from chatterbox_engine.reference import ReferenceEncoder
-from chatterbox_engine.voices import conditionals_from_bytes, conditionals_to_bytes
 from tests.clips import encoded, tone
 from tests.fidelity import upstream
 
@@ -41,7 +41,7 @@ def test_a_clip_is_heard_as_upstream_hears_it(
     samples = tone(seconds, rate, channels=channels)
     samples[:, -1] += 0.01 * np.random.default_rng(0).standard_normal(len(samples)).astype(np.float32)
     clip = encoded(samples, rate)
-    ours = conditionals_from_bytes(conditionals_to_bytes(encoder.encode(*read_clip(clip, ClipLimits()))))
+    ours = from_bytes(to_bytes(encoder.encode(*read_clip(clip, ClipLimits()))))
     (tmp_path / "clip.wav").write_bytes(clip)
     with torch.no_grad():
         tts.prepare_conditionals(str(tmp_path / "clip.wav"))

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from chatterbox_engine.clips import ClipLimits
+from chatterbox_engine.conditionals import from_bytes, to_bytes
 from chatterbox_engine.errors import EngineFailed, InvalidRequest, NotFound, Unavailable
 from chatterbox_engine.types import Conditionals, S3GenConditionals, SynthesisRequest, T3Conditionals
+from chatterbox_engine.voice_cache import Voice, VoiceCache
 from chatterbox_engine.voice_store import VoiceStore, content_hash
-from chatterbox_engine.voices import Found, Voice, VoiceCache, Voices, conditionals_from_bytes, conditionals_to_bytes
+from chatterbox_engine.voices import Found, Voices
 from tests.clips import encoded, tone
 from tests.postgres import Postgres, sql
 
@@ -246,7 +248,7 @@ def test_what_is_damaged_in_the_store_is_computed_anew(desk: Desk, open_desk: Ca
 
 def test_conditionals_survive_the_store_exactly() -> None:
     voice = conditionals(0.123)
-    copy = conditionals_from_bytes(conditionals_to_bytes(voice))
+    copy = from_bytes(to_bytes(voice))
     for one, other in (
         (voice.t3.speaker, copy.t3.speaker),
         (voice.t3.prompt_tokens, copy.t3.prompt_tokens),
