@@ -13,9 +13,9 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
 from loadtest.scenarios import SCENARIOS, Scenario
-from loadtest.users import SPEAKERS, GrpcSpeaker, HttpSpeaker
+from loadtest.users import SPEAKERS, GrpcSpeaker, HttpSpeaker, StreamSpeaker
 
-__all__ = ["Arrivals", "GrpcSpeaker", "HttpSpeaker"]
+__all__ = ["Arrivals", "GrpcSpeaker", "HttpSpeaker", "StreamSpeaker"]
 
 SPAWN_RATE = 100.0
 """New users a second."""

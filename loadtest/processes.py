@@ -76,11 +76,11 @@ class Watcher:
 def growth(usages: list[Usage], settling: float = SETTLING_SECONDS) -> dict[str, tuple[float, float]]:
     """Each resource's median in the first and in the last fifth of the time after `settling` seconds.
 
-    Empty when there are fewer than ten measurements after that time.
+    Empty when there are fewer than fifty measurements after that time.
     """
     settled = [usage for usage in usages if usage.at - usages[0].at >= settling]
     fifth = len(settled) // 5
-    if fifth < 2:
+    if fifth < 10:
         return {}
     first, last = settled[:fifth], settled[-fifth:]
     return {name: (_median(name, first), _median(name, last)) for name in RESOURCES}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PROTOCOLS = ("http", "grpc")
+PROTOCOLS = ("http", "grpc", "stream")
 
 
 @dataclass(frozen=True)

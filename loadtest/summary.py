@@ -75,6 +75,10 @@ def disagreements(summary: dict[str, Any]) -> list[str]:
     answered = summary["requests"] - summary["failed"]
     if answered != server["requests_succeeded"]:
         found.append(f"users got {answered} answers, Triton counted {server['requests_succeeded']}")
+    if abs(summary["audio_seconds"] - server["audio_seconds"]) > 1e-3 * max(1, answered):  # it adds up rounded figures
+        found.append(
+            f"users got {summary['audio_seconds']:.2f} s of audio, the server sent {server['audio_seconds']:.2f}"
+        )
     return found
 
 

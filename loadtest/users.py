@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import gevent  # type: ignore[import-untyped]
 from locust import User, constant, task
 
-from chatterbox_client import Audio, ChatterboxClientError, Client
+from chatterbox_client import Audio, ChatterboxClientError, Client, concatenate
 from loadtest import recorder
 from loadtest.records import Record, WrongAudio, check
 from loadtest.texts import Line, choose
@@ -85,4 +85,19 @@ class GrpcSpeaker(Speaker):
         return Client(options.grpc_address, "grpc", timeout=REQUEST_TIMEOUT)
 
 
-SPEAKERS: dict[str, type[Speaker]] = {speaker.protocol: speaker for speaker in (HttpSpeaker, GrpcSpeaker)}
+class StreamSpeaker(GrpcSpeaker):
+    """Audio in chunks over gRPC."""
+
+    protocol = "stream"
+
+    def _say(self, line: Line, elapsed: Callable[[], float]) -> tuple[Audio, float]:
+        chunks, ttfa = [], 0.0
+        for chunk in self._client.stream(line.text, voice=line.voice, seed=line.seed, max_seconds=MAX_SECONDS):
+            ttfa = ttfa or elapsed()
+            chunks.append(chunk)
+        return concatenate(chunks), ttfa
+
+
+SPEAKERS: dict[str, type[Speaker]] = {
+    speaker.protocol: speaker for speaker in (HttpSpeaker, GrpcSpeaker, StreamSpeaker)
+}

@@ -44,7 +44,7 @@ def test_a_load_test_passes_counts_what_the_server_counts_and_writes_its_report(
     result = content(tmp_path)
     assert (result["verdict"], result["failed"]) == ("passed", 0)
     assert disagreements(result) == []
-    assert set(result["protocols"]) == {"http", "grpc"}
+    assert set(result["protocols"]) == {"http", "grpc", "stream"}
     assert [row["users"] for row in result["stages"]] == [1, 1, 2, 4]
     assert (tmp_path / "mixed" / "concurrency.png").stat().st_size > 5000
     assert "4 users" in done.stderr

@@ -27,8 +27,10 @@ up 1e+00
 """
 
 
-def pages(requests: float = 0.0) -> Pages:
-    return Pages(parse(f'nv_inference_request_success{{model="chatterbox"}} {requests}'), {})
+def pages(requests: float = 0.0, audio_seconds: float | None = None) -> Pages:
+    seconds = 2.0 * requests if audio_seconds is None else audio_seconds
+    page = f'nv_inference_request_success{{model="chatterbox"}} {requests}\nchatterbox_audio_seconds_total {seconds}'
+    return Pages(parse(page), {})
 
 
 def audio(samples: Any = None, *, tokens: int = 10, seed: int = 7, segments: int = 1, rate: int = 24_000) -> Audio:
@@ -109,10 +111,12 @@ def test_percentiles_leave_failures_out_and_errors_are_counted() -> None:
 
 def test_counts_that_differ_from_the_server_s_are_a_problem() -> None:
     right = summary.summarise(SCENARIOS["mixed"], 4, [record()], 0.0, pages(5), pages(6))
-    wrong = summary.summarise(SCENARIOS["mixed"], 4, [record()], 0.0, pages(5), pages(7))
+    wrong = summary.summarise(SCENARIOS["mixed"], 4, [record()], 0.0, pages(5), pages(7, 12))
+    short = summary.summarise(SCENARIOS["mixed"], 4, [record()], 0.0, pages(5), pages(6, 11.5))
     assert find_problems(0, right, [], alone=True, soak=False) == []
     assert find_problems(0, wrong, [], alone=True, soak=False) == ["users got 1 answers, Triton counted 2"]
     assert find_problems(0, wrong, [], alone=False, soak=False) == []
+    assert "2.00 s of audio, the server sent 1.50" in find_problems(0, short, [], alone=True, soak=False)[0]
 
 
 def test_failures_an_empty_test_and_locust_s_own_failure_are_problems() -> None:
@@ -128,7 +132,7 @@ def test_failures_an_empty_test_and_locust_s_own_failure_are_problems() -> None:
 def test_growth_compares_the_ends_of_the_time_after_the_first_minute() -> None:
     usages = [usage(at, threads=10 if at < 60 else 20 + at // 60) for at in range(260)]
     assert growth(usages)["threads"] == (21.0, 23.5)
-    assert growth(usages[:65]) == {}
+    assert growth(usages[:105]) == {}
 
 
 @pytest.mark.parametrize("name", ["rss", "threads", "files", "shared_memory"])
