@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from chatterbox_client import cli_voices
-from chatterbox_client.audio import Audio, file_format
+from chatterbox_client.audio import Audio, Chunk, concatenate, file_format
 from chatterbox_client.cli_common import ProtocolOption, Seconds, Url, connect, fail, one_line_errors
 from chatterbox_client.client import DEFAULT_TIMEOUT, Client
 
@@ -59,6 +60,9 @@ def say(
     top_k: Annotated[int | None, typer.Option(help="Draw from this many tokens; Turbo and Nano models.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same audio.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Longest audio of one segment of the text.")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Write while the server is still speaking; always over gRPC.")
+    ] = False,
     url: Url = None,
     protocol: ProtocolOption = "http",
     timeout: Seconds = DEFAULT_TIMEOUT,
@@ -66,25 +70,29 @@ def say(
     """Say TEXT and write it to a file: `chatterbox say "Hello." -o hello.wav`."""
     _check_output(output)
     words = _read_stdin() if text in (None, "-") else text
-    with one_line_errors(), connect(context, url, protocol, timeout) as client:
-        with _progress():
-            audio = client.speak(
-                words,
-                voice=voice,
-                reference_audio=reference_audio,
-                language=language,
-                exaggeration=exaggeration,
-                cfg_weight=cfg_weight,
-                temperature=temperature,
-                top_p=top_p,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-                top_k=top_k,
-                seed=seed,
-                max_seconds=max_seconds,
-            )
-        _write(audio, output)
-    typer.echo(f"{output}: {audio.duration:.2f} s of audio, RTF {audio.rtf:.3f}, seed {audio.seed}", err=True)
+    arguments: dict[str, Any] = {
+        "voice": voice,
+        "reference_audio": reference_audio,
+        "language": language,
+        "exaggeration": exaggeration,
+        "cfg_weight": cfg_weight,
+        "temperature": temperature,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "top_k": top_k,
+        "seed": seed,
+        "max_seconds": max_seconds,
+    }
+    first = ""
+    with one_line_errors(), connect(context, url, "grpc" if stream else protocol, timeout) as client, _progress():
+        if stream:
+            audio, seconds = _stream(client.stream(words, **arguments), output)
+            first = f"the first after {seconds * 1000:.0f} ms, "
+        else:
+            audio = client.speak(words, **arguments)
+            _write(audio, output)
+    typer.echo(f"{output}: {audio.duration:.2f} s of audio, {first}RTF {audio.rtf:.3f}, seed {audio.seed}", err=True)
 
 
 @app.command()
@@ -136,15 +144,33 @@ def _read_stdin() -> str:
         raise typer.BadParameter(f"standard input is not UTF-8: {error}", param_hint="TEXT") from error
 
 
+def _stream(chunks: Iterator[Chunk], output: str) -> tuple[Audio, float]:
+    """Writes chunks as they come, into a file when all are there. Returns the audio and the seconds to the first."""
+    began, first, kept = time.monotonic(), 0.0, list[Chunk]()
+    for chunk in chunks:
+        first = first or time.monotonic() - began
+        kept.append(chunk)
+        if output == "-":
+            _write_raw(chunk.to_bytes())
+    audio = concatenate(kept)
+    if output != "-":
+        audio.save(output)
+    return audio, first
+
+
 def _write(audio: Audio, output: str) -> None:
     if output == "-":
-        stream: Any = typer.get_binary_stream("stdout")
-        samples = memoryview(audio.to_bytes("s16"))
-        while samples:
-            samples = samples[stream.write(samples) :]  # with PYTHONUNBUFFERED a write may take a part only
-        stream.flush()
+        _write_raw(audio.to_bytes("s16"))
     else:
         audio.save(output)
+
+
+def _write_raw(data: bytes) -> None:
+    stdout: Any = typer.get_binary_stream("stdout")
+    rest = memoryview(data)
+    while rest:
+        rest = rest[stdout.write(rest) :]  # with PYTHONUNBUFFERED a write may take a part only
+    stdout.flush()
 
 
 @contextmanager

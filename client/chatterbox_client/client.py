@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -79,7 +79,7 @@ class Client:
         return audio_of(self._transport.infer(self._model, request(), OUTPUTS, self._timeout))
 
     @takes_arguments_of(stream_request)
-    def stream(self, request: Callable[[], Tensors]) -> Iterator[Chunk]:
+    def stream(self, request: Callable[[], Tensors]) -> Generator[Chunk, None, None]:
         """Speaks `text` and yields its audio while the server is still speaking; over gRPC only.
 
             for chunk in client.stream("It was a bright cold day in April."):
@@ -147,7 +147,7 @@ class AsyncClient:
         return audio_of(await self._transport.infer(self._model, request(), OUTPUTS, self._timeout))
 
     @takes_arguments_of(stream_request)
-    def stream(self, request: Callable[[], Tensors]) -> AsyncIterator[Chunk]:
+    def stream(self, request: Callable[[], Tensors]) -> AsyncGenerator[Chunk, None]:
         """`Client.stream` for `async for`. A loop that is left early gives the request up soon after; at once with
         `contextlib.aclosing`."""
         tensors = request()

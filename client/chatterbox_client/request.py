@@ -11,7 +11,7 @@ import inspect
 import json
 import operator
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -115,7 +115,7 @@ def audio_of(answer: Tensors) -> Audio:
     return Audio(**_audio(answer, OUTPUTS))
 
 
-def chunks_of(answers: Generator[Tensors, None, None]) -> Iterator[Chunk]:
+def chunks_of(answers: Generator[Tensors, None, None]) -> Generator[Chunk, None, None]:
     """The chunks in a stream's answers; raises ServerError when the stream ends before its last chunk."""
     ended = False
     with contextlib.closing(answers):
@@ -126,7 +126,7 @@ def chunks_of(answers: Generator[Tensors, None, None]) -> Iterator[Chunk]:
     _check_end(ended)
 
 
-async def chunks_of_async(answers: AsyncGenerator[Tensors, None]) -> AsyncIterator[Chunk]:
+async def chunks_of_async(answers: AsyncGenerator[Tensors, None]) -> AsyncGenerator[Chunk, None]:
     """`chunks_of` for asyncio."""
     ended = False
     async with contextlib.aclosing(answers):

@@ -203,7 +203,7 @@ def cancellations(server: TritonServer, count: int) -> None:
             return client.speak(GREETING, seed=number % 4, max_seconds=2.0)
         if moments[number] is None:
             return concatenate(list(client.stream(GREETING, seed=number % 4, max_seconds=2.0)))
-        with contextlib.closing(client.stream(GREETING * 4, seed=number, max_seconds=10.0)) as stream:  # type: ignore[type-var]
+        with contextlib.closing(client.stream(GREETING * 4, seed=number, max_seconds=10.0)) as stream:
             limit = time.monotonic() + (moments[number] or 0)
             for _ in stream:
                 if time.monotonic() > limit:

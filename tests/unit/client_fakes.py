@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import queue
 import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +36,22 @@ def spoken() -> dict[str, npt.NDArray[Any]]:
     }
 
 
+def spoken_chunks() -> list[dict[str, npt.NDArray[Any]]]:
+    """A streaming model's answers: what `spoken` has, a token at a time."""
+    size = len(SAMPLES) // len(TOKENS)
+    return [
+        {
+            **spoken(),
+            "audio": SAMPLES[None, index * size : (index + 1) * size],
+            "speech_tokens": TOKENS[None, index : index + 1],
+            "stats": np.array([[json.dumps(STATS if index == 2 else {}).encode()]], dtype=np.object_),
+            "chunk_index": np.array([[index]], dtype=np.int32),
+            "is_last": np.array([[index == 2]]),
+        }
+        for index in range(3)
+    ]
+
+
 class FakeTransport:
     """Answers at once and remembers what it was asked."""
 
@@ -48,6 +66,14 @@ class FakeTransport:
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
+
+    def stream(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+    ) -> Generator[Tensors, None, None]:
+        self.calls.append((model, dict(tensors), tuple(outputs), timeout))
+        if isinstance(self.result, Exception):
+            raise self.result
+        yield from spoken_chunks()
 
     def ready(self, model: str, timeout: float | None) -> bool:
         return self.is_ready
@@ -67,6 +93,12 @@ class FakeAsyncTransport:
 
     async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         return self.sync.infer(model, tensors, outputs, timeout)
+
+    async def stream(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+    ) -> AsyncGenerator[Tensors, None]:
+        for answer in self.sync.stream(model, tensors, outputs, timeout):
+            yield answer
 
     async def ready(self, model: str, timeout: float | None) -> bool:
         return self.sync.ready(model, timeout)
@@ -95,12 +127,14 @@ Received = dict[str, tuple[str, list[int], bytes]]  # by input name: Triton type
 class FakeServer:
     """Triton's infer, ready and metadata calls over HTTP and gRPC, on free ports.
 
-    The text "hang" is not answered before the server stops.
+    The text "hang" is not answered before the server stops. Streams also know "break" (an error after the first chunk),
+    "short" (an end before the last) and "endless" (chunks until the client is gone, which is noted).
     """
 
     def __init__(self) -> None:
         self.received: list[Received] = []
         self.stopping = threading.Event()
+        self.given_up: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.http_url = self.grpc_url = ""
 
     def refusal(self, request: Received) -> str | None:
@@ -211,16 +245,37 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         return service_pb2.ModelMetadataResponse(**METADATA)
 
+    def ModelStreamInfer(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        request = next(requests)
+        text = request.raw_input_contents[0][4:].decode()
+        context.add_callback(lambda: self._fake.given_up.put(text))
+        self._refuse(request, context)
+        chunks = spoken_chunks()
+        for number in itertools.count() if text == "endless" else range(2 if text == "short" else 3):
+            if text == "break" and number == 1:
+                context.abort(grpc.StatusCode.INTERNAL, "the process of the engine has ended")
+            if not context.is_active():
+                return
+            response = _response(request, chunks[min(number, 1) if text == "endless" else number])
+            yield service_pb2.ModelStreamInferResponse(infer_response=response)
+
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._refuse(request, context)
+        return _response(request, spoken())
+
+    def _refuse(self, request: Any, context: Any) -> None:
         received = {
             tensor.name: (tensor.datatype, list(tensor.shape), content)
             for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True)
         }
         if status := self._fake.refusal(received):
             context.abort(grpc.StatusCode[CODES[status]], f"refused with {status}")
-        response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
-        for output in request.outputs:
-            array = spoken()[output.name]
-            response.outputs.add(name=output.name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
-            response.raw_output_contents.append(_content(array))
-        return response
+
+
+def _response(request: Any, outputs: Tensors) -> Any:
+    response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
+    for output in request.outputs:
+        array = outputs[output.name]
+        response.outputs.add(name=output.name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
+        response.raw_output_contents.append(_content(array))
+    return response

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -108,6 +109,20 @@ def test_raw_samples_go_to_stdout_and_nothing_else_does(run: Run, tmp_path: Path
     np.testing.assert_allclose(samples, SAMPLES, atol=1e-4)
     assert "seed 7" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("output", ["-", "out.wav"])
+def test_a_stream_is_written_chunk_by_chunk_and_its_first_sound_is_timed(
+    run: Run, connections: Connections, tmp_path: Path, output: str
+) -> None:
+    done = run("say", "Hello.", "--stream", "-o", output, "--seed", "7")
+    assert done.exit_code == 0, done.stderr
+    raw = done.stdout_bytes if output == "-" else (tmp_path / output).read_bytes()[44:]
+    samples = np.frombuffer(raw, dtype="<i2").astype(np.float32) / 32_768
+    np.testing.assert_allclose(samples, SAMPLES, atol=1e-4)
+    assert re.fullmatch(rf"{output}: 0\.12 s of audio, the first after \d+ ms, RTF 0\.250, seed 7\n", done.stderr)
+    assert connections.calls[0][1] == "grpc"
+    assert connections.transport.calls[0][0] == "chatterbox_stream"
 
 
 def test_without_options_only_the_text_is_sent(run: Run, transport: FakeTransport) -> None:

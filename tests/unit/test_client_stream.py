@@ -1,0 +1,175 @@
+"""Streams of both clients: chunks, errors in the middle, and leaving early."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chatterbox_client import (
+    AsyncClient,
+    ChatterboxClientError,
+    Chunk,
+    Client,
+    ConnectionFailed,
+    InvalidRequest,
+    NotFound,
+    ServerError,
+    Timeout,
+    Unavailable,
+    concatenate,
+)
+from tests.unit.client_fakes import SAMPLES, STATS, TOKENS, FakeAsyncTransport, FakeServer, FakeTransport, fake_server
+
+WAIT = 20.0
+both = pytest.mark.parametrize("kind", [Client, AsyncClient])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FakeServer]:
+    with fake_server() as running:
+        yield running
+
+
+def chunks(
+    kind: Any, address: str, *args: Any, timeout: float = 30, stop_after: int = 99, **options: Any
+) -> list[Chunk]:
+    """The chunks of one stream of a fresh client of either kind; leaves after some."""
+    taken: list[Chunk] = []
+    if kind is Client:
+        with Client(address, "grpc", timeout=timeout) as client:
+            for chunk in client.stream(*args, **options):
+                taken.append(chunk)
+                if len(taken) == stop_after:
+                    break
+        return taken
+
+    async def listen() -> None:
+        async with (
+            AsyncClient(address, "grpc", timeout=timeout) as client,
+            contextlib.aclosing(client.stream(*args, **options)) as stream,
+        ):
+            async for chunk in stream:
+                taken.append(chunk)
+                if len(taken) == stop_after:
+                    break
+
+    asyncio.run(listen())
+    return taken
+
+
+@both
+def test_chunks_come_as_the_server_sent_them_and_make_a_whole(server: FakeServer, kind: Any) -> None:
+    taken = chunks(kind, server.grpc_url, "Grüße", seed=-3, first_chunk_tokens=4, chunk_tokens=9)
+    assert [(chunk.index, chunk.is_last, chunk.duration) for chunk in taken] == [
+        (0, False, 0.04),
+        (1, False, 0.04),
+        (2, True, 0.04),
+    ]
+    assert [chunk.stats for chunk in taken] == [{}, {}, STATS]
+    audio = concatenate(taken)
+    np.testing.assert_array_equal(audio.samples, SAMPLES)
+    np.testing.assert_array_equal(audio.speech_tokens, TOKENS)
+    assert audio.stats == STATS
+    assert b"".join(chunk.to_bytes() for chunk in taken) == audio.to_bytes("s16")
+    assert {name: int.from_bytes(raw, "little", signed=True) for name, (_, _, raw) in server.received[-1].items()} == {
+        "text": int.from_bytes(b"\7\0\0\0" + "Grüße".encode(), "little"),
+        "seed": -3,
+        "first_chunk_tokens": 4,
+        "chunk_tokens": 9,
+    }
+
+
+@both
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [("400", InvalidRequest), ("404", NotFound), ("503", Unavailable), ("500", ServerError), ("break", ServerError)],
+)
+def test_a_status_in_the_stream_is_its_typed_error(
+    server: FakeServer, kind: Any, text: str, error: type[ChatterboxClientError]
+) -> None:
+    with pytest.raises(ChatterboxClientError) as caught:
+        chunks(kind, server.grpc_url, text)
+    assert type(caught.value) is error
+    assert caught.value.message == (
+        "the process of the engine has ended" if text == "break" else f"refused with {text}"
+    )
+
+
+@both
+def test_a_stream_that_ends_before_its_last_chunk_is_an_error(server: FakeServer, kind: Any) -> None:
+    with pytest.raises(ServerError, match="before its last chunk"):
+        chunks(kind, server.grpc_url, "short")
+
+
+@both
+def test_a_stream_that_takes_too_long_is_a_timeout(server: FakeServer, kind: Any) -> None:
+    with pytest.raises(Timeout, match=r"no answer within 0\.2 s"):
+        chunks(kind, server.grpc_url, "hang", timeout=0.2)
+
+
+@both
+def test_a_server_that_is_not_there_is_connection_failed(kind: Any) -> None:
+    with pytest.raises(ConnectionFailed):
+        chunks(kind, "127.0.0.1:9", "Hi.")
+
+
+@both
+def test_leaving_the_loop_gives_the_request_up(server: FakeServer, kind: Any) -> None:
+    while not server.given_up.empty():
+        server.given_up.get()
+    threads = threading.active_count()
+    assert len(chunks(kind, server.grpc_url, "endless", stop_after=2)) == 2
+    assert server.given_up.get(timeout=WAIT) == "endless"
+    assert threading.active_count() <= threads + 1  # grpc keeps one of its own
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_http_says_that_it_does_not_stream(kind: Any) -> None:
+    client = kind("127.0.0.1:9", "http")
+    with pytest.raises(InvalidRequest, match="gRPC"):
+        client.stream("Hi.")
+
+
+@pytest.mark.parametrize("wrong", [{"chunk_tokens": 2**31}, {"first_chunk_tokens": 1.5}, {"seed": 2**63}], ids=repr)
+def test_a_value_its_tensor_cannot_carry_is_refused_when_called(wrong: dict[str, Any]) -> None:
+    transport = FakeTransport()
+    with pytest.raises(InvalidRequest, match=next(iter(wrong))):
+        Client(transport=transport).stream("Hi.", **wrong)
+    assert not transport.calls
+
+
+def test_the_model_the_outputs_and_the_timeout_reach_the_transport() -> None:
+    transport = FakeAsyncTransport()
+
+    async def listen() -> list[Chunk]:
+        client = AsyncClient(model="turbo", timeout=7, transport=transport)
+        return [chunk async for chunk in client.stream("Hi.", voice="emma")]
+
+    assert len(asyncio.run(listen())) == 3
+    model, tensors, outputs, timeout = transport.sync.calls[0]
+    assert (model, set(tensors), timeout) == ("turbo_stream", {"text", "voice"}, 7)
+    assert set(outputs) == {"audio", "sample_rate", "speech_tokens", "stats", "chunk_index", "is_last"}
+
+
+def test_an_unfinished_stream_is_not_concatenated() -> None:
+    first = next(Client(transport=FakeTransport()).stream("Hi."))
+    for unfinished in ([], [first]):
+        with pytest.raises(ValueError, match="last chunk is missing"):
+            concatenate(unfinished)
+
+
+def test_stream_takes_what_speak_takes_and_the_chunk_sizes() -> None:
+    speak, stream = (inspect.signature(method).parameters for method in (Client.speak, Client.stream))
+    extra = {"first_chunk_tokens", "chunk_tokens"}
+    assert {name: str(it) for name, it in stream.items() if name not in extra} == {
+        n: str(it) for n, it in speak.items()
+    }
+    assert set(stream) - set(speak) == extra
+    assert str(inspect.signature(AsyncClient.stream).parameters) == str(stream)
