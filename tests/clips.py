@@ -69,6 +69,7 @@ BAD_CLIPS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: encoded(np.full((24_000, 1), np.nan, np.float32), subtype="FLOAT"),
         "holds samples that are",
     ),
+    "too loud": (lambda: encoded(1e30 * tone(1.0), subtype="FLOAT"), r"holds samples up to 3e\+29"),
     "decompression bomb": (_bomb, r"is 36\d\d\.\d seconds long"),
     "unknown length": (_endless, "does not state its length"),
     "aiff": (lambda: encoded(tone(1.0), kind="aiff"), "is a AIFF file"),

@@ -21,7 +21,7 @@ class Postgres:
     def __init__(self, binaries: Path) -> None:
         self._binaries = binaries
         self.folder = Path(
-            tempfile.mkdtemp(prefix="chatterbox-pg-")
+            tempfile.mkdtemp(prefix="chatterbox-pg-", dir="/tmp")
         )  # short: a socket's path has 107 characters at most
         self._as: dict[str, Any] = {}
         if os.getuid() == 0:
@@ -74,7 +74,7 @@ def find_binaries() -> Path | None:
 
 
 def install() -> None:
-    """Debian's and Ubuntu's package, as root, without its own cluster."""
+    """Debian's and Ubuntu's package, as root."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["apt-get", "update"], ["apt-get", "install", "--yes", "--no-install-recommends", "postgresql"]):
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)

@@ -22,6 +22,9 @@ MIN_SECONDS = 0.5
 SILENCE = 1e-3
 """A clip whose loudest sample is below this (-60 dB) holds nothing to learn a voice from."""
 
+LOUDEST = 1e5
+"""Floats may lie beyond 1, also on the scale of 16-bit integers; the squares of far larger ones overflow."""
+
 _NAMES = {"WAVEX": "WAV", "RF64": "WAV", **{name: name for name in FORMATS}}
 _SHORT_DATA = re.compile(r"^\s*data : (\d+) \(should be (\d+)\)", re.MULTILINE)
 _STREAMED = 0x7FFF_0000  # programs that write to a pipe state a length near the largest, as they do not know it
@@ -97,8 +100,11 @@ def _check_header(file: soundfile.SoundFile, limits: ClipLimits) -> None:
 def _check_samples(samples: Samples) -> None:
     if not np.isfinite(samples).all():
         raise _wrong("holds samples that are not finite")
-    if np.abs(samples).max() < SILENCE:
+    peak = float(np.abs(samples).max())
+    if peak < SILENCE:
         raise _wrong("is silent")
+    if peak > LOUDEST:
+        raise _wrong(f"holds samples up to {peak:.0e}; full scale is 1")
 
 
 def _wrong(what: str) -> InvalidRequest:

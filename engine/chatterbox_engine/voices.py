@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from chatterbox_engine.clips import ClipLimits, check_bytes, read_clip
 from chatterbox_engine.conditionals import from_bytes, to_bytes
-from chatterbox_engine.errors import EngineFailed, InvalidRequest, NotFound, RequestError, Unavailable
+from chatterbox_engine.errors import EngineFailed, NotFound, RequestError, Unavailable
 from chatterbox_engine.types import Conditionals, Samples, SynthesisRequest
 from chatterbox_engine.voice_cache import Voice, VoiceCache
 from chatterbox_engine.voice_store import Clip, Entry, VoiceStore, content_hash
@@ -265,8 +265,10 @@ class Voices:
         try:
             if not self._cache.get(key) and not self._load(key):
                 self._compute(self._store.clip(name), keep=True)
-        except (InvalidRequest, NotFound) as error:
-            self._report(f"voice {name!r} is left out: {error}")
+        except Unavailable:
+            raise
+        except Exception as error:  # what is wrong with one voice keeps no other from being served
+            self._report(f"voice {name!r} is left out: {type(error).__name__}: {error}")
 
     # Any thread
 

@@ -146,7 +146,7 @@ def test_starting_computes_what_nobody_has_and_tells_what_it_did(desk: Desk, ope
     desk.source("voice3")
     started = open_desk().start()
     assert started.counts == (11, 1)
-    assert any("'bad' is left out: the reference audio is damaged" in line for line in started.lines)
+    assert any("'bad' is left out: InvalidRequest: the reference audio is damaged" in line for line in started.lines)
     assert any("voices: 12 ready in" in line and "1 from the store, 11 computed" in line for line in started.lines)
     assert all(started.source(f"voice{number}") == "memory" for number in range(12))
 
@@ -236,6 +236,13 @@ def test_an_encoder_that_breaks_answers_only_its_own_requests(desk: Desk) -> Non
     assert "broken part" in str(answer)
     desk.encoder.error = None
     assert desk.source(clip=ANNA) == "encoded"
+
+
+def test_a_voice_that_breaks_the_encoder_does_not_keep_the_server_from_starting(desk: Desk) -> None:
+    desk.store.add("anna", ANNA)
+    desk.encoder.error = ValueError("broken part")
+    desk.start()
+    assert "voice 'anna' is left out: ValueError: broken part" in desk.lines
 
 
 def test_what_is_damaged_in_the_store_is_computed_anew(desk: Desk, open_desk: Callable[..., Desk]) -> None:
