@@ -35,7 +35,7 @@ $(VENV)/.ready: $(LOCK) engine/pyproject.toml client/pyproject.toml
 bench: $(VENV)/.ready ## measure beside upstream in the same run (NAME=t3 for one; files in out/bench/)
 	@$(BIN)/python -m bench $(NAME)
 
-demo: $(VENV)/.ready ## start a server, speak one sentence over HTTP and one over gRPC into out/, stop it
+demo: $(VENV)/.ready ## start a server, speak one sentence over HTTP, stream one over gRPC, into out/, stop it
 	@$(BIN)/python -m demo --checkpoint $(CHECKPOINT)
 
 serve: $(VENV)/.ready ## run the server (CHECKPOINT=folder or hub id, default tiny)
@@ -53,11 +53,12 @@ loadtest: $(VENV)/.ready ## load a server with Locust (HOST=, USERS=32, SCENARIO
 	    $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(DURATION),--duration $(DURATION)) \
 	    $(if $(WORKERS),--workers $(WORKERS)) $(LOADTEST)
 
-check: $(VENV)/.ready ## ruff and mypy
+check: $(VENV)/.ready ## ruff, mypy, and the deployment files by the tools that read them
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@for model in model_repository/*/1/model.py; do echo "mypy $$model"; $(BIN)/mypy $$model; done
+	@$(BIN)/python -m deploy.check
 
 lock: ## resolve requirements.in again
 	@uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header \
