@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
 from loadtest.processes import Usage, growth
@@ -36,7 +37,7 @@ def write(
     server = summary["server"]
     pictures: dict[str, Callable[[Any], None]] = {
         "concurrency": lambda axes: _draw_concurrency(axes, summary["stages"]),
-        "ttfa": lambda axes: _draw_ttfa(axes, records, began),
+        "ttfa": lambda axes: _draw_ttfa(axes, records),
         "throughput": lambda axes: _draw_throughput(axes, records, timeline, began),
         "batches": lambda axes: _draw_counts(axes, server["triton_batches"], "requests in a batch (Triton)"),
         "s3gen": lambda axes: _draw_counts(axes, server["s3gen_batches"], "utterances in a batch (S3Gen)"),
@@ -116,13 +117,13 @@ def _draw_concurrency(axes: Any, stages: Sequence[dict[str, Any]]) -> None:
         axes.legend()
 
 
-def _draw_ttfa(axes: Any, records: Sequence[Record], began: float) -> None:
-    for protocol in sorted({record.protocol for record in records}):
-        part = [record for record in records if record.protocol == protocol and record.error is None]
-        axes.plot([r.began - began for r in part], [r.ttfa for r in part], ".", alpha=0.6, label=protocol)
-    axes.set(title="Time to first audio", xlabel="request began, seconds", ylabel="seconds", ylim=(0, None))
-    if records:
+def _draw_ttfa(axes: Any, records: Sequence[Record]) -> None:
+    levels = np.arange(0, 101)
+    for protocol in sorted({record.protocol for record in records if record.error is None}):
+        values = [record.ttfa for record in records if record.protocol == protocol and record.error is None]
+        axes.plot(levels, np.percentile(values, levels), label=f"{protocol}, {len(values)} requests")
         axes.legend()
+    axes.set(title="Time to first audio", xlabel="percentile", ylabel="seconds", ylim=(0, None))
 
 
 def _draw_throughput(

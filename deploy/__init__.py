@@ -1,0 +1,1 @@
+"""Files for running the server: image, compose, systemd, monitoring; `python -m deploy.check` validates them."""
