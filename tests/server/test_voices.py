@@ -36,7 +36,7 @@ from tests.postgres import Postgres, sql
 pytestmark = pytest.mark.server
 
 LINE = "One voice among many."
-MODELS = ("chatterbox", "chatterbox_voices")
+MODELS = ("chatterbox", "chatterbox_stream", "chatterbox_voices")
 
 
 def start(
@@ -131,6 +131,19 @@ def test_a_bad_clip_gets_a_400_that_says_what_is_wrong(voices_server: TritonServ
                 client.speak(LINE, reference_audio=clip)
             with pytest.raises(InvalidRequest, match=message):
                 client.voices.add("bad", clip)
+
+
+def test_a_stream_speaks_with_a_clip_and_with_a_stored_voice(voices_server: TritonServer) -> None:
+    clip = encoded(tone(1.0, pitch=370))
+    with client_of(voices_server) as client:
+        client.voices.add("streamed", clip)
+        whole = client.speak(LINE, reference_audio=clip, seed=1, max_seconds=2.0)
+        for voice in ({"reference_audio": clip}, {"voice": "streamed"}):
+            chunks = list(client.stream(LINE, seed=1, max_seconds=2.0, **voice))
+            tokens = np.concatenate([chunk.speech_tokens for chunk in chunks])
+            np.testing.assert_array_equal(tokens, whole.speech_tokens)
+        with pytest.raises(NotFound, match="nobody"):
+            list(client.stream(LINE, voice="nobody"))
 
 
 def test_json_callers_send_clips_as_base64(voices_server: TritonServer) -> None:
