@@ -1,0 +1,132 @@
+"""Text to audio through both stages at 1 to 128 concurrent utterances, beside upstream's own `generate`.
+
+Upstream takes one utterance at a time, so its speed does not grow with their number. The picture's second half is the
+time line of the engine's two threads over the last case: T3 steps above, S3Gen batches below.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bench.report import Report, Row, say, synchronize
+from bench.t3 import full_size_checkpoint
+from chatterbox_engine import assemble
+from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.config import Config
+from chatterbox_engine.engine import Engine
+from chatterbox_engine.errors import RequestError
+from chatterbox_engine.metrics import NoMetrics
+from chatterbox_engine.types import SAMPLE_RATE, SynthesisRequest, SynthesisResult
+from tests.fidelity import upstream
+
+TEXT = "The quick brown fox jumps over the lazy dog, and nobody minds."
+MAX_SECONDS = 5.0
+WAIT = 600.0
+GPU_CASES = (1, 2, 4, 8, 16, 32, 64, 128)
+CPU_CASES = (1, 4, 8)
+
+
+@dataclass
+class TimeLine(NoMetrics):
+    """When each thread was busy: (begin, seconds, how many)."""
+
+    steps: list[tuple[float, float, int]] = field(default_factory=list)
+    batches: list[tuple[float, float, int]] = field(default_factory=list)
+
+    def stepped(self, seconds: float, utterances: int) -> None:
+        self.steps.append((time.monotonic() - seconds, seconds, utterances))
+
+    def vocoded(self, seconds: float, pieces: int) -> None:
+        self.batches.append((time.monotonic() - seconds, seconds, pieces))
+
+    def answered(self, stats: Mapping[str, Any]) -> None:
+        """Not part of the time line."""
+
+    def failed(self, error: RequestError) -> None:
+        raise error
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    cases = GPU_CASES if cuda else CPU_CASES
+    checkpoint = full_size_checkpoint()
+    theirs = upstream_speed(checkpoint)
+    line = TimeLine()
+    config = Config(checkpoint=str(checkpoint.path), max_slots=cases[-1], watermark=False)
+    engine = assemble.build(config, report=say, metrics=line)
+    engine.start()
+    report = Report("engine")
+    report.notes = {"text": TEXT, "max_seconds": MAX_SECONDS, "watermark": False}
+    for count in cases:
+        line.steps.clear()
+        line.batches.clear()
+        seconds, results = speak(engine, count)
+        audio = sum(len(result.samples) for result in results) / SAMPLE_RATE
+        report.add(
+            f"{count} utterances",
+            ours=audio / seconds,
+            upstream=theirs,
+            unit="audio s/s",
+            utterances=count,
+            rtf=seconds / audio,
+            latency_ms=1000 * seconds,
+            t3_busy=sum(step[1] for step in line.steps) / seconds,
+            s3gen_busy=sum(batch[1] for batch in line.batches) / seconds,
+        )
+    engine.close()
+    report.write(lambda axes, rows: draw(axes, rows, line))
+
+
+def speak(engine: Engine, count: int) -> tuple[float, list[SynthesisResult]]:
+    """Wall seconds until all of `count` requests that came together are answered, and their answers."""
+    answers: queue.SimpleQueue[SynthesisResult | RequestError] = queue.SimpleQueue()
+    began = time.perf_counter()
+    for seed in range(count):
+        engine.submit(SynthesisRequest(text=TEXT, seed=seed, max_seconds=MAX_SECONDS), answers.put)
+    results = [answers.get(timeout=WAIT) for _ in range(count)]
+    return time.perf_counter() - began, [result for result in results if isinstance(result, SynthesisResult)]
+
+
+def upstream_speed(checkpoint: Checkpoint) -> float:
+    """Audio seconds per wall second of upstream's `generate`, watermark left out as in ours."""
+    from chatterbox.tts import Conditionals
+
+    tts = upstream.tts(checkpoint)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for part in (tts.t3, tts.s3gen):
+        part.to(device)
+    tts.device = device
+    tts.conds = Conditionals.load(checkpoint.path / "conds.pt").to(device)
+    tts.watermarker.apply_watermark = lambda wave, **_: wave
+    torch.manual_seed(0)
+    began = time.perf_counter()
+    wave = tts.generate(TEXT)
+    synchronize()
+    speed = wave.shape[-1] / SAMPLE_RATE / (time.perf_counter() - began)
+    say(f"engine: upstream speaks {speed:.3f} audio seconds a second")
+    return float(speed)
+
+
+def draw(axes: Any, rows: Sequence[Row], line: TimeLine) -> None:
+    figure = axes.figure
+    axes.set_subplotspec(figure.add_gridspec(2, 1)[0])
+    below = figure.add_subplot(figure.add_gridspec(2, 1)[1])
+    counts = [row["utterances"] for row in rows]
+    axes.plot(counts, [row["ours"] for row in rows], "o-", label="chatterbox-triton")
+    axes.plot(counts, [row["upstream"] for row in rows], "--", label="chatterbox-tts 0.1.7")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("utterances together")
+    axes.set_ylabel("audio s/s")
+    axes.legend()
+    start = min(begin for begin, _, _ in line.steps)
+    for level, spans, colour in ((1, line.steps, "tab:blue"), (0, line.batches, "tab:orange")):
+        below.broken_barh([(begin - start, seconds) for begin, seconds, _ in spans], (level, 0.8), color=colour)
+    below.set_yticks([0.4, 1.4], ["S3Gen", "T3"])
+    below.set_xlabel(f"seconds, {counts[-1]} utterances")
