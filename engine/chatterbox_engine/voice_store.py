@@ -230,6 +230,8 @@ class VoiceStore:
 
 def _open(url: str) -> sa.Engine:
     """An engine that connects at its first use."""
+    if not url:
+        raise ConfigError("voice_store is empty: name a file or the URL of a database")
     try:
         parsed = sa.make_url(_with_driver(url))
     except sa.exc.ArgumentError as error:

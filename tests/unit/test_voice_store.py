@@ -203,7 +203,7 @@ def test_a_table_of_something_else_is_left_alone(postgres: Postgres, caplog: pyt
     store.close()
 
 
-@pytest.mark.parametrize("url", ["mysql://host/db", "sqlite://", "postgresql+psycopg2://host/db", "://"])
+@pytest.mark.parametrize("url", ["", "mysql://host/db", "sqlite://", "postgresql+psycopg2://host/db", "://"])
 def test_a_url_that_cannot_work_is_refused_at_start(url: str) -> None:
     with pytest.raises(ConfigError, match="voice_store"):
         VoiceStore(url)
