@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench.report import Report, Row, say, seconds, synchronize
 from chatterbox_engine import random_checkpoint
+from chatterbox_engine.assemble import choose_dtype
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import ExtentAllocator, KVCache, bytes_per_position
@@ -36,7 +37,7 @@ COPY_BYTES = 1 << 30
 def main() -> None:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    dtype = torch.bfloat16 if cuda else torch.float32
+    dtype = choose_dtype(os.environ.get("CHATTERBOX_DTYPE", "auto"), device, say)
     batches = BATCHES if cuda else BATCHES[:5]
     steps = STEPS if cuda else 16
     checkpoint = full_size_checkpoint()

@@ -18,6 +18,8 @@ _KEPT = Path(__file__).parents[1] / "out" / "checkpoints"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Answers are compared with each other to 1e-4, on processors with and without bfloat16. Servers inherit this.
+    os.environ["CHATTERBOX_DTYPE"] = "float32"
     # Upstream's imports: perth imports pkg_resources, and the flow is built of a class that diffusers will drop.
     config.addinivalue_line("filterwarnings", "ignore:pkg_resources is deprecated as an API:UserWarning")
     config.addinivalue_line("filterwarnings", "ignore:`LoRACompatibleLinear` is deprecated:FutureWarning")

@@ -112,14 +112,17 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device, report: Report) -> torch.dtype:
-    """The weights' type: bfloat16 where the GPU has it, else float32."""
+    """The weights' type: bfloat16 where the device multiplies it in hardware, else float32."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
-    if device.type != "cuda":
-        return torch.float32
-    if torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type == "cuda":
+        has_bfloat16, what = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name(device)
+    else:
+        # AVX512-BF16 also comes with every processor that has AMX.
+        has_bfloat16, what = torch.cpu._is_avx512_bf16_supported(), "this processor"
+    if has_bfloat16:
         return torch.bfloat16
-    report(f"{torch.cuda.get_device_name(device)} has no bfloat16: using float32, about twice as slow")
+    report(f"{what} has no bfloat16: using float32, which is slower")
     return torch.float32
 
 

@@ -46,7 +46,7 @@ class Config:
     device: str = "auto"
     """`auto` (CUDA when there is one), `cuda`, `cuda:1`, `cpu`."""
     dtype: str = "auto"
-    """T3's and the flow's weights: `bfloat16`, `float32`, or `auto` (bfloat16 on GPUs that have it)."""
+    """T3's and the flow's weights: `bfloat16`, `float32`, or `auto` (bfloat16 on devices that have it)."""
     cpu_threads: int = 0
     """Threads of one network on a CPU; 0 takes half of the cores, since T3 and S3Gen run at the same time and two
     OpenMP teams as large as the machine spin against each other."""

@@ -42,3 +42,14 @@ def test_compile_modes_lose_their_own_graphs_while_ours_are_on() -> None:
     graphs.enabled = True
     assert assemble.choose_compile_mode(config, graphs) == "default"
     assert assemble.choose_compile_mode(Config(), graphs) is None
+
+
+@pytest.mark.parametrize(("has_it", "expected", "lines"), [(True, torch.bfloat16, 0), (False, torch.float32, 1)])
+def test_a_device_without_bfloat16_gets_float32_and_a_line_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, has_it: bool, expected: torch.dtype, lines: int
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_it)
+    said: list[str] = []
+    assert assemble.choose_dtype("auto", CPU, said.append) == expected
+    assert len(said) == lines
+    assert assemble.choose_dtype("float32", CPU, said.append) == torch.float32
