@@ -115,15 +115,24 @@ class Watch:
             self._selector.unregister(pidfd)
             os.close(pidfd)
         # When the server is gone, that is what killed the stub: the end of the guard tells.
-        if not self._stopping and read_process(stub.server):
-            self._fail(f"the process {stub.pid} of the model {stub.model} died ({ending(stub.pid)})")
+        if self._stopping or not read_process(stub.server):
+            return
+        failure = f"the process {stub.pid} of the model {stub.model} died ({ending(stub.pid)})"
+        if self.ready:
+            self._fail(failure)
+        else:  # most likely it did not load: then the server says why, and ends by itself
+            self._alarms[functools.partial(self._fail_to_start, failure)] = time.monotonic() + _FAILURE_SECONDS
+
+    def _fail_to_start(self, failure: str) -> None:
+        self._fail(f"{failure}\n{self._reader.failure()}")
 
     def _check_ready(self) -> None:
         if self.ready or not _answers_ready(self._http_url):
             return
         self._find_stubs()
         self.ready = True
-        self._alarms.clear()
+        for alarm in (self._report_progress, self._give_up):
+            self._alarms.pop(alarm, None)
         self._say(f"ready after {time.monotonic() - self._started:.1f} s")
         self.settled.set()
 
