@@ -311,7 +311,7 @@ def test_streams_fail_within_a_second_when_the_engine_is_killed(tiny_path: Path,
 
 def test_an_engine_that_cannot_start_ends_the_server_with_its_own_error(tmp_path: Path) -> None:
     environment = {"CHATTERBOX_CHECKPOINT": str(tmp_path / "nothing")}
-    with pytest.raises(ServerFailed, match="CheckpointError: .*nothing: no such folder"):
+    with pytest.raises(ServerFailed, match=r"CheckpointError: .*nothing: no such folder"):
         TritonServer(ServerOptions(environment=environment, log=tmp_path / "triton.log")).start()
 
 
