@@ -117,7 +117,7 @@ class Engine:
         self._finishers = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
         self._threads = [
             threading.Thread(target=self._guard, args=(body,), name=name, daemon=True)
-            for name, body in (("engine", self._loop), ("vocoder", self._vocoder.run), ("sender", self._send))
+            for name, body in (("engine", self._loop), ("vocoder", self._vocode), ("sender", self._send))
         ]
 
     # Any thread
@@ -125,11 +125,13 @@ class Engine:
     def start(self) -> None:
         """Starts the threads and waits until the engine is warm. Raises what warming up raised."""
         self._parts.voices.start(self._report)
-        for thread in self._threads:
+        engine, vocoder, sender = self._threads
+        for thread in (engine, vocoder):  # in turn: no graph can be captured while another thread uses the GPU
             thread.start()
-        error = self._ready.get()
-        if error is not None:
-            raise error
+            error = self._ready.get()
+            if error is not None:
+                raise error
+        sender.start()
 
     def submit(self, request: SynthesisRequest, answer: Answer) -> int:
         """Queues a request; `answer` is called exactly once, from the sender thread. Returns a number for `cancel`.
@@ -332,6 +334,15 @@ class Engine:
         self._advance(job, stream)
 
     # Vocoder thread, then finishers
+
+    def _vocode(self) -> None:
+        try:
+            self._vocoder.warm_up(self._report)
+        except BaseException as error:  # handed to `start`, which raises it
+            self._ready.put(error)
+            return
+        self._ready.put(None)
+        self._vocoder.run()
 
     def _on_vocoded(self, piece: Piece) -> None:
         if not piece.utterance.job.ended:

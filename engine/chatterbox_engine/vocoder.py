@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from chatterbox_engine.jobs import Utterance
 from chatterbox_engine.metrics import Metrics, NoMetrics
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen
 from chatterbox_engine.s3gen.stream import Window, synthesise
-from chatterbox_engine.streaming import Span
-from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples
+from chatterbox_engine.streaming import LOOKAHEAD, ChunkPolicy, Span
+from chatterbox_engine.types import SAMPLES_PER_TOKEN, TOKENS_PER_SECOND, Samples
 from chatterbox_engine.voice_cache import Memo
 
 VOICES_KEPT = 256
@@ -38,7 +39,7 @@ class Piece:
 
 
 class Vocoder:
-    """S3Gen behind a queue. `run` is the thread's body; on CUDA it works on a stream of its own.
+    """S3Gen behind a queue. `run` is the body of a thread; on CUDA it works on a stream of its own.
 
     First chunks of streams are vocoded before everything else and without anything else, whose length would hold them
     up; all other pieces in the order in which they came.
@@ -77,10 +78,21 @@ class Vocoder:
             self._changed.notify()
 
     @torch.inference_mode()
-    def run(self) -> None:
-        device = self._s3gen.device
+    def warm_up(self, report: Callable[[str], None]) -> None:
+        """Vocodes a first chunk for nobody, so that the first request is as fast as the next. On `run`'s thread."""
+        device, mel, prompt = self._s3gen.device, self._s3gen.dims.mel, 10 * TOKENS_PER_SECOND
         if device.type == "cuda":
             torch.cuda.set_stream(torch.cuda.Stream(device))
+        began = time.monotonic()
+        zeros = partial(torch.zeros, device=device)
+        voice = PreparedVoice(zeros(prompt, dtype=torch.int64), zeros(2 * prompt, mel), zeros(mel))
+        tokens = ChunkPolicy().first + LOOKAHEAD
+        synthesise(self._s3gen, [Window(torch.zeros(tokens, dtype=torch.int64), voice, 0, Span.whole(tokens))])
+        report(f"S3Gen: one chunk vocoded, {time.monotonic() - began:.1f} s")
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """The thread's body, after `warm_up`."""
         while (batch := self._next_batch()) is not None:
             self._vocode(batch)
 

@@ -178,6 +178,13 @@ def test_a_failure_while_warming_up_is_raised_by_start() -> None:
         fake.engine.start()
 
 
+def test_a_failure_of_the_vocoder_while_warming_up_is_raised_by_start_too() -> None:
+    fake = FakeEngine()
+    fake.s3gen.error = MemoryError("no room")
+    with pytest.raises(MemoryError, match="no room"):
+        fake.engine.start()
+
+
 def _fail(report: object) -> None:
     raise MemoryError("no room")
 
