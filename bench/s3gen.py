@@ -157,9 +157,16 @@ def stages(s3gen: S3Gen, jobs: Sequence[VocoderJob]) -> dict[str, float]:
 
 def count_flops(call: Callable[[], object]) -> float:
     """Floating-point operations of the matrix products and convolutions of a call."""
-    with FlopCounterMode(display=False) as counter:
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}  # torch counts CUDA's only
+    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
         call()
     return float(counter.get_total_flops())
+
+
+def attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_args: Any, **_options: Any) -> int:
+    """Operations of both products of an attention, from the shapes [rows, heads, positions, size]."""
+    rows, heads, queries, size = q
+    return 2 * rows * heads * queries * k[2] * (size + v[3])
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
