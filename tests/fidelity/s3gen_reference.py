@@ -48,7 +48,7 @@ def build_upstream(dims: S3GenDims, seed: int = 0) -> Upstream:
     """Builds upstream's flow and vocoder of these sizes."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        modules = Upstream(upstream._flow(dims).eval(), upstream._mel2wav(dims).eval())
+        modules = Upstream(upstream.flow(dims).eval(), upstream.mel2wav(dims).eval())
         with torch.no_grad():
             _randomise(modules)
     return modules

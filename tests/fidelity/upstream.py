@@ -56,8 +56,8 @@ def s3gen(dims: S3GenDims, reference: ReferenceDims, state: State) -> Any:
         module.mel_extractor = parts.mel_spectrogram
         module.speaker_encoder = parts.CAMPPlus(memory_efficient=False)
         module.tokenizer = _tokenizer(reference)
-        module.flow = _flow(dims)
-        module.mel2wav = _mel2wav(dims)
+        module.flow = flow(dims)
+        module.mel2wav = mel2wav(dims)
         fade = torch.zeros(960)
         fade[480:] = (torch.cos(torch.linspace(torch.pi, 0, 480)) + 1) / 2
         module.register_buffer("trim_fade", fade, persistent=False)
@@ -99,7 +99,8 @@ def _tokenizer(dims: ReferenceDims) -> Any:
     return module
 
 
-def _flow(dims: S3GenDims) -> Any:
+def flow(dims: S3GenDims) -> Any:
+    """Upstream's token-to-mel module."""
     from chatterbox.models.s3gen import s3gen as parts
     from chatterbox.models.s3gen.transformer.upsample_encoder import PreLookaheadLayer, Upsample1D
     from chatterbox.models.s3gen.transformer.upsample_encoder import UpsampleConformerEncoder as Encoder
@@ -140,7 +141,8 @@ def _flow(dims: S3GenDims) -> Any:
     )
 
 
-def _mel2wav(dims: S3GenDims) -> Any:
+def mel2wav(dims: S3GenDims) -> Any:
+    """Upstream's vocoder."""
     from chatterbox.models.s3gen import s3gen as parts
 
     return parts.HiFTGenerator(
