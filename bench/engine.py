@@ -29,7 +29,7 @@ TEXT = "The quick brown fox jumps over the lazy dog, and nobody minds."
 MAX_SECONDS = 5.0
 WAIT = 600.0
 GPU_CASES = (1, 2, 4, 8, 16, 32, 64, 128)
-CPU_CASES = (1, 4, 8)
+CPU_CASES = (1, 4)
 
 
 @dataclass
@@ -64,6 +64,8 @@ def main() -> None:
     report = Report("engine")
     report.notes = {"text": TEXT, "max_seconds": MAX_SECONDS, "watermark": False}
     for count in cases:
+        if cuda:
+            speak(engine, count)  # kernels and plans of this batch's shapes are made once
         line.steps.clear()
         line.batches.clear()
         seconds, results = speak(engine, count)
@@ -104,9 +106,10 @@ def upstream_speed(checkpoint: Checkpoint) -> float:
     tts.device = device
     tts.conds = Conditionals.load(checkpoint.path / "conds.pt").to(device)
     tts.watermarker.apply_watermark = lambda wave, **_: wave
-    torch.manual_seed(0)
-    began = time.perf_counter()
-    wave = tts.generate(TEXT)
+    for _ in range(2 if device == "cuda" else 1):  # the first is the warm-up
+        torch.manual_seed(0)
+        began = time.perf_counter()
+        wave = tts.generate(TEXT)
     synchronize()
     speed = wave.shape[-1] / SAMPLE_RATE / (time.perf_counter() - began)
     say(f"engine: upstream speaks {speed:.3f} audio seconds a second")

@@ -48,6 +48,9 @@ def build(
     dtype = choose_dtype(config.dtype, device, report)
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads or max(1, (os.cpu_count() or 2) // 2))
+    else:
+        # cuDNN's attention makes a plan for every new shape, which costs more than it saves where lengths vary.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     report(f"loading T3 and S3Gen on {device} in {str(dtype).removeprefix('torch.')}")
     model = T3.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
     s3gen = S3Gen.from_state_dict(
@@ -72,6 +75,8 @@ def build(
         vocoder_batch=config.vocoder_batch,
         vocoder_delay=config.vocoder_delay,
     )
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # the engine's threads read what was made here on streams of their own
     return Engine(parts, report=report, on_failure=on_failure or (lambda _error: None), metrics=metrics)
 
 

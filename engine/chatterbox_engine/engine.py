@@ -237,7 +237,8 @@ class Engine:
         device = self._runner.model.device
         try:
             if device.type == "cuda":
-                torch.cuda.set_stream(torch.cuda.Stream(device))
+                # before the vocoder's: its large kernels would delay the small ones of a step
+                torch.cuda.set_stream(torch.cuda.Stream(device, priority=-1))
             self._runner.warm_up(self._report)
         except BaseException as error:  # handed to `start`, which raises it
             self._ready.put(error)

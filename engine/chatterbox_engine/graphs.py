@@ -36,11 +36,12 @@ class Graphs:
             function()
         torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream()
+        # The default stream cannot be captured; None is a side stream of torch's own.
+        stream = None if current == torch.cuda.default_stream() else current
         try:
             # thread_local: another thread (the vocoder) may use the GPU meanwhile
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
-            ):
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 function()
         except RuntimeError as error:
             raise RuntimeError(f"CUDA graph {key} failed; CHATTERBOX_CUDA_GRAPHS=0 runs without: {error}") from error

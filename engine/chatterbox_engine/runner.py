@@ -90,17 +90,18 @@ class Slots:
     def fill(self, prompt: Prompt, bos: int) -> None:
         """Sets a slot up for a new utterance."""
         slot, params = prompt.slot, prompt.sampling
-        self.step[slot] = 0
-        self.prompt[slot] = prompt.length
-        self.alive[slot] = 1
-        self.cfg[slot] = params.cfg_weight
-        self.temperature[slot] = params.temperature
-        self.penalty[slot] = params.repetition_penalty
-        self.min_p[slot] = params.min_p
-        self.top_p[slot] = params.top_p
-        self.seen[slot] = False
-        self.seen[slot, bos] = True
-        self.uniforms[slot, : len(prompt.uniforms)] = prompt.uniforms.to(self.uniforms.device)
+        # fill_ hands the number to the kernel; an assignment would copy it from the host and wait for the device
+        self.step[slot].fill_(0)
+        self.prompt[slot].fill_(prompt.length)
+        self.alive[slot].fill_(1)
+        self.cfg[slot].fill_(params.cfg_weight)
+        self.temperature[slot].fill_(params.temperature)
+        self.penalty[slot].fill_(params.repetition_penalty)
+        self.min_p[slot].fill_(params.min_p)
+        self.top_p[slot].fill_(params.top_p)
+        self.seen[slot].fill_(False)
+        self.seen[slot, bos].fill_(True)
+        self.uniforms[slot, : len(prompt.uniforms)] = upload(prompt.uniforms, self.uniforms.device)
 
 
 class Runner:
@@ -208,9 +209,9 @@ class Runner:
         starts += [self.cache.scratch] * (rows - len(starts))
         batch += [(self.slots.dummy, 0, 0)] * (count - len(batch))
         device = self.model.device
-        self._row_slot[:rows] = torch.tensor(slots, device=device)
-        self._row_start[:rows] = torch.tensor(starts, device=device)
-        self._batch[:, :count] = torch.tensor(batch, device=device).T
+        self._row_slot[:rows] = upload(torch.tensor(slots), device)
+        self._row_start[:rows] = upload(torch.tensor(starts), device)
+        self._batch[:, :count] = upload(torch.tensor(batch), device).T
 
     def _decode_rows(self, rows: int) -> None:
         slot, start = self._row_slot[:rows], self._row_start[:rows]
@@ -239,7 +240,8 @@ class Runner:
             use_top_p=use_top_p,
         )
         slots.token[slot] = token
-        slots.seen[slot, token] = True
+        # a Python True would be copied from the host, which no graph can capture
+        slots.seen[slot, token] = torch.ones_like(token, dtype=torch.bool)
         slots.step.index_add_(0, slot, slots.alive[slot])
         self._drawn[:count] = token
 
@@ -253,14 +255,15 @@ class Runner:
             length = next(size for size in PREFILL_LENGTHS if size >= length)
         x, where, last = self._prompt_tensors(rows, length)
         where.fill_(self.cache.scratch)
+        last.zero_()  # the end of an earlier, longer prompt would lie outside of this bucket
         row = 0
         for prompt in prompts:
-            embedded = self.model.prompt(prompt.prefix, prompt.text.to(device))
+            embedded = self.model.prompt(prompt.prefix, upload(prompt.text, device))
             positions = torch.arange(prompt.length, device=device)
             for extent, embedded_row in zip(prompt.rows, embedded, strict=False):
                 x[row, : prompt.length] = embedded_row
                 where[row, : prompt.length] = extent.start + positions
-                last[row] = prompt.length - 1
+                last[row].fill_(prompt.length - 1)
                 row += 1
         self.graphs.run(("prefill", rows, length), partial(self._prefill_rows, x, where, last))
         self._upload(prompts)
@@ -281,6 +284,11 @@ class Runner:
 
     def _prefill_rows(self, x: Tensor, where: Tensor, last: Tensor) -> None:
         self._logits[: len(x)] = self.model.prefill(x, self.cache, where, last)
+
+
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on the device, without waiting for what the device is doing."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def buckets(limit: int) -> list[int]:

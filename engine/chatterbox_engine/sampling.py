@@ -33,7 +33,7 @@ def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
     """Keeps the smallest set of tokens whose probability reaches `top_p` (Holtzman et al. 2019); never empty."""
     ordered, order = logits.sort(dim=-1)
     drop = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p[:, None]
-    drop[:, -1] = False
+    drop[:, -1].fill_(False)
     return logits.masked_fill(torch.zeros_like(drop).scatter_(1, order, drop), -torch.inf)
 
 

@@ -146,11 +146,10 @@ class T3(nn.Module):
         Returns [rows, speech_vocab] in the compute dtype.
         """
         rows, length, _ = x.shape
-        cos, sin = self.cos[:length, None], self.sin[:length, None]
+        cos, sin = self.cos[:length, None, None], self.sin[:length, None, None]
         flat = where.flatten()
         for index, block in enumerate(self._blocks):
-            q, k, v = self._qkv(block, x)  # [rows, length, heads, head_dim]
-            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            q, k, v = self._qkv(block, x, cos, sin)  # [rows, length, heads, head_dim]
             keys, values = cache.data[index].unbind()
             keys.index_copy_(0, flat, k.flatten(0, 1))
             values.index_copy_(0, flat, v.flatten(0, 1))
@@ -167,10 +166,10 @@ class T3(nn.Module):
         extent in the pool.
         """
         x = self.speech_embedding[token] + self.speech_position[speech_position]  # [rows, hidden]
-        cos, sin = self.cos[position][:, None], self.sin[position][:, None]
+        cos, sin = self.cos[position][:, None, None], self.sin[position][:, None, None]
         for index, block in enumerate(self._blocks):
-            q, k, v = self._qkv(block, x)  # [rows, heads, head_dim]
-            mixed = decode_attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v, cache.data, index, start, position)
+            q, k, v = self._qkv(block, x, cos, sin)  # [rows, heads, head_dim]
+            mixed = decode_attention(q, k, v, cache.data, index, start, position)
             x = self._finish_block(block, x, mixed.flatten(1))
         return self._logits(x)
 
@@ -178,10 +177,12 @@ class T3(nn.Module):
     def _blocks(self) -> Iterator[Block]:
         return (block for block in self.blocks if isinstance(block, Block))
 
-    def _qkv(self, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _qkv(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query and key, rotated together (half the kernels), and value: each [..., heads, head_dim]."""
         x = F.linear(self._rms_norm(x, block.attention_norm), block.qkv)
-        q, k, v = x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim)).unbind(-3)
-        return q, k, v
+        x = x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim))
+        q, k = _rotate(x[..., :2, :, :], cos, sin).unbind(-3)
+        return q, k, x[..., 2, :, :]
 
     def _finish_block(self, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + F.linear(mixed, block.out)
@@ -196,7 +197,7 @@ class T3(nn.Module):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE in transformers' half-split form; cos and sin are [..., 1, head_dim / 2]."""
+    """RoPE in transformers' half-split form; cos and sin are [..., 1, 1, head_dim / 2]."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 

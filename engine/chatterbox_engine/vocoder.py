@@ -21,6 +21,10 @@ from chatterbox_engine.types import SAMPLES_PER_TOKEN, TOKENS_PER_SECOND, Sample
 from chatterbox_engine.voice_cache import Memo
 
 VOICES_KEPT = 256
+PROMPT_TOKENS = 10 * TOKENS_PER_SECOND
+LARGEST_BATCH = 16 * (PROMPT_TOKENS + 40 * TOKENS_PER_SECOND) ** 2
+"""Rows times the square of their length in tokens, which S3Gen's memory grows with: 16 utterances of 40 s behind a
+prompt of 10 s, about 12 GB at full size (float32 scores of the encoder's attention and their relative positions)."""
 
 
 @dataclass(eq=False)
@@ -108,7 +112,9 @@ class Vocoder:
             pieces = self._urgent or self._others
             if not pieces and self._closed:
                 return None
-            batch = [pieces.popleft() for _ in range(min(self._batch, len(pieces)))]
+            batch = [pieces.popleft()]
+            while pieces and len(batch) < self._batch and _fits([*batch, pieces[0]]):
+                batch.append(pieces.popleft())
         return [piece for piece in batch if not piece.utterance.job.ended]
 
     def _need_not_wait(self) -> bool:
@@ -134,6 +140,11 @@ class Vocoder:
         prepared = self._prepared.get(voice.key, lambda: self._s3gen.prepare(voice.conditionals.s3gen))
         tokens = torch.tensor(utterance.tokens[span.start : span.stop])
         return Window(tokens, prepared, utterance.vocoder_seed, span, utterance.phase)
+
+
+def _fits(batch: Sequence[Piece]) -> bool:
+    longest = PROMPT_TOKENS + max(piece.span.tokens for piece in batch)
+    return len(batch) * longest**2 <= LARGEST_BATCH
 
 
 def _to_samples(wave: torch.Tensor, tokens: int) -> Samples:

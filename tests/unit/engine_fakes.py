@@ -78,6 +78,9 @@ class FakeS3Gen:
         self.error: Exception | None = None
         self.batches: list[int] = []
 
+    def upload(self, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values)
+
     def prepare(self, conditionals: Any) -> Any:
         return SimpleNamespace(frames=0)
 

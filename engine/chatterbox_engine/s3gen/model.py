@@ -126,11 +126,11 @@ class S3Gen:
         prompts = [voice.frames for voice in voices]
         totals = [job.voice.frames + job.frames for job in jobs]
         start = noise or [start_noise(job.seed, total, self.dims.mel) for job, total in zip(jobs, totals, strict=True)]
-        tokens = self._pad([torch.cat([job.voice.tokens, self._upload(job.tokens)]) for job in jobs])
+        tokens = self._pad([torch.cat([job.voice.tokens, self.upload(job.tokens)]) for job in jobs])
         speakers = torch.stack([voice.speaker for voice in voices])
         inputs = (tokens, self._pad(start), speakers, self._pad([voice.mel for voice in voices], size=max(totals)))
         bucket = self._to_mel.find(*tokens.shape)
-        x = bucket.run(*inputs, self._upload(totals)) if bucket else self._solve(*inputs, self._lengths(totals))
+        x = bucket.run(*inputs, self.upload(totals)) if bucket else self._solve(*inputs, self._lengths(totals))
         return self._crop(x, prompts, [job.frames for job in jobs])
 
     @torch.inference_mode()
@@ -141,7 +141,7 @@ class S3Gen:
         """
         inputs = (mel, self._pad([noise.phases for noise in source]), self._pad([noise.samples for noise in source]))
         bucket = self._to_wave.find(*mel.shape[:2])
-        return bucket.run(*inputs, self._upload(frames)) if bucket else self.hift(*inputs, self._lengths(frames))
+        return bucket.run(*inputs, self.upload(frames)) if bucket else self.hift(*inputs, self._lengths(frames))
 
     @torch.inference_mode()
     def pitch(self, mel: Tensor, frames: Sequence[int]) -> Tensor:
@@ -174,7 +174,7 @@ class S3Gen:
 
     def _lengths(self, lengths: Sequence[int]) -> Tensor | None:
         """[rows] int64 on the device, None when no row is padded."""
-        return self._upload(lengths) if len(set(lengths)) > 1 else None
+        return self.upload(lengths) if len(set(lengths)) > 1 else None
 
     def _pad(self, rows: Sequence[Tensor], size: int | None = None) -> Tensor:
         """Stacks rows of different first dimension, zeros behind them, on the device."""
@@ -182,9 +182,9 @@ class S3Gen:
         out = rows[0].new_zeros((len(rows), size, *rows[0].shape[1:]))
         for target, row in zip(out, rows, strict=True):
             target[: row.shape[0]] = row
-        return self._upload(out)
+        return self.upload(out)
 
-    def _upload(self, values: Tensor | Sequence[int]) -> Tensor:
+    def upload(self, values: Tensor | Sequence[int]) -> Tensor:
         """To the device; from pinned memory, so that the CPU does not wait for it."""
         tensor = torch.as_tensor(values)
         if self.device.type == "cuda" and tensor.device.type == "cpu":

@@ -1,0 +1,100 @@
+"""What CUDA graphs need of the runner, shown without a GPU: static padded inputs, and nothing copied from the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.runner import Runner
+from chatterbox_engine.t3 import T3
+from chatterbox_engine.types import SamplingParams, T3Conditionals
+from tests.fidelity.t3_loop import CPU, SLOTS, Loop, Request
+
+
+class PretendGraphs(Graphs):
+    """Makes the runner use its buckets and static buffers, and runs every function as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU, enabled=False)
+        self.enabled = True
+
+    def capture(self, key: Hashable, function: Callable[[], None]) -> None:
+        function()
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Checkpoint) -> T3:
+    return T3.from_state_dict(tiny.t3_state(), tiny.dims.t3, device=CPU, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def voice(tiny: Checkpoint) -> T3Conditionals:
+    conditionals = tiny.conditionals()
+    assert conditionals is not None
+    return conditionals.t3
+
+
+def request(length: int, arrives: int, cfg_weight: float) -> Request:
+    return Request(length, SamplingParams(cfg_weight=cfg_weight), seed=length, max_tokens=12, arrives=arrives)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        [(10 + 9 * n, 3 * n, [0.5, 0.0, 1.0][n % 3]) for n in range(9)],
+        [(200, 0, 0.5), (20, 40, 0.0)],  # a long prompt, then a short one whose bucket has rows to spare
+        [(150, 0, 0.5)] * 4 + [(20, 40, 0.5)] * 3,
+    ],
+)
+def test_padded_buckets_over_static_buffers_change_no_tokens(
+    model: T3, voice: T3Conditionals, wanted: list[tuple[int, int, float]]
+) -> None:
+    expected, got = [request(*w) for w in wanted], [request(*w) for w in wanted]
+    Loop(model, voice, cache_len=512).run(expected)
+    padded = Loop(model, voice, cache_len=512)
+    padded.runner = Runner(model, padded.cache, SLOTS, graphs=PretendGraphs())
+    padded.runner.warm_up(lambda _line: None)
+    padded.run(got)
+    assert [r.tokens for r in got] == [r.tokens for r in expected]
+
+
+class HostCopies(TorchDispatchMode):
+    """Notes every operation that touches a tensor of the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_captured_function_copies_from_the_host(tiny: Checkpoint) -> None:
+    device = torch.device("cuda:0")  # its tensors are fake ones
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    state = {name: mode.from_tensor(value) for name, value in tiny.t3_state().items()}
+    with torch.no_grad(), mode:
+        model = T3.from_state_dict(state, tiny.dims.t3, device=device, dtype=torch.bfloat16)
+        cache = KVCache(model.dims, 4096, device=device, dtype=model.dtype)
+        runner = Runner(model, cache, 8, graphs=PretendGraphs())
+        for name, function in {
+            "decode": lambda: runner._decode_rows(8),
+            "prefill": lambda: runner._prefill_rows(*runner._prompt_tensors(8, 64)),
+            "sample": lambda: runner._sample_rows(4, False),
+            "sample with top_p": lambda: runner._sample_rows(4, True),
+        }.items():
+            with HostCopies() as copies:
+                function()
+            assert not copies.found, f"{name}: {copies.found}"
