@@ -99,6 +99,7 @@ class SameMel:
 
     def __init__(self, s3gen: S3Gen, mel: Tensor) -> None:
         self.dims, self.fade, self.hift, self.vocode = s3gen.dims, torch.ones(1), s3gen.hift, s3gen.vocode
+        self.upload = s3gen.upload
         self._mel = mel
 
     def mel(self, jobs: Sequence[VocoderJob], noise: Sequence[Tensor]) -> Tensor:
@@ -129,6 +130,7 @@ class Voiced:
 
     dims = SimpleNamespace(mel=2)
     fade = torch.ones(1)
+    upload = staticmethod(torch.tensor)
 
     def __init__(self, pitch: Tensor, loudness: Tensor, drift: float) -> None:
         self._frames = torch.stack([loudness, pitch], dim=1)  # [frames, 2]
