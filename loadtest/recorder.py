@@ -13,11 +13,14 @@ from typing import Any
 import gevent  # type: ignore[import-untyped]
 from locust import events
 from locust.env import Environment
-from locust.runners import WorkerRunner
+from locust.rpc import Message
+from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest.records import Record
 
 PROGRESS_SECONDS = 5
+LAST_RECORDS = "last_records"
+"""The message with which a worker hands over what it has not reported yet."""
 
 _records: list[dict[str, Any]] = []
 _timeline: list[tuple[float, int]] = []
@@ -48,14 +51,31 @@ def _fire(
 
 
 @events.report_to_master.add_listener
-def _send(data: dict[str, Any], **_: Any) -> None:
-    data["records"] = list(_records)
-    _records.clear()
+def _report(data: dict[str, Any], **_: Any) -> None:
+    data["records"] = _take()
 
 
 @events.worker_report.add_listener
 def _receive(data: dict[str, Any], **_: Any) -> None:
     _records.extend(data["records"])
+
+
+@events.test_stop.add_listener
+def _send_the_last(environment: Environment, **_: Any) -> None:
+    """A worker's users have ended. Its next regular report would come too late: once a worker has said that it
+    stopped, the master counts it no more, waits for none of its reports and writes what it has."""
+    if isinstance(environment.runner, WorkerRunner):
+        environment.runner.send_message(LAST_RECORDS, {"records": _take()})
+
+
+def _receive_the_last(msg: Message, **_: Any) -> None:
+    _receive(msg.data)
+
+
+def _take() -> list[dict[str, Any]]:
+    taken = list(_records)
+    _records.clear()
+    return taken
 
 
 @events.test_start.add_listener
@@ -89,6 +109,8 @@ def _say(seconds: float, users: int) -> None:
 
 @events.init.add_listener
 def _prepare(environment: Environment, **_: Any) -> None:
+    if isinstance(environment.runner, MasterRunner):
+        environment.runner.register_message(LAST_RECORDS, _receive_the_last)
     options = environment.parsed_options
     if options is not None and options.records and not isinstance(environment.runner, WorkerRunner):
         events.quit.add_listener(partial(_write, Path(options.records)))
