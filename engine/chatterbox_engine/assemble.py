@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -13,7 +14,7 @@ from chatterbox_engine.config import Config
 from chatterbox_engine.dims import T3Dims
 from chatterbox_engine.engine import Engine, Parts
 from chatterbox_engine.errors import ConfigError
-from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.graphs import Graphs, own_stream
 from chatterbox_engine.kv_cache import KVCache, bytes_per_position
 from chatterbox_engine.metrics import Metrics
 from chatterbox_engine.runner import Runner
@@ -27,8 +28,9 @@ from chatterbox_engine.watermark import make_watermarker
 
 Report = Callable[[str], None]
 
-# Left free on the device for activations, graphs and the vocoder's work.
-GPU_RESERVE = 3 << 30
+# Left free on a GPU, beside the vocoder's batches and graphs, for T3's activations and graphs and the clip encoders.
+GPU_RESERVE = 2 << 30
+LARGEST_VOCODER_MEMORY = 12 << 30
 
 
 def build(
@@ -67,12 +69,14 @@ def build(
         s3gen=s3gen,
         tokenizer=Tokenizer(checkpoint.tokenizer_path),
         voices=make_voices(config, checkpoint, device),
-        watermarker=make_watermarker(enabled=config.watermark),
+        watermarker=make_watermarker(device, enabled=config.watermark),
         about={"model": config.checkpoint, "optimizations": optimizations(config, dtype, graphs)},
         max_queue=config.max_queue,
         request_timeout=config.request_timeout,
         segment_chars=config.segment_chars,
+        vocoder_graphs=Graphs(device, enabled=config.cuda_graphs),
         vocoder_batch=config.vocoder_batch,
+        vocoder_memory=vocoder_memory(device),
         vocoder_delay=config.vocoder_delay,
     )
     if device.type == "cuda":
@@ -88,10 +92,6 @@ def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device) ->
 
         return ReferenceEncoder(checkpoint, device)
 
-    def own_stream() -> None:
-        if device.type == "cuda":
-            torch.cuda.set_stream(torch.cuda.Stream(device))
-
     return Voices(
         built_in=checkpoint.conditionals(),
         identity=checkpoint.identity,
@@ -99,7 +99,7 @@ def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device) ->
         make_encoder=make_encoder,
         limits=ClipLimits(config.max_clip_mb << 20, config.max_clip_seconds),
         cache_bytes=config.voice_cache_mb << 20,
-        prepare_thread=own_stream,
+        prepare_thread=partial(own_stream, device),
     )
 
 
@@ -148,12 +148,24 @@ def plan_positions(dims: T3Dims, max_slots: int, max_cache_len: int) -> int:
     return max(max_slots * 2 * max_cache_len, 2 * longest)
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes of the device, or of the machine for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def vocoder_memory(device: torch.device) -> int:
+    """Bytes for one batch of S3Gen: a quarter of all, up to what 16 utterances of 40 s take."""
+    return min(LARGEST_VOCODER_MEMORY, total_memory(device) // 4)
+
+
 def check_memory(needed: int, device: torch.device, max_slots: int, config: Config, report: Report) -> None:
     """Refuses a cache that cannot fit, with the numbers. Raises ConfigError."""
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] - GPU_RESERVE
+        free = torch.cuda.mem_get_info(device)[0] - GPU_RESERVE - vocoder_memory(device) * 5 // 4
     else:
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = total_memory(device)
     plan = f"KV cache: {max_slots} slots of 2 rows of {config.max_cache_len} positions, {needed / 1e9:.2f} GB"
     report(f"{plan}; {free / 1e9:.1f} GB free on {device}")
     if needed > free:

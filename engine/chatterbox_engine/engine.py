@@ -34,6 +34,7 @@ from chatterbox_engine.errors import (
     Overloaded,
     RequestError,
 )
+from chatterbox_engine.graphs import Graphs, own_stream
 from chatterbox_engine.jobs import Answer, ChunkAnswer, Job, Stream, Utterance
 from chatterbox_engine.metrics import Metrics, NoMetrics, Status, resident_bytes
 from chatterbox_engine.runner import Drawn, Prompt, Runner
@@ -68,7 +69,11 @@ class Parts:
     max_queue: int
     request_timeout: float
     segment_chars: int
+    vocoder_graphs: Graphs
+    """The vocoder thread's, for S3Gen."""
     vocoder_batch: int
+    vocoder_memory: int
+    """Bytes for one batch."""
     vocoder_delay: float
 
 
@@ -109,12 +114,17 @@ class Engine:
         self._ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._vocoder = Vocoder(
             parts.s3gen,
+            graphs=parts.vocoder_graphs,
             batch=parts.vocoder_batch,
             delay=parts.vocoder_delay,
+            memory=parts.vocoder_memory,
             done=self._on_vocoded,
+            failed=lambda piece, error: self._settle(piece.utterance.job, error),
             metrics=self._metrics,
         )
-        self._finishers = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
+        self._finishers = ThreadPoolExecutor(
+            FINISHERS, "finisher", initializer=partial(own_stream, parts.runner.model.device)
+        )
         self._threads = [
             threading.Thread(target=self._guard, args=(body,), name=name, daemon=True)
             for name, body in (("engine", self._loop), ("vocoder", self._vocode), ("sender", self._send))
@@ -236,9 +246,8 @@ class Engine:
     def _loop(self) -> None:
         device = self._runner.model.device
         try:
-            if device.type == "cuda":
-                # before the vocoder's: its large kernels would delay the small ones of a step
-                torch.cuda.set_stream(torch.cuda.Stream(device, priority=-1))
+            # before the vocoder's: its large kernels would delay the small ones of a step
+            own_stream(device, priority=-1)
             self._runner.warm_up(self._report)
         except BaseException as error:  # handed to `start`, which raises it
             self._ready.put(error)

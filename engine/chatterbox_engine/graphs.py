@@ -11,6 +11,13 @@ import torch
 WARM_UP_CALLS = 2
 
 
+def own_stream(device: torch.device, priority: int = 0) -> None:
+    """Gives the calling thread a CUDA stream of its own, so that it neither waits for other threads' work nor they for
+    its; priority: -1 goes before 0. Nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device, priority=priority))
+
+
 class Graphs:
     """A set of captured functions of one thread. The functions read and write static tensors only.
 
@@ -55,3 +62,14 @@ class Graphs:
             function()
         else:
             graph.replay()
+
+
+def buckets(limit: int) -> list[int]:
+    """Batch sizes that graphs are captured for: 1, 2, 4, 8, in steps of 8 to 64, of 32 above, and the limit."""
+    sizes = {1, 2, 4, *range(8, 65, 8), *range(96, limit, 32)}
+    return sorted({size for size in sizes if size < limit} | {limit})
+
+
+def bucket(count: int, limit: int) -> int:
+    """The smallest captured batch size that holds `count`."""
+    return next(size for size in buckets(limit) if size >= count)

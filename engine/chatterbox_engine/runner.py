@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from chatterbox_engine import sampling
-from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.graphs import Graphs, bucket, buckets
 from chatterbox_engine.kv_cache import Extent, KVCache, round_up
 from chatterbox_engine.t3 import T3
 from chatterbox_engine.types import SamplingParams
@@ -289,14 +289,3 @@ class Runner:
 def upload(values: Tensor, device: torch.device) -> Tensor:
     """A host tensor on the device, without waiting for what the device is doing."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
-
-
-def buckets(limit: int) -> list[int]:
-    """Batch sizes that graphs are captured for: 1, 2, 4, 8, in steps of 8 to 64, of 32 above, and the limit."""
-    sizes = {1, 2, 4, *range(8, 65, 8), *range(96, limit, 32)}
-    return sorted({size for size in sizes if size < limit} | {limit})
-
-
-def bucket(count: int, limit: int) -> int:
-    """The smallest captured batch size that holds `count`."""
-    return next(size for size in buckets(limit) if size >= count)

@@ -12,6 +12,8 @@ from functools import partial
 import numpy as np
 import torch
 
+from chatterbox_engine.errors import Overloaded, RequestError
+from chatterbox_engine.graphs import Graphs, buckets, own_stream
 from chatterbox_engine.jobs import Utterance
 from chatterbox_engine.metrics import Metrics, NoMetrics
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen
@@ -22,9 +24,16 @@ from chatterbox_engine.voice_cache import Memo
 
 VOICES_KEPT = 256
 PROMPT_TOKENS = 10 * TOKENS_PER_SECOND
-LARGEST_BATCH = 16 * (PROMPT_TOKENS + 40 * TOKENS_PER_SECOND) ** 2
-"""Rows times the square of their length in tokens, which S3Gen's memory grows with: 16 utterances of 40 s behind a
-prompt of 10 s, about 12 GB at full size (float32 scores of the encoder's attention and their relative positions)."""
+BYTES_PER_PAIR = 480
+"""S3Gen's memory at full size, by which a batch is bounded: for each pair of tokens of a row, as the encoder's float32
+scores and their relative positions are what grows fastest. 16 utterances of 40 s behind a prompt of 10 s take 12 GB."""
+
+CAPTURED_TOKENS = (13, 38, 63, 103, 163, 253, 383, 503, 703, 1000)
+"""Utterance lengths that CUDA graphs are captured for: a stream's windows, and steps of about a half up to 40 s."""
+
+LAUNCH_BOUND = 8192
+"""Tokens of a batch, prompts among them, beyond which its kernels run for longer than launching them takes: larger
+ones gain nothing from a graph."""
 
 
 @dataclass(eq=False)
@@ -53,16 +62,24 @@ class Vocoder:
         self,
         s3gen: S3Gen,
         *,
+        graphs: Graphs,
         batch: int,
         delay: float,
+        memory: int,
         done: Callable[[Piece], None],
+        failed: Callable[[Piece, RequestError], None],
         metrics: Metrics | None = None,
     ) -> None:
+        """batch: most pieces together; delay: seconds that a piece waits for company; memory: bytes for one batch;
+        done, failed: called once for each piece that was put and not given up."""
         self._s3gen = s3gen
+        self._graphs = graphs
+        self._memory = memory
         self._metrics = metrics or NoMetrics()
         self._batch = batch
         self._delay = delay
         self._done = done
+        self._failed = failed
         self._changed = threading.Condition()
         self._urgent: deque[Piece] = deque()
         self._others: deque[Piece] = deque()
@@ -83,13 +100,15 @@ class Vocoder:
 
     @torch.inference_mode()
     def warm_up(self, report: Callable[[str], None]) -> None:
-        """Vocodes a first chunk for nobody, so that the first request is as fast as the next. On `run`'s thread."""
-        device, mel, prompt = self._s3gen.device, self._s3gen.dims.mel, 10 * TOKENS_PER_SECOND
-        if device.type == "cuda":
-            torch.cuda.set_stream(torch.cuda.Stream(device))
+        """Captures S3Gen's graphs and vocodes a first chunk for nobody, so that the first request is as fast as the
+        next. On `run`'s thread."""
+        device, mel = self._s3gen.device, self._s3gen.dims.mel
+        own_stream(device)
+        if self._graphs.enabled:
+            self._s3gen.capture(self._graphs, self._captured(), report)
         began = time.monotonic()
         zeros = partial(torch.zeros, device=device)
-        voice = PreparedVoice(zeros(prompt, dtype=torch.int64), zeros(2 * prompt, mel), zeros(mel))
+        voice = PreparedVoice(zeros(PROMPT_TOKENS, dtype=torch.int64), zeros(2 * PROMPT_TOKENS, mel), zeros(mel))
         tokens = ChunkPolicy().first + LOOKAHEAD
         synthesise(self._s3gen, [Window(torch.zeros(tokens, dtype=torch.int64), voice, 0, Span.whole(tokens))])
         report(f"S3Gen: one chunk vocoded, {time.monotonic() - began:.1f} s")
@@ -113,7 +132,7 @@ class Vocoder:
             if not pieces and self._closed:
                 return None
             batch = [pieces.popleft()]
-            while pieces and len(batch) < self._batch and _fits([*batch, pieces[0]]):
+            while pieces and len(batch) < self._batch and self._fits([*batch, pieces[0]]):
                 batch.append(pieces.popleft())
         return [piece for piece in batch if not piece.utterance.job.ended]
 
@@ -123,7 +142,11 @@ class Vocoder:
     def _vocode(self, batch: Sequence[Piece]) -> None:
         began = time.monotonic()
         spoken = [piece for piece in batch if piece.span.tokens]
-        waves = synthesise(self._s3gen, [self._window(piece) for piece in spoken]) if spoken else []
+        try:
+            waves = synthesise(self._s3gen, [self._window(piece) for piece in spoken]) if spoken else []
+        except torch.OutOfMemoryError as error:
+            self._vocode_in_parts(batch, error)
+            return
         for piece, wave in zip(spoken, waves, strict=True):
             piece.wave = _to_samples(wave, piece.span.tokens)
         seconds = time.monotonic() - began
@@ -134,6 +157,29 @@ class Vocoder:
         for piece in batch:
             self._done(piece)
 
+    def _vocode_in_parts(self, batch: Sequence[Piece], error: torch.OutOfMemoryError) -> None:
+        """What is too much together may still be possible one half after the other; one piece alone is not."""
+        if len(batch) > 1:
+            half = len(batch) // 2
+            self._vocode(batch[:half])
+            self._vocode(batch[half:])
+        else:
+            seconds = batch[0].span.tokens / TOKENS_PER_SECOND
+            self._failed(batch[0], Overloaded(f"no memory left to vocode {seconds:.1f} s of audio: {error}"))
+
+    def _captured(self) -> list[tuple[int, int, int]]:
+        """Rows, prompt tokens and utterance tokens of the batches worth a graph. The graphs keep the memory of the
+        largest, so that is a quarter of a batch's."""
+        return [
+            (rows, PROMPT_TOKENS, tokens)
+            for tokens in CAPTURED_TOKENS
+            for rows in buckets(self._batch)
+            if rows * (PROMPT_TOKENS + tokens) <= LAUNCH_BOUND and _bytes(rows, tokens) <= self._memory / 4
+        ]
+
+    def _fits(self, batch: Sequence[Piece]) -> bool:
+        return _bytes(len(batch), max(piece.span.tokens for piece in batch)) <= self._memory
+
     def _window(self, piece: Piece) -> Window:
         utterance, span = piece.utterance, piece.span
         voice = utterance.job.voice
@@ -142,9 +188,9 @@ class Vocoder:
         return Window(tokens, prepared, utterance.vocoder_seed, span, utterance.phase)
 
 
-def _fits(batch: Sequence[Piece]) -> bool:
-    longest = PROMPT_TOKENS + max(piece.span.tokens for piece in batch)
-    return len(batch) * longest**2 <= LARGEST_BATCH
+def _bytes(rows: int, tokens: int) -> int:
+    """The memory for a batch whose longest window has that many tokens."""
+    return BYTES_PER_PAIR * rows * (PROMPT_TOKENS + tokens) ** 2
 
 
 def _to_samples(wave: torch.Tensor, tokens: int) -> Samples:

@@ -207,7 +207,7 @@ def test_joins_make_no_step_and_no_sound(policy: ChunkPolicy) -> None:
 def test_a_stream_is_marked_as_the_utterance_and_the_mark_makes_no_step_at_joins(policy: ChunkPolicy) -> None:
     import perth
 
-    watermark, detector = PerthWatermark(), perth.PerthImplicitWatermarker()
+    watermark, detector = PerthWatermark(torch.device("cpu")), perth.PerthImplicitWatermarker()
 
     def detected(samples: Samples) -> float:
         return float(detector.get_watermark(samples, sample_rate=SAMPLE_RATE, round=False).mean())

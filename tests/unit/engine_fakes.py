@@ -13,6 +13,7 @@ import torch
 from chatterbox_engine.dims import T3Dims
 from chatterbox_engine.engine import Engine, Parts
 from chatterbox_engine.errors import NotFound, RequestError
+from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.metrics import Metrics
 from chatterbox_engine.scheduler import Scheduler
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples, SynthesisRequest, SynthesisResult
@@ -76,6 +77,8 @@ class FakeS3Gen:
         self.gate = threading.Event()
         self.gate.set()
         self.error: Exception | None = None
+        self.room = 1_000_000
+        """Tokens for which there is memory."""
         self.batches: list[int] = []
 
     def upload(self, values: Sequence[int]) -> torch.Tensor:
@@ -88,6 +91,8 @@ class FakeS3Gen:
         assert self.gate.wait(WAIT)
         if self.error is not None:
             raise self.error
+        if sum(len(job.tokens) for job in jobs) > self.room:
+            raise torch.OutOfMemoryError("no room")
         self.batches.append(len(jobs))
         rows = [job.tokens.float().repeat_interleave(2)[:, None] for job in jobs]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -175,7 +180,9 @@ class FakeEngine:
             max_queue=max_queue,
             request_timeout=request_timeout,
             segment_chars=300,
+            vocoder_graphs=Graphs(torch.device("cpu"), enabled=False),
             vocoder_batch=8,
+            vocoder_memory=1 << 34,
             vocoder_delay=0.0,
         )
         self.engine = Engine(parts, on_failure=self.failures.put, metrics=metrics)

@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, RequestError
+from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, RequestError
+from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.s3gen.stream import Phase
-from chatterbox_engine.streaming import ChunkPolicy, Span
-from chatterbox_engine.types import SynthesisChunk, SynthesisRequest, SynthesisResult
-from chatterbox_engine.vocoder import Piece, Vocoder
+from chatterbox_engine.streaming import ChunkPolicy, Cursor, Span
+from chatterbox_engine.types import SAMPLES_PER_TOKEN, SynthesisChunk, SynthesisRequest, SynthesisResult
+from chatterbox_engine.vocoder import PROMPT_TOKENS, Piece, Vocoder
 from tests.unit.engine_fakes import WAIT, FakeEngine, FakeS3Gen
+from tests.unit.static import PretendGraphs
 
+NO_GRAPHS = Graphs(torch.device("cpu"), enabled=False)
 SENTENCE = "This is a sentence of about fifty characters, is it? "
 
 
@@ -136,7 +140,7 @@ def test_no_chunk_follows_a_cancellation() -> None:
 
 def test_first_chunks_are_vocoded_alone_and_before_everything_else() -> None:
     s3gen, done = FakeS3Gen(), list[Piece]()
-    vocoder = Vocoder(s3gen, batch=3, delay=0.0, done=done.append)  # type: ignore[arg-type]
+    vocoder = make_vocoder(s3gen, done)
     kinds = ["whole", "first", "given up", "later", "whole", "first", "whole"]
     for kind in kinds:
         vocoder.put(piece(kind))
@@ -144,6 +148,57 @@ def test_first_chunks_are_vocoded_alone_and_before_everything_else() -> None:
     vocoder.run()
     assert s3gen.batches == [2, 2, 2]
     assert [it.utterance.job.kind for it in done] == ["first", "first", "whole", "later", "whole", "whole"]
+
+
+def test_a_batch_that_memory_does_not_hold_is_vocoded_in_parts() -> None:
+    s3gen, done = FakeS3Gen(), list[Piece]()
+    s3gen.room = 8  # two of the pieces
+    vocoder = make_vocoder(s3gen, done)
+    for _ in range(3):
+        vocoder.put(piece("whole"))
+    vocoder.close()
+    vocoder.run()
+    assert s3gen.batches == [1, 2]
+    assert len(done) == 3
+
+
+def test_a_piece_that_memory_does_not_hold_alone_is_refused_and_the_others_are_spoken() -> None:
+    with FakeEngine() as fake:
+        fake.s3gen.room = 40
+        large, small = (
+            stream(fake, "x" * tokens, policy=ChunkPolicy(first=60))[1] for tokens in (49, 29)
+        )  # and a full stop
+        refused = large.take_all()[-1]
+        assert isinstance(refused, Overloaded)
+        assert "2.0 s" in str(refused)
+        assert sum(len(chunk.samples) for chunk in chunks_of(small)) == (29 + len(".")) * SAMPLES_PER_TOKEN
+
+
+def test_what_is_captured_covers_streams_and_stays_within_its_share_of_memory() -> None:
+    sizes: list[tuple[int, int, int]] = []
+    s3gen = FakeS3Gen()
+    s3gen.capture = lambda _graphs, found, _report: sizes.extend(found)  # type: ignore[attr-defined]
+    vocoder = make_vocoder(s3gen, [], graphs=PretendGraphs(), memory=1 << 30)
+    vocoder.warm_up(lambda _line: None)
+    policy = ChunkPolicy()
+    window, cursor, decoded = set(), Cursor(policy), 900
+    while (span := cursor.take(decoded, complete=False)) is not None:
+        window.add(span.tokens)
+    assert {(1, PROMPT_TOKENS, tokens) for tokens in window} <= set(sizes)
+    assert all(480 * rows * (prompt + tokens) ** 2 <= (1 << 30) / 4 for rows, prompt, tokens in sizes)
+    assert max(rows for rows, _, _ in sizes) == 3
+
+
+def make_vocoder(s3gen: FakeS3Gen, done: list[Piece], graphs: Graphs = NO_GRAPHS, memory: int = 1 << 34) -> Vocoder:
+    return Vocoder(
+        s3gen,  # type: ignore[arg-type]
+        graphs=graphs,
+        batch=3,
+        delay=0.0,
+        memory=memory,
+        done=done.append,
+        failed=lambda _piece, error: pytest.fail(str(error)),
+    )
 
 
 def piece(kind: str) -> Piece:

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import KVCache
 from chatterbox_engine.runner import Runner
 from chatterbox_engine.t3 import T3
 from chatterbox_engine.types import SamplingParams, T3Conditionals
 from tests.fidelity.t3_loop import CPU, SLOTS, Loop, Request
-
-
-class PretendGraphs(Graphs):
-    """Makes the runner use its buckets and static buffers, and runs every function as it is."""
-
-    def __init__(self) -> None:
-        super().__init__(CPU, enabled=False)
-        self.enabled = True
-
-    def capture(self, key: Hashable, function: Callable[[], None]) -> None:
-        function()
+from tests.unit.static import HostCopies, PretendGraphs
 
 
 @pytest.fixture(scope="module")
@@ -65,20 +49,6 @@ def test_padded_buckets_over_static_buffers_change_no_tokens(
     padded.runner.warm_up(lambda _line: None)
     padded.run(got)
     assert [r.tokens for r in got] == [r.tokens for r in expected]
-
-
-class HostCopies(TorchDispatchMode):
-    """Notes every operation that touches a tensor of the host."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if any(tensor.device.type == "cpu" for tensor in tensors):
-            self.found.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 def test_no_captured_function_copies_from_the_host(tiny: Checkpoint) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -149,13 +149,17 @@ class S3Gen:
         return self.hift.pitch(mel, self._lengths(frames))
 
     @torch.inference_mode()
-    def capture(self, graphs: Graphs, sizes: Iterable[tuple[int, int, int]]) -> None:
+    def capture(
+        self, graphs: Graphs, sizes: Sequence[tuple[int, int, int]], report: Callable[[str], None] = lambda _line: None
+    ) -> None:
         """Captures both halves for buckets of (rows, prompt tokens, utterance tokens), the largest first.
 
         On the thread and the stream that will call `synthesise`. Batches that fit into no bucket run eagerly.
         """
         mel = self.dims.mel
-        for rows, prompt, tokens in sorted(sizes, key=math.prod, reverse=True):
+        by_memory = sorted(sizes, key=lambda size: size[0] * (size[1] + size[2]) ** 2, reverse=True)
+        for number, (rows, prompt, tokens) in enumerate(by_memory, 1):
+            began = time.monotonic()
             frames, total = _FRAMES_PER_TOKEN * tokens, _FRAMES_PER_TOKEN * (prompt + tokens)
             zeros = partial(torch.zeros, device=self.device)
             spoken = (zeros(rows, prompt + tokens, dtype=torch.int64), zeros(rows, total, mel), zeros(rows, mel))
@@ -163,6 +167,8 @@ class S3Gen:
             self._to_mel.capture(graphs, rows, prompt + tokens, inputs)
             noise = (zeros(rows, HARMONICS), zeros(rows, SAMPLES_PER_FRAME * frames))
             self._to_wave.capture(graphs, rows, frames, (zeros(rows, frames, mel), *noise, self._full(rows, frames)))
+            size = f"{rows} x {tokens} tokens"
+            report(f"S3Gen: CUDA graphs {number} of {len(sizes)}, {size}, {time.monotonic() - began:.1f} s")
 
     def _solve(self, tokens: Tensor, noise: Tensor, speaker: Tensor, prompt: Tensor, lengths: Tensor | None) -> Tensor:
         """Tokens to the mel of prompt and utterance. lengths: mel frames; the rest as in `Encoder` and `Flow`."""

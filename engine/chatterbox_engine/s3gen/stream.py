@@ -48,9 +48,12 @@ def synthesise(s3gen: S3Gen, windows: Sequence[Window]) -> list[Tensor]:
     frames = [job.frames for job in jobs]
     mel = s3gen.mel(jobs, [_start(window, s3gen.dims.mel) for window in windows])
     sources = [_noise(window) for window in windows]
+    ends: list[Tensor] = []
     if not all(window.span == Span.whole(window.span.stop) for window in windows):
-        sources = _continue(windows, sources, s3gen.hift.pitch(mel, s3gen.upload(frames)))
+        sources, ends = _continue(windows, sources, s3gen.hift.pitch(mel, s3gen.upload(frames)))
     waves = s3gen.vocode(mel, frames, sources)
+    for window, end in zip(windows, ends, strict=False):
+        window.phase.cycles = end  # only now, so that a batch for which there was no memory can be tried again in parts
     for wave, window in zip(waves, windows, strict=True):
         if window.span.start == 0:
             wave[: len(s3gen.fade)] *= s3gen.fade
@@ -70,19 +73,21 @@ def _noise(window: Window) -> SourceNoise:
     return SourceNoise(noise.phases, noise.samples[SAMPLES_PER_TOKEN * window.span.start :])
 
 
-def _continue(windows: Sequence[Window], sources: Sequence[SourceNoise], pitch: Tensor) -> list[SourceNoise]:
+def _continue(
+    windows: Sequence[Window], sources: Sequence[SourceNoise], pitch: Tensor
+) -> tuple[list[SourceNoise], list[Tensor]]:
     """Turns every window's source so that it has, where its chunk begins, the phase at which the chunk before ended.
 
-    pitch: [rows, frames] Hz.
+    pitch: [rows, frames] Hz. Returns the sources, and the phases at the chunks' ends.
     """
     advance = pitch.double() * (SAMPLES_PER_FRAME / SAMPLE_RATE)  # cycles of the fundamental in a frame
     orders = torch.arange(1, HARMONICS + 1, device=pitch.device)
-    turned = []
+    turned, ends = [], []
     for window, source, row in zip(windows, sources, advance, strict=True):
         span, phase = window.span, window.phase
         begin, end = _FRAMES * (span.begin - span.start), _FRAMES * (span.end - span.start)
         cycles = row.new_zeros(()) if phase.cycles is None else phase.cycles
         angle = 2 * math.pi * ((cycles - row[:begin].sum()) * orders % 1.0)
-        phase.cycles = (cycles + row[begin:end].sum()) % 1.0
+        ends.append((cycles + row[begin:end].sum()) % 1.0)
         turned.append(SourceNoise(source.phases.to(pitch.device) + angle.float(), source.samples))
-    return turned
+    return turned, ends
