@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from chatterbox_engine.checkpoint import Checkpoint, locate
 from chatterbox_engine.clips import ClipLimits
 from chatterbox_engine.config import Config
-from chatterbox_engine.dims import T3Dims
+from chatterbox_engine.dims import GPT2Dims, LlamaDims, T3Dims
 from chatterbox_engine.engine import Engine, Parts
 from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.families import Text
 from chatterbox_engine.graphs import Graphs, own_stream
 from chatterbox_engine.kv_cache import KVCache, bytes_per_position
 from chatterbox_engine.metrics import Metrics
@@ -21,12 +23,19 @@ from chatterbox_engine.runner import Runner
 from chatterbox_engine.s3gen import S3Gen
 from chatterbox_engine.scheduler import Scheduler
 from chatterbox_engine.t3 import T3
-from chatterbox_engine.text import Tokenizer
+from chatterbox_engine.t3_gpt2 import GPT2
+from chatterbox_engine.text import EnglishText, TextPreparation
+from chatterbox_engine.text_gpt2 import GPT2Text
+from chatterbox_engine.transformer import Transformer
 from chatterbox_engine.voice_store import VoiceStore
 from chatterbox_engine.voices import Encoder, Voices
 from chatterbox_engine.watermark import make_watermarker
 
 Report = Callable[[str], None]
+
+BACKBONES: dict[type[T3Dims], type[Transformer]] = {LlamaDims: T3, GPT2Dims: GPT2}
+
+TEXTS: dict[Text, Callable[[Path], TextPreparation]] = {"english": EnglishText, "gpt2": GPT2Text}
 
 # Left free on a GPU, beside the vocoder's batches and graphs, for T3's activations and graphs and the clip encoders.
 GPU_RESERVE = 2 << 30
@@ -45,7 +54,9 @@ def build(
     Raises CheckpointError or ConfigError.
     """
     report(f"checkpoint {config.checkpoint}: locating")
-    checkpoint = Checkpoint.open(locate(config.checkpoint, revision=config.revision or None))
+    checkpoint = open_checkpoint(config)
+    family = checkpoint.family
+    report(f"it is {family.title}")
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device, report)
     if device.type == "cpu":
@@ -54,20 +65,25 @@ def build(
         # cuDNN's attention makes a plan for every new shape, which costs more than it saves where lengths vary.
         torch.backends.cuda.enable_cudnn_sdp(False)
     report(f"loading T3 and S3Gen on {device} in {str(dtype).removeprefix('torch.')}")
-    model = T3.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
+    backbone = BACKBONES[type(checkpoint.dims.t3)]
+    model = backbone.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
     s3gen = S3Gen.from_state_dict(
-        checkpoint.s3gen_state(), checkpoint.dims.s3gen, device=device, dtype=dtype, cfm_steps=config.cfm_steps
+        checkpoint.s3gen_state(), checkpoint.dims.s3gen, device=device, dtype=dtype, cfm_steps=config.cfm_steps or None
     )
     max_slots = config.max_slots or (64 if device.type == "cuda" else 16)
-    positions = plan_positions(checkpoint.dims.t3, max_slots, config.max_cache_len)
-    check_memory(positions * bytes_per_position(checkpoint.dims.t3, dtype), device, max_slots, config, report)
+    positions = plan_positions(checkpoint.dims.t3, family.rows * max_slots, config.max_cache_len)
+    needed = positions * bytes_per_position(checkpoint.dims.t3, dtype)
+    check_memory(needed, device, max_slots, family.rows, config, report)
     cache = KVCache(checkpoint.dims.t3, positions, device=device, dtype=dtype)
     graphs = Graphs(device, enabled=config.cuda_graphs)
     parts = Parts(
-        runner=Runner(model, cache, max_slots, graphs=graphs, compile_mode=choose_compile_mode(config, graphs)),
+        runner=Runner(
+            model, cache, max_slots, family=family, graphs=graphs, compile_mode=choose_compile_mode(config, graphs)
+        ),
         scheduler=Scheduler(max_slots=max_slots, positions=positions, max_prefills=config.max_prefills),
         s3gen=s3gen,
-        tokenizer=Tokenizer(checkpoint.tokenizer_path),
+        family=family,
+        text=TEXTS[family.text](checkpoint.tokenizer_path),
         voices=make_voices(config, checkpoint, device),
         watermarker=make_watermarker(device, enabled=config.watermark),
         about={"model": config.checkpoint, "optimizations": optimizations(config, dtype, graphs)},
@@ -82,6 +98,12 @@ def build(
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the engine's threads read what was made here on streams of their own
     return Engine(parts, report=report, on_failure=on_failure or (lambda _error: None), metrics=metrics)
+
+
+def open_checkpoint(config: Config) -> Checkpoint:
+    """The configured checkpoint, located and opened. Raises CheckpointError or ConfigError."""
+    path = locate(config.checkpoint, revision=config.revision or None)
+    return Checkpoint.open(path, locate(config.base) if config.base else None, family=config.family)
 
 
 def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device) -> Voices:
@@ -142,10 +164,9 @@ def choose_compile_mode(config: Config, graphs: Graphs) -> str | None:
     return _WITHOUT_GRAPHS.get(config.compile_mode, config.compile_mode) if graphs.enabled else config.compile_mode
 
 
-def plan_positions(dims: T3Dims, max_slots: int, max_cache_len: int) -> int:
-    """KV positions of the pool: two rows of `max_cache_len` a slot, and at least the longest possible request."""
-    longest = dims.prefix + dims.text_positions + dims.speech_positions + 64
-    return max(max_slots * 2 * max_cache_len, 2 * longest)
+def plan_positions(dims: T3Dims, rows: int, max_cache_len: int) -> int:
+    """KV positions of the pool: `max_cache_len` a row, and at least the longest possible request of two rows."""
+    return max(rows * max_cache_len, 2 * (dims.longest + 64))
 
 
 def total_memory(device: torch.device) -> int:
@@ -160,13 +181,14 @@ def vocoder_memory(device: torch.device) -> int:
     return min(LARGEST_VOCODER_MEMORY, total_memory(device) // 4)
 
 
-def check_memory(needed: int, device: torch.device, max_slots: int, config: Config, report: Report) -> None:
+def check_memory(needed: int, device: torch.device, max_slots: int, rows: int, config: Config, report: Report) -> None:
     """Refuses a cache that cannot fit, with the numbers. Raises ConfigError."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] - GPU_RESERVE - vocoder_memory(device) * 5 // 4
     else:
         free = total_memory(device)
-    plan = f"KV cache: {max_slots} slots of 2 rows of {config.max_cache_len} positions, {needed / 1e9:.2f} GB"
+    each = "1 row" if rows == 1 else f"{rows} rows"
+    plan = f"KV cache: {max_slots} slots of {each} of {config.max_cache_len} positions, {needed / 1e9:.2f} GB"
     report(f"{plan}; {free / 1e9:.1f} GB free on {device}")
     if needed > free:
         raise ConfigError(

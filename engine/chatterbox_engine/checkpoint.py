@@ -1,11 +1,11 @@
 """Finding a checkpoint and reading it, strictly.
 
-A checkpoint is a folder in the layout of the official English release: `ve.safetensors`, `t3_cfg.safetensors`,
-`s3gen.safetensors`, `tokenizer.json`, optionally `conds.pt` (the built-in voice), and optionally our `config.json`
-with other sizes than the official ones. Opening one compares the names and shapes in the weight files' headers with
-`layout` and reads no weights.
+A checkpoint is a folder in the layout of an official release; `families` has the names of its files. Besides it may
+have `conds.pt` (the built-in voice) and our `config.json` with other sizes than the official ones. What a folder with a
+fine-tuned T3 lacks comes from a base checkpoint. Opening one compares the names and shapes in the weight files' headers
+with `layout` and reads no weights.
 
-`tokenizer._mel_filters` and `tokenizer.window` of `s3gen.safetensors` are constants that upstream computes itself
+`tokenizer._mel_filters` and `tokenizer.window` of S3Gen's file are constants that upstream computes itself
 (`S3Token2Wav.ignore_state_dict_missing`) and loads with `strict=False`, as some releases lack them. They are ignored
 here; everything else must be there, and nothing more.
 """
@@ -17,32 +17,20 @@ import hashlib
 import logging
 import shutil
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 
-from chatterbox_engine import layout, random_checkpoint
+from chatterbox_engine import layout, random_checkpoint, weight_files
 from chatterbox_engine.config import cache_folder
 from chatterbox_engine.dims import Dims
 from chatterbox_engine.errors import CheckpointError
+from chatterbox_engine.families import ENGLISH, Family, candidates, detect, missing
 from chatterbox_engine.types import Conditionals, S3GenConditionals, T3Conditionals
-
-TINY = "tiny"
-"""The name of the checkpoint of random weights that is made on the spot."""
-
-_VOICE_ENCODER = "ve.safetensors"
-_T3 = "t3_cfg.safetensors"
-_S3GEN = "s3gen.safetensors"
-_TOKENIZER = "tokenizer.json"
-_CONDITIONALS = "conds.pt"
-_CONFIG = "config.json"
-_REQUIRED = (_VOICE_ENCODER, _T3, _S3GEN, _TOKENIZER)
-_FILES = (*_REQUIRED, _CONDITIONALS, _CONFIG)
 
 _log = logging.getLogger(__name__)
 
@@ -50,32 +38,33 @@ _log = logging.getLogger(__name__)
 def locate(name: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Path:
     """The folder of the checkpoint called `name`, downloaded or made when needed.
 
-    `name` is `tiny`, a folder, or a Hugging Face repository `owner/name`, of which only the needed files are fetched
-    (`HF_HOME` and `HF_HUB_OFFLINE` are honoured). `cache_dir` is where `tiny` is kept: `$CHATTERBOX_CACHE` or
-    `~/.cache/chatterbox-triton` by default. Raises CheckpointError.
+    `name` is one of `random_checkpoint.TINY` (random weights that are made on the spot), a folder, or a Hugging Face
+    repository `owner/name`, of which only the needed files are fetched (`HF_HOME` and `HF_HUB_OFFLINE` are honoured).
+    `cache_dir` is where random ones are kept: `$CHATTERBOX_CACHE` or `~/.cache/chatterbox-triton` by default. Raises
+    CheckpointError.
     """
-    if name == TINY:
-        return _make_tiny(cache_dir or cache_folder())
+    if name in random_checkpoint.TINY:
+        return _make_tiny(name, cache_dir or cache_folder())
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise CheckpointError(f"{name}: no such folder, and not of the form owner/name of a Hugging Face repository")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(ENGLISH.files.all)))
     except LocalEntryNotFoundError as error:
         raise CheckpointError(f"{name}: not downloaded yet, and the Hugging Face hub cannot be reached") from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(f"{name}: cannot be downloaded: {error}") from error
 
 
-def _make_tiny(cache: Path) -> Path:
-    folder = cache / f"tiny-{random_checkpoint.FORMAT}"
+def _make_tiny(name: str, cache: Path) -> Path:
+    folder = cache / f"{name}-{random_checkpoint.FORMAT}"
     if folder.is_dir():
         return folder
     partial = cache / f"{folder.name}.{uuid.uuid4().hex}"
     try:
-        random_checkpoint.write_random_checkpoint(partial, "tiny")
+        random_checkpoint.write_random_checkpoint(partial, "tiny", family=random_checkpoint.TINY[name])
         partial.rename(folder)
     except OSError as error:
         if not folder.is_dir():  # otherwise another process was faster, and its folder is the same
@@ -91,57 +80,75 @@ class Checkpoint:
     """An opened checkpoint. Weights are read from disk by each call that returns them; keep none twice."""
 
     path: Path
+    base: Path | None
+    """Where the files are that `path` lacks."""
+    family: Family
     dims: Dims
     random: bool
     """Random weights: what it says is noise."""
 
     @classmethod
-    def open(cls, path: Path) -> Checkpoint:
-        """Opens the checkpoint in a folder and checks the names and shapes in its files.
+    def open(cls, path: Path, base: Path | None = None, *, family: str = "auto") -> Checkpoint:
+        """Opens the checkpoint in a folder, or in two, and checks the names and shapes in its files.
 
-        Raises CheckpointError, with all that is missing, surplus or of another shape.
+        `family` chooses in a folder that holds several. Raises CheckpointError, with all that is missing, surplus or of
+        another shape, and ConfigError for a family that does not exist.
         """
-        missing = [name for name in _REQUIRED if not (path / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{path}: missing {', '.join(missing)}")
-        dims = Dims.load(path)
-        mark = _check(path / _T3, layout.t3_layout(dims.t3))
-        _check(path / _S3GEN, layout.s3gen_layout(dims))
-        _check(path / _VOICE_ENCODER, layout.voice_encoder_layout(dims.t3))
-        return cls(path, dims, random_checkpoint.MARK in mark)
+        own, others = _names(path), _names(base) if base else []
+        chosen = detect(own, others, candidates(family))
+        if lacking := missing(chosen, own, others):
+            raise CheckpointError(f"{path}: as {chosen.title} it is missing {', '.join(lacking)}")
+        files = chosen.files
+        stated = path if (path / files.config).is_file() or base is None else base
+        checkpoint = cls(path, base, chosen, chosen.dims.load(stated), False)
+        mark = _check(checkpoint.file(files.t3), layout.t3_layout(checkpoint.dims.t3))
+        _check(checkpoint.file(files.s3gen), layout.s3gen_layout(checkpoint.dims))
+        _check(checkpoint.file(files.voice_encoder), layout.voice_encoder_layout(checkpoint.dims.t3))
+        return replace(checkpoint, random=random_checkpoint.MARK in mark)
+
+    def file(self, name: str) -> Path:
+        """Where a file of this name is, or would be."""
+        own = self.path / name
+        return own if self.base is None or own.is_file() else self.base / name
 
     @functools.cached_property
     def identity(self) -> str:
         """A SHA-256 over the contents of all files, 64 hexadecimal digits: two seconds for the official 3 GB."""
         total = hashlib.sha256()
-        for name in _FILES:
-            if (self.path / name).is_file():
-                total.update(name.encode() + _file_digest(self.path / name))
+        for name in self.family.files.all:
+            if self.file(name).is_file():
+                total.update(name.encode() + _file_digest(self.file(name)))
         return total.hexdigest()
 
     @property
     def tokenizer_path(self) -> Path:
-        """The BPE tokenizer's `tokenizer.json`."""
-        return self.path / _TOKENIZER
+        """The tokenizer's own file; what else it needs lies beside it."""
+        return self.file(self.family.files.text[0])
 
     def t3_state(self) -> dict[str, torch.Tensor]:
         """Weights of T3 by upstream's names, on the CPU, float32."""
-        return _read(self.path / _T3, "")
+        return self._read(self.family.files.t3)
 
     def s3gen_state(self, prefix: str = "") -> dict[str, torch.Tensor]:
         """Weights of S3Gen by upstream's names, on the CPU, float32, without `layout.RECOMPUTED`.
 
         With a `prefix` (`flow.`, `mel2wav.`, `tokenizer.`, `speaker_encoder.`) only what is under it, without it.
         """
-        return _read(self.path / _S3GEN, prefix)
+        return self._read(self.family.files.s3gen, prefix)
 
     def voice_encoder_state(self) -> dict[str, torch.Tensor]:
         """Weights of the voice encoder by upstream's names, on the CPU, float32."""
-        return _read(self.path / _VOICE_ENCODER, "")
+        return self._read(self.family.files.voice_encoder)
+
+    def _read(self, name: str, prefix: str = "") -> dict[str, torch.Tensor]:
+        state = weight_files.read(
+            self.file(name), lambda name: name.startswith(prefix) and name not in layout.RECOMPUTED
+        )
+        return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
     def conditionals(self) -> Conditionals | None:
         """The built-in voice, or None when the checkpoint has none. Raises CheckpointError."""
-        path = self.path / _CONDITIONALS
+        path = self.file(self.family.files.conditionals)
         if not path.is_file():
             return None
         try:
@@ -172,14 +179,13 @@ def conditionals_from_upstream(raw: dict[str, dict[str, Any]]) -> Conditionals:
     )
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
 def _check(path: Path, expected: layout.Layout) -> dict[str, str]:
     """Compares a weight file's header with its layout and returns the header's metadata."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+    found, metadata = weight_files.shapes(path)
     for name in layout.RECOMPUTED:
         found.pop(name, None)
     faults = [f"missing {name}" for name in expected if name not in found]
@@ -193,16 +199,6 @@ def _check(path: Path, expected: layout.Layout) -> dict[str, str]:
         shown = "; ".join(faults[:10]) + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")
         raise CheckpointError(f"{path}: {shown}")
     return metadata
-
-
-def _read(path: Path, prefix: str) -> dict[str, torch.Tensor]:
-    with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(prefix) and name not in layout.RECOMPUTED]  # noqa: SIM118
-        return {name.removeprefix(prefix): _float32(file.get_tensor(name)) for name in names}
-
-
-def _float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _file_digest(path: Path) -> bytes:

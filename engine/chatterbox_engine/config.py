@@ -41,6 +41,12 @@ class Config:
 
     checkpoint: str = "tiny"
     """A folder in the official layout, a Hugging Face repository id, or `tiny`."""
+    base: str = ""
+    """Where the files come from that the checkpoint lacks: one that has them all, for a folder with only a fine-tuned
+    T3."""
+    family: str = "auto"
+    """Which model to serve of a folder that holds several: `english`, `multilingual-v3`, `multilingual-v2`, `turbo`,
+    `nano`; `auto` takes the first of these whose files are there."""
     revision: str = ""
     """Commit or tag of the Hugging Face repository; empty for its newest."""
     device: str = "auto"
@@ -73,7 +79,7 @@ class Config:
     compile_mode: str = "default"
     """As torch.compile takes it. Its own CUDA graphs are left out while ours are on. Compiled code is kept in
     `TORCHINDUCTOR_CACHE_DIR`, which torch reads itself."""
-    cfm_steps: int = 10
+    cfm_steps: int = 0
     """Euler steps of the flow."""
     vocoder_batch: int = 16
     """Segments turned into audio together."""
@@ -130,7 +136,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_text_chars", 1, 1_000_000),
     ("segment_chars", 40, 1000),
     ("max_seconds", 0.04, 160.0),
-    ("cfm_steps", 1, 100),
+    ("cfm_steps", 0, 100),
     ("vocoder_batch", 1, 128),
     ("vocoder_delay", 0.0, 1.0),
     ("voice_cache_mb", 1, 1_000_000),

@@ -9,7 +9,7 @@ import base64
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ import numpy.typing as npt
 from chatterbox_engine.audio import FORMATS, encode
 from chatterbox_engine.clips import clip_bytes
 from chatterbox_engine.errors import InvalidRequest
+from chatterbox_engine.families import ENGLISH, Family
 from chatterbox_engine.streaming import LARGEST, ChunkPolicy
 from chatterbox_engine.text import validate_text
-from chatterbox_engine.types import SAMPLE_RATE, SamplingParams, SynthesisChunk, SynthesisRequest, SynthesisResult
+from chatterbox_engine.types import SAMPLE_RATE, SynthesisChunk, SynthesisRequest, SynthesisResult
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -32,6 +33,7 @@ class Number:
     low: float
     high: float
     open_low: bool = False  # the lower bound itself is not allowed
+    kind: type[float] | type[int] = float
 
     def check(self, name: str, value: float) -> float:
         """The value; raises InvalidRequest outside the range and for NaN."""
@@ -49,12 +51,12 @@ SAMPLING = {
     "top_p": Number(0.0, 1.0, open_low=True),
     "min_p": Number(0.0, 1.0),
     "repetition_penalty": Number(0.0, 10.0, open_low=True),
+    "top_k": Number(0, 1_000_000, kind=int),
 }
 
 TEXTS = ("text", "voice", "language", "format")
-INPUTS = (*TEXTS, "reference_audio", *SAMPLING, "top_k", "seed", "max_seconds")
+INPUTS = (*TEXTS, "reference_audio", *SAMPLING, "seed", "max_seconds")
 OUTPUTS = ("audio", "audio_base64", "sample_rate", "speech_tokens", "stats")
-LANGUAGES = ("en",)
 
 CHUNKING = {"first_chunk_tokens": "first", "chunk_tokens": "chunk"}
 """Inputs that only streams have, and the fields of ChunkPolicy that they set."""
@@ -78,38 +80,44 @@ class StreamCall(Call):
     policy: ChunkPolicy
 
 
-def parse_stream(tensors: Tensors, *, max_text_chars: int, max_seconds: float) -> StreamCall:
+def parse_stream(tensors: Tensors, *, family: Family = ENGLISH, max_text_chars: int, max_seconds: float) -> StreamCall:
     """`parse` for a request whose answer comes in chunks."""
     limits = Number(1, LARGEST)
     sizes = {
         field: int(limits.check(name, _scalar(tensors, name))) for name, field in CHUNKING.items() if name in tensors
     }
     others = {name: tensor for name, tensor in tensors.items() if name not in CHUNKING}
-    call = parse(others, max_text_chars=max_text_chars, max_seconds=max_seconds)
+    call = parse(others, family=family, max_text_chars=max_text_chars, max_seconds=max_seconds)
     if call.format not in STREAM_FORMATS:
         raise InvalidRequest(f"format is {call.format!r}; a stream's must be one of {', '.join(STREAM_FORMATS)}")
     return StreamCall(call.request, call.format, ChunkPolicy(**sizes))
 
 
-def parse(tensors: Tensors, *, max_text_chars: int, max_seconds: float) -> Call:
-    """Checks a request's tensors. Raises InvalidRequest saying what is wrong with which input."""
-    _refuse_unsupported(tensors)
+def parse(tensors: Tensors, *, family: Family = ENGLISH, max_text_chars: int, max_seconds: float) -> Call:
+    """Checks a request's tensors for a model of this family. Raises InvalidRequest saying what is wrong with which
+    input."""
+    _refuse_unsupported(tensors, family)
     audio_format = _text(tensors, "format", "pcm")
     if audio_format not in FORMATS:
         raise InvalidRequest(f"format is {audio_format!r}; it must be one of {', '.join(FORMATS)}")
-    language = _text(tensors, "language", "en")
-    if language not in LANGUAGES:
-        raise InvalidRequest(f"language is {language!r}; this checkpoint speaks {', '.join(LANGUAGES)}")
+    language = _text(tensors, "language", SynthesisRequest.language).lower()
+    if language not in family.languages:
+        raise InvalidRequest(f"language is {language!r}; {family.title} speaks {', '.join(family.languages)}")
     if "text" not in tensors:
         raise InvalidRequest("the input 'text' is missing")
-    chosen = {name: limits.check(name, _number(tensors, name)) for name, limits in SAMPLING.items() if name in tensors}
+    chosen: dict[str, Any] = {
+        name: limits.kind(limits.check(name, _number(tensors, name)))
+        for name, limits in SAMPLING.items()
+        if name in tensors
+    }
     seconds = Number(0.0, max_seconds, open_low=True)
     request = SynthesisRequest(
         text=validate_text(_bytes(tensors, "text"), max_text_chars),
         seed=int(_scalar(tensors, "seed")) if "seed" in tensors else secrets.randbits(63),
         voice=_text(tensors, "voice", "default"),
         reference_audio=clip_bytes(_bytes(tensors, "reference_audio")) if "reference_audio" in tensors else None,
-        sampling=SamplingParams(**chosen),
+        language=language,
+        sampling=replace(family.sampling, **chosen),
         max_seconds=seconds.check("max_seconds", _number(tensors, "max_seconds"))
         if "max_seconds" in tensors
         else min(SynthesisRequest.max_seconds, max_seconds),
@@ -143,13 +151,13 @@ def chunk_outputs(chunk: SynthesisChunk, audio_format: str) -> dict[str, npt.NDA
     }
 
 
-def _refuse_unsupported(tensors: Tensors) -> None:
+def _refuse_unsupported(tensors: Tensors, family: Family) -> None:
     """An input that this server would have to ignore is an error, never dropped silently."""
     for name in tensors:
         if name not in INPUTS:
             raise InvalidRequest(f"unknown input {name!r}; the inputs are {', '.join(INPUTS)}")
-    if "top_k" in tensors:
-        raise InvalidRequest("top_k has no effect on this checkpoint (only Turbo and Nano use it)")
+        if name in SAMPLING and name not in family.inputs:
+            raise InvalidRequest(f"{name} has no effect on {family.title}, which heeds {', '.join(family.inputs)}")
     if "reference_audio" in tensors and "voice" in tensors:
         raise InvalidRequest("voice and reference_audio exclude each other")
 

@@ -1,47 +1,74 @@
 """The sizes of a checkpoint's networks. The defaults are the official English checkpoint's.
 
-A folder without `config.json` has the official sizes; `tiny` and other small checkpoints state theirs there.
-Sources: chatterbox-tts 0.1.7 `models/t3/llama_configs.py`, `models/t3/modules/t3_config.py`, `models/s3gen/s3gen.py`.
+A folder without `config.json` has its family's official sizes; `tiny` and other small checkpoints state theirs there.
+Sources: chatterbox-tts 0.1.7 `models/t3/llama_configs.py`, `models/t3/modules/t3_config.py`, `models/s3gen/s3gen.py`,
+`tts_turbo.py`.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from chatterbox_engine.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class T3Dims:
-    """Text to speech tokens: a Llama decoder with learned position embeddings beside RoPE."""
+class T3Dims(abc.ABC):
+    """Text to speech tokens: what its two backbones have in common."""
 
     hidden: int = 1024
     layers: int = 30
     heads: int = 16
     head_dim: int = 64
     intermediate: int = 4096
+    text_vocab: int = 704
+    speech_vocab: int = 8194
+    max_text_tokens: int = 2048
+    max_speech_tokens: int = 4096
+    start_speech: int = 6561
+    stop_speech: int = 6562
+    speaker_embed: int = 256
+    prompt_tokens: int = 150
+
+    bos: ClassVar[int]
+    """How often BOS stands at the end of the prompt."""
+
+    @property
+    @abc.abstractmethod
+    def prefix(self) -> int:
+        """Positions of the conditioning prefix; some voices have fewer."""
+
+    @property
+    @abc.abstractmethod
+    def longest(self) -> int:
+        """Positions of the longest request."""
+
+    @abc.abstractmethod
+    def frame(self, text: list[int]) -> list[int]:
+        """A text's token ids as they stand in the sequence."""
+
+
+@dataclass(frozen=True)
+class LlamaDims(T3Dims):
+    """A Llama decoder with learned position embeddings beside RoPE."""
+
     rms_norm_eps: float = 1e-5
     rope_theta: float = 500_000.0
     rope_factor: float = 8.0
     rope_low_freq_factor: float = 1.0
     rope_high_freq_factor: float = 4.0
     rope_original_positions: int = 8192
-    text_vocab: int = 704
-    speech_vocab: int = 8194
-    max_text_tokens: int = 2048
-    max_speech_tokens: int = 4096
     start_text: int = 255
     stop_text: int = 0
-    start_speech: int = 6561
-    stop_speech: int = 6562
-    speaker_embed: int = 256
     perceiver_queries: int = 32
     perceiver_heads: int = 4
-    prompt_tokens: int = 150
+
+    bos: ClassVar[int] = 2
 
     @property
     def text_positions(self) -> int:
@@ -55,8 +82,41 @@ class T3Dims:
 
     @property
     def prefix(self) -> int:
-        """Positions of the conditioning prefix: speaker, perceiver output, emotion."""
+        """Speaker, perceiver output, emotion."""
         return 1 + self.perceiver_queries + 1
+
+    @property
+    def longest(self) -> int:
+        return self.prefix + self.text_positions + self.speech_positions
+
+    def frame(self, text: list[int]) -> list[int]:
+        return [self.start_text, *text, self.stop_text]
+
+
+@dataclass(frozen=True)
+class GPT2Dims(T3Dims):
+    """A GPT-2 decoder, whose one table of positions covers the whole sequence. The defaults are Turbo's."""
+
+    layers: int = 24
+    text_vocab: int = 50_276
+    speech_vocab: int = 6563
+    prompt_tokens: int = 375
+    positions: int = 8196
+    layer_norm_eps: float = 1e-5
+
+    bos: ClassVar[int] = 1
+
+    @property
+    def prefix(self) -> int:
+        """Speaker, prompt tokens."""
+        return 1 + self.prompt_tokens
+
+    @property
+    def longest(self) -> int:
+        return self.prefix + self.max_text_tokens + self.bos + self.max_speech_tokens
+
+    def frame(self, text: list[int]) -> list[int]:
+        return text
 
 
 @dataclass(frozen=True)
@@ -94,26 +154,26 @@ class ReferenceDims:
 class Dims:
     """All sizes of one checkpoint."""
 
-    t3: T3Dims = field(default_factory=T3Dims)
+    t3: T3Dims = field(default_factory=LlamaDims)
     s3gen: S3GenDims = field(default_factory=S3GenDims)
     reference: ReferenceDims = field(default_factory=ReferenceDims)
 
-    @classmethod
-    def load(cls, folder: Path) -> Dims:
-        """Reads `config.json` of a checkpoint folder, or returns the official sizes when there is none.
+    def load(self, folder: Path) -> Dims:
+        """These sizes, or those that `config.json` of a checkpoint folder states instead.
 
         Raises CheckpointError when the file is not JSON or names a size that does not exist.
         """
         path = folder / "config.json"
         if not path.exists():
-            return cls()
+            return self
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
-        parts = {part.name: part.default_factory for part in dataclasses.fields(cls)}
-        _refuse_unknown(path, raw, parts)
-        return cls(**{name: _build(path, parts[name], sizes) for name, sizes in raw.items()})
+        _refuse_unknown(path, raw, [part.name for part in dataclasses.fields(self)])
+        return dataclasses.replace(
+            self, **{name: _edit(path, getattr(self, name), sizes) for name, sizes in raw.items()}
+        )
 
     def save(self, folder: Path) -> None:
         """Writes `config.json` into a checkpoint folder."""
@@ -121,9 +181,9 @@ class Dims:
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _build(path: Path, kind: Any, sizes: dict[str, Any]) -> Any:
-    _refuse_unknown(path, sizes, [item.name for item in dataclasses.fields(kind)])
-    return kind(**sizes)
+def _edit(path: Path, part: Any, sizes: dict[str, Any]) -> Any:
+    _refuse_unknown(path, sizes, [item.name for item in dataclasses.fields(part)])
+    return dataclasses.replace(part, **sizes)
 
 
 def _refuse_unknown(path: Path, given: Any, known: Any) -> None:

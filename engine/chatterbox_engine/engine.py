@@ -34,6 +34,7 @@ from chatterbox_engine.errors import (
     Overloaded,
     RequestError,
 )
+from chatterbox_engine.families import Family
 from chatterbox_engine.graphs import Graphs, own_stream
 from chatterbox_engine.jobs import Answer, ChunkAnswer, Job, Stream, Utterance
 from chatterbox_engine.metrics import Metrics, NoMetrics, Status, resident_bytes
@@ -42,9 +43,15 @@ from chatterbox_engine.s3gen import S3Gen
 from chatterbox_engine.s3gen.stream import Phase
 from chatterbox_engine.scheduler import Plan, Scheduler
 from chatterbox_engine.seeds import T3_DRAWS, VOCODER_NOISE, derive
-from chatterbox_engine.streaming import ChunkPolicy, Span
-from chatterbox_engine.text import Tokenizer, normalise, split
-from chatterbox_engine.types import TOKENS_PER_SECOND, SynthesisChunk, SynthesisRequest, SynthesisResult
+from chatterbox_engine.streaming import ChunkPolicy
+from chatterbox_engine.text import TextPreparation, split
+from chatterbox_engine.types import (
+    SAMPLES_PER_TOKEN,
+    TOKENS_PER_SECOND,
+    SynthesisChunk,
+    SynthesisRequest,
+    SynthesisResult,
+)
 from chatterbox_engine.vocoder import Piece, Vocoder
 from chatterbox_engine.voice_cache import Memo
 from chatterbox_engine.voices import Found, Voices
@@ -61,7 +68,8 @@ class Parts:
     runner: Runner
     scheduler: Scheduler[Utterance]
     s3gen: S3Gen
-    tokenizer: Tokenizer
+    family: Family
+    text: TextPreparation
     voices: Voices
     watermarker: Watermarker
     about: dict[str, Any]
@@ -179,6 +187,11 @@ class Engine:
             job = self._jobs.get(number)
         if job is not None:
             self._settle(job, Cancelled("the request was cancelled"))
+
+    @property
+    def family(self) -> Family:
+        """What the model can do."""
+        return self._parts.family
 
     @property
     def about(self) -> dict[str, Any]:
@@ -331,7 +344,7 @@ class Engine:
         if all(other.finish is not None for other in job.utterances):
             job.decoded = time.monotonic()
         if job.stream is None:
-            self._vocoder.put(Piece(utterance, Span.whole(len(utterance.tokens))))
+            self._vocoder.put(Piece(utterance, utterance.whole))
 
     def _advance(self, job: Job, stream: Stream) -> None:
         """Hands the vocoder a stream's next chunk when it is due and the one before is finished."""
@@ -366,7 +379,7 @@ class Engine:
             self._send_chunk(job, chunk)
             self._inbox.put(partial(self._chunk_finished, job, job.stream))
         else:
-            piece.utterance.samples = wave
+            piece.utterance.samples = wave[: SAMPLES_PER_TOKEN * piece.span.end]
             if job.done:
                 self._settle(job, job.result(self.about))
 
@@ -431,19 +444,20 @@ class Engine:
         max_tokens = max(1, int(request.max_seconds * TOKENS_PER_SECOND + 1e-4))
         utterances = []
         for index, segment in enumerate(split(request.text, self._parts.segment_chars)):
-            ids = self._parts.tokenizer.encode(normalise(segment.text))
+            ids = self._parts.text.encode(segment.text, request.language)
             if len(ids) > dims.max_text_tokens:
                 raise InvalidRequest(f"a sentence has {len(ids)} text tokens; the model takes {dims.max_text_tokens}")
-            text = torch.tensor([dims.start_text, *ids, dims.stop_text])
+            text = torch.tensor(dims.frame(ids), dtype=torch.int64)
             utterance = Utterance(
                 job=job,
                 index=index,
                 text=text,
-                prompt_length=dims.prefix + len(text) + 2,
+                prompt_length=dims.prefix + len(text) + dims.bos,
                 max_tokens=min(max_tokens, dims.max_speech_tokens),
                 pause=segment.pause,
                 vocoder_seed=derive(request.seed, index, VOCODER_NOISE),
                 phase=Phase(),
+                family=self._parts.family,
             )
             utterances.append(utterance)
         return utterances

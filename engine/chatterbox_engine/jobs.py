@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chatterbox_engine.errors import RequestError
+from chatterbox_engine.families import ENGLISH, Family
 from chatterbox_engine.join import join
 from chatterbox_engine.scheduler import Place
 from chatterbox_engine.streaming import ChunkPolicy, Cursor, Joiner, Span
@@ -50,11 +51,13 @@ class Utterance:
     pause: float
     vocoder_seed: int
     phase: Phase
+    family: Family = ENGLISH
     place: Place | None = None
     prompt: Prompt | None = None
     drawn: int = 0
     tokens: list[int] = field(default_factory=list)
-    """The drawn tokens that are speech. T3's vocabulary has more than S3Gen's; upstream drops the rest too."""
+    """The drawn tokens that are speech, and at the end those that the family appends. T3's vocabulary has more than
+    S3Gen's; upstream drops the rest too."""
     finish: FinishReason | None = None
     samples: Samples | None = None
 
@@ -75,7 +78,14 @@ class Utterance:
                 self.tokens.append(token)
             if self.drawn == self.max_tokens:
                 self.finish = "length"
+        if self.finish is not None:
+            self.tokens += self.family.appended
         return self.finish is not None
+
+    @property
+    def whole(self) -> Span:
+        """The complete utterance as one chunk."""
+        return Span.whole(len(self.tokens), self.family.cropped)
 
 
 class Stream:
@@ -83,7 +93,7 @@ class Stream:
 
     def __init__(self, policy: ChunkPolicy, utterances: Sequence[Utterance]) -> None:
         self._utterances = utterances
-        self._cursor = Cursor(policy)
+        self._cursor = Cursor(policy, utterances[0].family.cropped)
         self.joiner = Joiner([utterance.pause for utterance in utterances])
         self.busy = False
         """A chunk is in the vocoder's hands or being finished. Belongs to the engine's thread."""
@@ -142,7 +152,7 @@ class Job:
         """The whole answer, with `about` (model, optimisations) added to the statistics."""
         parts = [utterance.samples for utterance in self.utterances if utterance.samples is not None]
         samples = join(parts, [utterance.pause for utterance in self.utterances])
-        tokens = [token for utterance in self.utterances for token in utterance.tokens]
+        tokens = [token for utterance in self.utterances for token in utterance.tokens[: utterance.whole.end]]
         return SynthesisResult(samples, np.asarray(tokens, dtype=np.int32), {**self._stats(len(samples)), **about})
 
     def _stats(self, samples: int) -> dict[str, Any]:
@@ -156,7 +166,7 @@ class Job:
         length = any(utterance.finish == "length" for utterance in self.utterances)
         return {
             "seed": self.request.seed,
-            "tokens": sum(len(utterance.tokens) for utterance in self.utterances),
+            "tokens": sum(utterance.whole.end for utterance in self.utterances),
             "segments": len(self.utterances),
             "finish_reason": "length" if length else "stop",
             "voice_from": self.voice_from,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from chatterbox_engine.dims import Dims, ReferenceDims, S3GenDims, T3Dims
+from chatterbox_engine.dims import Dims, GPT2Dims, LlamaDims, ReferenceDims, S3GenDims, T3Dims
 
 Layout = dict[str, tuple[int, ...]]
 
@@ -36,12 +36,15 @@ _HARMONICS = 9
 
 
 def t3_layout(dims: T3Dims) -> Layout:
-    """Contents of `t3_cfg.safetensors`."""
-    return dict(_t3(dims))
+    """Contents of T3's file."""
+    if isinstance(dims, GPT2Dims):
+        return dict(_gpt2(dims))
+    assert isinstance(dims, LlamaDims), f"no layout for {type(dims).__name__}"
+    return dict(_llama(dims))
 
 
 def s3gen_layout(dims: Dims) -> Layout:
-    """Contents of `s3gen.safetensors`, without `RECOMPUTED`."""
+    """Contents of S3Gen's file, without `RECOMPUTED`."""
     parts = {
         "tokenizer.": _tokenizer(dims.reference),
         "speaker_encoder.": _speaker_encoder(dims.s3gen),
@@ -52,7 +55,7 @@ def s3gen_layout(dims: Dims) -> Layout:
 
 
 def voice_encoder_layout(dims: T3Dims) -> Layout:
-    """Contents of `ve.safetensors`."""
+    """Contents of the voice encoder's file."""
     return dict(_voice_encoder(dims))
 
 
@@ -66,7 +69,7 @@ def _affine(prefix: str, *shape: int) -> _Items:
     yield f"{prefix}.bias", shape[:1]
 
 
-def _t3(dims: T3Dims) -> _Items:
+def _llama(dims: LlamaDims) -> _Items:
     width = dims.hidden
     attention = dims.heads * dims.head_dim
     yield "tfmr.embed_tokens.weight", (_EMBED_TOKENS, width)
@@ -93,6 +96,32 @@ def _t3(dims: T3Dims) -> _Items:
     yield "speech_pos_emb.emb.weight", (dims.speech_positions, width)
     yield "text_head.weight", (dims.text_vocab, width)
     yield "speech_head.weight", (dims.speech_vocab, width)
+
+
+def _gpt2(dims: GPT2Dims) -> _Items:
+    """Matrices of GPT-2's own layers are [inputs, outputs] (transformers' `Conv1D`)."""
+    width, inner = dims.hidden, dims.heads * dims.head_dim
+    yield "tfmr.wte.weight", (dims.text_vocab, width)
+    yield "tfmr.wpe.weight", (dims.positions, width)
+    for index in range(dims.layers):
+        layer = f"tfmr.h.{index}"
+        yield from _affine(f"{layer}.ln_1", width)
+        yield from _conv1d(f"{layer}.attn.c_attn", width, 3 * inner)
+        yield from _conv1d(f"{layer}.attn.c_proj", inner, width)
+        yield from _affine(f"{layer}.ln_2", width)
+        yield from _conv1d(f"{layer}.mlp.c_fc", width, dims.intermediate)
+        yield from _conv1d(f"{layer}.mlp.c_proj", dims.intermediate, width)
+    yield from _affine("tfmr.ln_f", width)
+    yield from _affine("cond_enc.spkr_enc", width, dims.speaker_embed)
+    yield "text_emb.weight", (dims.text_vocab, width)
+    yield "speech_emb.weight", (dims.speech_vocab, width)
+    yield "text_head.weight", (dims.text_vocab, width)
+    yield from _affine("speech_head", dims.speech_vocab, width)
+
+
+def _conv1d(prefix: str, inputs: int, outputs: int) -> _Items:
+    yield f"{prefix}.weight", (inputs, outputs)
+    yield f"{prefix}.bias", (outputs,)
 
 
 def _voice_encoder(dims: T3Dims) -> _Items:
@@ -209,6 +238,8 @@ def _estimator(dims: S3GenDims) -> _Items:
     width, inputs = dims.decoder, 4 * dims.mel  # noisy mel, encoder output, speaker, prompt
     yield from _affine("time_mlp.linear_1", 4 * width, inputs)
     yield from _affine("time_mlp.linear_2", 4 * width, 4 * width)
+    if dims.meanflow:
+        yield "time_embed_mixer.weight", (4 * width, 8 * width)
     stages = {"down_blocks.0": inputs, "up_blocks.0": 2 * width}
     stages |= {f"mid_blocks.{index}": width for index in range(dims.decoder_mid_blocks)}
     for stage, channels in stages.items():

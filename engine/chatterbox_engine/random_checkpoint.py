@@ -1,6 +1,6 @@
 """Checkpoints of seeded random weights, in the official layout: for tests, benchmarks and `make demo`.
 
-    python -m chatterbox_engine.random_checkpoint FOLDER --size full
+    python -m chatterbox_engine.random_checkpoint FOLDER --size full --family nano
 
 What they say is noise of the right shape. Three things are arranged so that a whole request behaves as with trained
 weights: activations stay in a sane range, no token beyond the speech vocabulary but the stop token is drawn, and the
@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import re
-import string
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from chatterbox_engine import layout
-from chatterbox_engine.dims import Dims, ReferenceDims, S3GenDims, T3Dims
+from chatterbox_engine import layout, random_text
+from chatterbox_engine.dims import Dims, GPT2Dims, LlamaDims, ReferenceDims, S3GenDims, T3Dims
+from chatterbox_engine.families import ENGLISH, FAMILIES, MULTILINGUAL_V3, NANO, TURBO, Family
 
 Size = Literal["tiny", "full"]
 
@@ -37,57 +36,49 @@ FORMAT = 2
 MARK = "random_weights"
 """Metadata entry of the weight files that says so."""
 
-TINY = Dims(
-    t3=T3Dims(hidden=64, layers=2, heads=2, head_dim=32, intermediate=128),
-    s3gen=S3GenDims(
-        encoder=64,
-        encoder_heads=2,
-        encoder_units=128,
-        encoder_blocks=2,
-        encoder_up_blocks=1,
-        decoder=64,
-        decoder_heads=2,
-        decoder_head_dim=32,
-        decoder_blocks=1,
-        decoder_mid_blocks=2,
-        hift=64,
-        f0=64,
-    ),
-    reference=ReferenceDims(tokenizer_state=128, tokenizer_heads=2, tokenizer_layers=1),
+TINY = {"tiny": ENGLISH, "tiny-multilingual": MULTILINGUAL_V3, "tiny-turbo": TURBO, "tiny-nano": NANO}
+"""Names of checkpoints that are made on the spot, and their families."""
+
+_TINY_LLAMA = {"hidden": 64, "layers": 2, "heads": 2, "head_dim": 32, "intermediate": 128}
+_TINY_T3: dict[str, T3Dims] = {
+    "english": LlamaDims(**_TINY_LLAMA),
+    "multilingual-v2": LlamaDims(**_TINY_LLAMA, text_vocab=2454),
+    "multilingual-v3": LlamaDims(**_TINY_LLAMA, text_vocab=2454),
+    "turbo": GPT2Dims(**_TINY_LLAMA, text_vocab=1024, positions=8196),
+    "nano": GPT2Dims(**{**_TINY_LLAMA, "heads": 4, "head_dim": 16}, text_vocab=1024, positions=8196),
+}
+_TINY_S3GEN = S3GenDims(
+    encoder=64,
+    encoder_heads=2,
+    encoder_units=128,
+    encoder_blocks=2,
+    encoder_up_blocks=1,
+    decoder=64,
+    decoder_heads=2,
+    decoder_head_dim=32,
+    decoder_blocks=1,
+    decoder_mid_blocks=2,
+    hift=64,
+    f0=64,
 )
+_TINY_REFERENCE = ReferenceDims(tokenizer_state=128, tokenizer_heads=2, tokenizer_layers=1)
+
+
+def tiny_dims(family: Family) -> Dims:
+    """The sizes of a family's tiny checkpoint."""
+    s3gen = replace(_TINY_S3GEN, meanflow=family.dims.s3gen.meanflow)
+    return Dims(_TINY_T3[family.name], s3gen, _TINY_REFERENCE)
+
 
 _SPEECH_TOKENS = 6561  # ids of sound; the ids above are start, stop and unused
 _PROMPT_TOKENS: dict[Size, int] = {"tiny": 25, "full": 250}
 
 _RAMP_ZERO = 20.0  # speech position from which on the stop logit rises
+_TEXT_LENGTH = 40  # text tokens for which the ramp begins at that position of speech with GPT-2
 _RAMP_LENGTH = 160.0  # positions over which the ramp rises by one unit of the residual stream
 _RAMP_READ = 16.0  # logit per unit, before the final norm's division by about 1.2
 _UNUSED = 64.0  # logit by which unused tokens are held down, before that division
 _LOUDNESS = 0.7  # added to the vocoder's log magnitudes
-
-_SPECIAL_TOKENS = ("[STOP]", "[START]", "[UNK]", "[SPACE]", "[PAD]", "[SEP]", "[CLS]", "[MASK]")
-_ALPHABET = string.ascii_letters + string.digits + string.punctuation
-_TRAINING_TEXT = """
-The harbour was quiet before dawn. A few boats knocked against the pier, and the lamps along the water threw long
-yellow lines across it. Nobody was there to see them except the woman who sold bread, and she was thinking about flour.
-"Twelve sacks," she said aloud, "and the miller has promised me nine! What shall I do with nine?" Her brother, who had
-come down the hill behind her, laughed. "Bake smaller loaves, and call them something foreign." They walked together
-past the warehouses, where the doors stood open and the smell of coffee, rope and tar came out to meet them. It is hard
-to say when the morning really begins: with the first bird, the first bell, or the first argument about money. Later
-the children would run to school, shouting and splashing through every puddle, and the teacher would pretend not to
-have noticed. She had taught their parents; she knew that rain cannot be explained, only enjoyed. In the afternoon the
-ships returned with mackerel, herring and news from the islands. Someone had married, someone had quarrelled with the
-priest, a lighthouse keeper had written a very long letter and addressed it to the wrong king. Everyone listened,
-because stories were the cheapest thing for sale in the market and the only thing that nobody ever weighed. When the
-evening came, with its usual wind, the shutters closed one after another, until a single window was left burning above
-the square. There an old man was repairing a clock. He had been working on it for seventeen years, and he thought that
-tomorrow, or perhaps on Thursday, it might finally strike. Could you speak a little more slowly, please? I would like
-to hear how the system pronounces different numbers, names and questions. Thank you for calling; your appointment is
-confirmed for Monday the twenty-third at half past eight. Please remember to bring your passport, a photograph and
-something to read. Testing, testing, one two three: the quick brown fox jumps over the lazy dog, again and again.
-Engineers measured the bridge every Wednesday in winter, whenever frost made its iron shrink; February was the worst.
-Nevertheless, vegetables arrived punctually: cabbages, onions, radishes, parsnips, even oranges and lemons in December.
-"""
 
 _FIXED = (  # (pattern, mean, standard deviation): first match wins; what matches nothing is scaled by its fan-in
     (r"num_batches_tracked$", 0.0, 0.0),
@@ -99,8 +90,8 @@ _FIXED = (  # (pattern, mean, standard deviation): first match wins; what matche
     (r"original0$", 1.0, 0.05),  # times the gain of the convolution that it belongs to
     (r"original1$", 0.0, 1.0),  # weight norm leaves only its direction
     (r"classifier\.bias$", 50.0, 0.0),  # F0 in Hz: mostly voiced, now and then below the 10 Hz that count as voiced
-    (r"pos_emb\.emb\.weight$", 0.0, 0.3),
-    (r"(text_emb|speech_emb|input_embedding|embed_tokens)\.weight$", 0.0, 1.0),
+    (r"(pos_emb\.emb|wpe)\.weight$", 0.0, 0.3),
+    (r"(text_emb|wte|speech_emb|input_embedding|embed_tokens)\.weight$", 0.0, 1.0),
     (r"pre_attention_query$", 0.0, 0.5),
     (r"pos_bias_[uv]$", 0.0, 0.1),
     (r"bias$|bias_[ih]h_l\d$", 0.0, 0.05),
@@ -121,27 +112,36 @@ _GAINS = (  # (pattern, gain over a unit-variance linear map): first match wins,
 
 
 def write_random_checkpoint(
-    folder: Path, size: Size = "tiny", seed: int = 0, report: Callable[[str], None] | None = None
+    folder: Path,
+    size: Size = "tiny",
+    seed: int = 0,
+    report: Callable[[str], None] | None = None,
+    *,
+    family: Family = ENGLISH,
 ) -> None:
     """Writes a whole checkpoint of random weights into `folder`, which is made if absent.
 
-    `full` has the official sizes (3.2 GB) and loads into upstream's own `ChatterboxTTS.from_local`; `tiny` (48 MB)
-    states its sizes in `config.json`. `report` is called with a line per file.
+    `full` has the official sizes (English: 3.2 GB) and loads into upstream's own classes with `from_local`; `tiny`
+    (English: 48 MB) states its sizes in `config.json`. `report` is called with a line per file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    dims = TINY if size == "tiny" else Dims()
+    dims = tiny_dims(family) if size == "tiny" else family.dims
     tell = report or (lambda _line: None)
+    files = family.files
     weights: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
-        "ve.safetensors": lambda: _states(layout.voice_encoder_layout(dims.t3), seed),
-        "t3_cfg.safetensors": lambda: _t3_states(dims.t3, seed),
-        "s3gen.safetensors": lambda: _s3gen_states(dims, seed),
+        files.voice_encoder: lambda: _states(layout.voice_encoder_layout(dims.t3), seed),
+        files.t3: lambda: _t3_states(dims.t3, seed),
+        files.s3gen: lambda: _s3gen_states(dims, seed),
     }
     for name, make in weights.items():
         tell(f"random weights: {name}")
-        save_file(make(), folder / name, metadata={MARK: f"size={size} seed={seed}"})
-    tell("random weights: tokenizer.json, conds.pt")
-    _tokenizer(dims.t3).save(str(folder / "tokenizer.json"))
-    torch.save(_conditionals(dims, _PROMPT_TOKENS[size], seed), folder / "conds.pt")
+        if name.endswith(".pt"):
+            torch.save(make(), folder / name)
+        else:
+            save_file(make(), folder / name, metadata={MARK: f"size={size} seed={seed}"})
+    tell(f"random weights: {', '.join(files.text)}, {files.conditionals}")
+    random_text.write(family, dims.t3, folder)
+    torch.save(_conditionals(dims, _PROMPT_TOKENS[size], seed), folder / files.conditionals)
     if size == "tiny":
         dims.save(folder)
 
@@ -171,32 +171,37 @@ def _draw(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 def _t3_states(dims: T3Dims, seed: int) -> dict[str, torch.Tensor]:
     states = _states(layout.t3_layout(dims), seed)
-    for index in range(dims.layers):
-        for name in ("self_attn.o_proj", "mlp.down_proj"):  # so that the residual stream does not grow with depth
-            states[f"tfmr.layers.{index}.{name}.weight"].mul_((2 * dims.layers) ** -0.5)
-    _arrange_stop(states, dims)
+    for name, tensor in states.items():
+        # so that the residual stream does not grow with depth
+        if re.search(r"(o_proj|down_proj|c_proj)\.weight$", name):
+            tensor.mul_((2 * dims.layers) ** -0.5)
+    if isinstance(dims, GPT2Dims):
+        _arrange_stop(states, dims, "tfmr.wpe.weight", "tfmr.ln_f.weight", dims.prefix + _TEXT_LENGTH)
+    else:
+        _arrange_stop(states, dims, "speech_pos_emb.emb.weight", "tfmr.norm.weight", 0)
     return states
 
 
-def _arrange_stop(states: dict[str, torch.Tensor], dims: T3Dims) -> None:
+def _arrange_stop(states: dict[str, torch.Tensor], dims: T3Dims, positions: str, norm: str, first: int) -> None:
     """Makes the stop token come by itself, and no other token beyond the speech vocabulary.
 
-    Two coordinates of the residual stream are written by the speech positions alone and read by the head alone: one
-    rises along the positions and adds to the stop token's logit alone, the other is constant and holds down the logits
-    of the unused tokens. The stop logit also varies with the context as all others do, and it rises slowly: so where it
-    wins depends on seed, text and voice.
+    Two coordinates of the residual stream are written by the positions alone and read by the head alone: one rises
+    along the positions and adds to the stop token's logit alone, the other is constant and holds down the logits of the
+    unused tokens. The stop logit also varies with the context as all others do, and it rises slowly: so where it wins
+    depends on seed, text and voice. `first` is the position of the first speech token; with GPT-2 it depends on the
+    text, and longer ones end sooner.
     """
     ramp, constant = 0, 1
     reserved = [ramp, constant]
     for name, tensor in states.items():
-        if re.search(r"(o_proj|down_proj)\.weight$", name):
+        if re.search(r"(o_proj|down_proj)\.weight$|(c_attn|c_fc)\.weight$|(c_proj|ln_f)\.bias$", name):
             tensor[reserved] = 0.0
-        elif re.search(r"([qkv]|gate|up)_proj\.weight$|(speech_emb|pos_emb\.emb|speech_head)\.weight$", name):
+        elif re.search(r"([qkv]|gate|up|c)_proj\.weight$|(speech_emb|pos_emb\.emb|speech_head)\.weight$", name):
             tensor[:, reserved] = 0.0
-    positions = torch.arange(dims.speech_positions)
-    states["speech_pos_emb.emb.weight"][:, ramp] = ((positions - _RAMP_ZERO) / _RAMP_LENGTH).clamp(-0.5, 2.0)
-    states["speech_pos_emb.emb.weight"][:, constant] = 1.0
-    states["tfmr.norm.weight"][reserved] = 1.0
+    table = states[positions]
+    table[:, ramp] = ((torch.arange(len(table)) - first - _RAMP_ZERO) / _RAMP_LENGTH).clamp(-0.5, 2.0)
+    table[:, constant] = 1.0
+    states[norm][reserved] = 1.0
     head = states["speech_head.weight"]
     head[_SPEECH_TOKENS:, constant] = -_UNUSED
     head[dims.stop_speech, constant] = 0.0
@@ -235,32 +240,15 @@ def _conditionals(dims: Dims, prompt: int, seed: int) -> dict[str, dict[str, obj
     }
 
 
-def _tokenizer(dims: T3Dims) -> Tokenizer:
-    """A byte-pair tokenizer of the vocabulary's size, trained on the text below."""
-    learner = Tokenizer(models.BPE(unk_token="[UNK]"))
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    size = dims.text_vocab - len(_SPECIAL_TOKENS)
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=list(_ALPHABET), show_progress=False)
-    learner.train_from_iterator([_TRAINING_TEXT], trainer)
-    learned = json.loads(learner.to_str())["model"]
-    special = {"[STOP]": dims.stop_text, "[START]": dims.start_text}
-    special |= {token: index for index, token in enumerate(_SPECIAL_TOKENS[2:], start=1)}
-    free = (index for index in range(dims.text_vocab) if index not in special.values())
-    ordered = sorted(learned["vocab"], key=learned["vocab"].__getitem__)
-    vocabulary = special | dict(zip(ordered, free, strict=True))
-    tokenizer = Tokenizer(models.BPE(vocabulary, [tuple(merge) for merge in learned["merges"]], unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(list(_SPECIAL_TOKENS))
-    return tokenizer
-
-
 def _main() -> None:
     parser = argparse.ArgumentParser(description="Write a checkpoint of random weights: what it says is noise.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=("tiny", "full"), default="tiny")
     parser.add_argument("--seed", type=int, default=0)
+    families = {family.name: family for family in FAMILIES}
+    parser.add_argument("--family", choices=families, default=ENGLISH.name)
     args = parser.parse_args()
-    write_random_checkpoint(args.folder, args.size, args.seed, report=print)
+    write_random_checkpoint(args.folder, args.size, args.seed, report=print, family=families[args.family])
 
 
 if __name__ == "__main__":

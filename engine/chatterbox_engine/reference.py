@@ -18,11 +18,7 @@ from chatterbox_engine.dims import ReferenceDims
 from chatterbox_engine.errors import CheckpointError, InvalidRequest
 from chatterbox_engine.types import SAMPLE_RATE, Conditionals, Samples
 
-MIN_SECONDS = 0.5
-"""The shortest clip that the encoders take."""
-
 _ENCODER_RATE = 16_000  # of the S3 tokenizer and both speaker encoders
-_T3_SECONDS = 6
 _S3GEN_SECONDS = 10
 
 
@@ -36,6 +32,7 @@ class ReferenceEncoder:
 
         self._device = torch.device(device)
         self._prompt_tokens = checkpoint.dims.t3.prompt_tokens
+        self._preparation = checkpoint.family.reference
         self._voice = self._load(VoiceEncoder(), checkpoint.voice_encoder_state())
         self._speaker = self._load(CAMPPlus(memory_efficient=False), checkpoint.s3gen_state("speaker_encoder."))
         self._tokenizer = self._load(_s3_tokenizer(checkpoint.dims.reference), checkpoint.s3gen_state("tokenizer."))
@@ -48,23 +45,33 @@ class ReferenceEncoder:
         return module.to(self._device).eval()
 
     def encode(self, audio: Samples, sample_rate: int) -> Conditionals:
-        """The voice of a clip: `audio` is mono, [n] float32, of any rate; at most 10 seconds of it are heard.
+        """The voice of a clip: `audio` is mono, [n] float32, of any rate; S3Gen hears its first 10 seconds.
 
-        Raises InvalidRequest when the clip is shorter than MIN_SECONDS or not finite.
+        Raises InvalidRequest when the clip is shorter than the family's minimum or not finite.
         """
-        if audio.ndim != 1 or len(audio) < MIN_SECONDS * sample_rate:
-            raise InvalidRequest(f"reference audio must be mono and at least {MIN_SECONDS} seconds long")
+        shortest = self._preparation.min_seconds
+        if audio.ndim != 1 or len(audio) < shortest * sample_rate:
+            raise InvalidRequest(f"reference audio must be mono and at least {shortest} seconds long")
         if not np.isfinite(audio).all():
             raise InvalidRequest("reference audio holds values that are not finite")
-        wide = _resample(audio, sample_rate, SAMPLE_RATE)
+        wide = self._level(_resample(audio, sample_rate, SAMPLE_RATE))
         narrow = _resample(wide, SAMPLE_RATE, _ENCODER_RATE)
         with torch.no_grad():
             raw = {"t3": self._for_t3(narrow), "gen": self._for_s3gen(wide[: _S3GEN_SECONDS * SAMPLE_RATE])}
         return conditionals_from_upstream(raw)
 
+    def _level(self, audio: Samples) -> Samples:
+        """Brings a clip to the family's loudness (ITU-R BS.1770); silence, whose loudness is not finite, stays."""
+        if self._preparation.loudness is None:
+            return audio
+        import pyloudnorm
+
+        gain = 10.0 ** ((self._preparation.loudness - pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(audio)) / 20)
+        return audio * np.float32(gain) if np.isfinite(gain) and gain > 0 else audio
+
     def _for_t3(self, audio: Samples) -> dict[str, Any]:
         speaker = torch.from_numpy(self._voice.embeds_from_wavs([audio], sample_rate=_ENCODER_RATE))
-        heard = audio[: _T3_SECONDS * _ENCODER_RATE]
+        heard = audio[: self._preparation.t3_seconds * _ENCODER_RATE]
         tokens, _ = self._tokenizer([heard], max_len=self._prompt_tokens)
         return {
             "speaker_emb": speaker.mean(dim=0),

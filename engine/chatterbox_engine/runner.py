@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from chatterbox_engine import sampling
+from chatterbox_engine.families import ENGLISH, Family
 from chatterbox_engine.graphs import Graphs, bucket, buckets
 from chatterbox_engine.kv_cache import Extent, KVCache, round_up
-from chatterbox_engine.t3 import T3
+from chatterbox_engine.transformer import Transformer
 from chatterbox_engine.types import SamplingParams
 
-PREFILL_LENGTHS = (64, 96, 128, 160, 192, 256, 320, 384, 448, 512)
+PREFILL_TEXTS = (30, 62, 94, 126, 158, 222, 286, 350, 414, 478)
+"""Prompt positions behind the prefix that graphs are captured for; with Llama's prefix of 34 they make multiples of
+32."""
 PREFILL_ROWS = (2, 8)
 ROW_GRAIN = 4
 """Without graphs, decode rows are padded to a multiple of this. On a CPU, matrix products of 4, 8, 12, ... rows give
@@ -34,15 +37,10 @@ class Prompt:
 
     slot: int
     rows: tuple[Extent, ...]  # conditional, then unconditional unless cfg_weight is 0
-    prefix: Tensor  # [prefix, hidden], from T3.conditioning
-    text: Tensor  # [n] int64 with start and stop
+    prefix: Tensor  # [prefix, hidden], from Transformer.conditioning
+    text: Tensor  # [n] int64, from T3Dims.frame
     sampling: SamplingParams
     uniforms: Tensor  # [max_tokens + 1] float32 of [0, 1), one per step
-
-    @property
-    def length(self) -> int:
-        """Positions of the prompt: conditioning, text, two BOS."""
-        return len(self.prefix) + len(self.text) + 2
 
 
 class Drawn:
@@ -82,23 +80,30 @@ class Slots:
         self.token, self.step, self.prompt, self.alive = integers(), integers(), integers(), integers()
         self.prompt[self.dummy] = 1  # a dummy row sits at position 0 of the scratch extent for ever
         self.cfg, self.temperature, self.penalty = floats(), floats(), floats()
-        self.min_p, self.top_p = floats(), floats()
+        self.min_p, self.top_p, self.top_k = floats(), floats(), integers()
         self.seen = torch.zeros(rows, vocab, dtype=torch.bool, device=device)
         # one more than can be drawn: the step that runs before a stop is noticed draws too
         self.uniforms = torch.zeros(rows, max_tokens + 2, dtype=torch.float32, device=device)
 
-    def fill(self, prompt: Prompt, bos: int) -> None:
-        """Sets a slot up for a new utterance."""
+    def parameters(self, slot: Tensor) -> sampling.Parameters:
+        """How the tokens of these slots are drawn; slot: [rows] int64."""
+        return sampling.Parameters(
+            self.temperature[slot], self.penalty[slot], self.min_p[slot], self.top_p[slot], self.top_k[slot]
+        )
+
+    def fill(self, prompt: Prompt, length: int, bos: int) -> None:
+        """Sets a slot up for a new utterance. length: positions of its prompt."""
         slot, params = prompt.slot, prompt.sampling
         # fill_ hands the number to the kernel; an assignment would copy it from the host and wait for the device
         self.step[slot].fill_(0)
-        self.prompt[slot].fill_(prompt.length)
+        self.prompt[slot].fill_(length)
         self.alive[slot].fill_(1)
         self.cfg[slot].fill_(params.cfg_weight)
         self.temperature[slot].fill_(params.temperature)
         self.penalty[slot].fill_(params.repetition_penalty)
         self.min_p[slot].fill_(params.min_p)
         self.top_p[slot].fill_(params.top_p)
+        self.top_k[slot].fill_(params.top_k)
         self.seen[slot].fill_(False)
         self.seen[slot, bos].fill_(True)
         self.uniforms[slot, : len(prompt.uniforms)] = upload(prompt.uniforms, self.uniforms.device)
@@ -109,25 +114,29 @@ class Runner:
 
     def __init__(
         self,
-        model: T3,
+        model: Transformer,
         cache: KVCache,
         max_slots: int,
         *,
+        family: Family = ENGLISH,
         graphs: Graphs,
         compile_mode: str | None = None,
     ) -> None:
         self.model = model
         self.cache = cache
         self.max_slots = max_slots
+        self.max_rows = family.rows * max_slots
+        self.family = family
+        self.prefill_lengths = tuple(model.dims.prefix + text for text in PREFILL_TEXTS)
         self.graphs = graphs
         dims = model.dims
         device = model.device
         self.slots = Slots(max_slots, dims.speech_vocab, dims.max_speech_tokens, device)
-        rows = max(round_up(2 * max_slots, ROW_GRAIN), PREFILL_ROWS[-1])
+        rows = max(round_up(self.max_rows, ROW_GRAIN), PREFILL_ROWS[-1])
         self._logits = torch.zeros(rows, dims.speech_vocab, dtype=model.dtype, device=device)
         self._prompt: tuple[Tensor, Tensor, Tensor] | None = None
         if graphs.enabled:
-            self._prompt = self._new_prompt_tensors(PREFILL_ROWS[-1], PREFILL_LENGTHS[-1])
+            self._prompt = self._new_prompt_tensors(PREFILL_ROWS[-1], self.prefill_lengths[-1])
         self._drawn = torch.zeros(max_slots, dtype=torch.int64, device=device)
         # The batch: which slot and extent each row belongs to, and which rows each utterance is guided by.
         self._row_slot = torch.full((rows,), self.slots.dummy, device=device)
@@ -145,8 +154,8 @@ class Runner:
         """Runs whole prompts and draws each utterance's first token."""
         bos = self.model.dims.start_speech
         for prompt in prompts:
-            self.slots.fill(prompt, bos)
-        size = PREFILL_ROWS[-1] // 2 if self.graphs.enabled else 1
+            self.slots.fill(prompt, self._length(prompt), bos)
+        size = PREFILL_ROWS[-1] // self.family.rows if self.graphs.enabled else 1
         drawn = [self._prefill_group(prompts[i : i + size]) for i in range(0, len(prompts), size)]
         self._current = ()  # the batch tensors were used for the prompts
         return Drawn(torch.cat(drawn))
@@ -172,22 +181,26 @@ class Runner:
         # Largest first: the graphs' shared memory pool is then large enough for all later captures.
         work: list[tuple[Hashable, Callable[[], None]]] = []
         for rows in PREFILL_ROWS[::-1]:
-            for length in PREFILL_LENGTHS[::-1]:
+            for length in self.prefill_lengths[::-1]:
                 work.append(
                     (("prefill", rows, length), partial(self._prefill_rows, *self._prompt_tensors(rows, length)))
                 )
-        for rows in buckets(2 * self.max_slots)[::-1]:
+        for rows in buckets(self.max_rows)[::-1]:
             work.append((("decode", rows), partial(self._decode_rows, rows)))
         for count in buckets(self.max_slots)[::-1]:
-            for use_top_p in (True, False):
-                work.append((("sample", count, use_top_p), partial(self._sample_rows, count, use_top_p)))
+            for use_top in (True, False):
+                work.append((("sample", count, use_top), partial(self._sample_rows, count, use_top)))
         for index, (key, function) in enumerate(work, 1):
             began = time.monotonic()
             self.graphs.capture(key, function)
             report(f"T3: CUDA graph {index} of {len(work)}, {time.monotonic() - began:.1f} s")
 
+    def _length(self, prompt: Prompt) -> int:
+        """Positions of a prompt: conditioning, text, BOS."""
+        return len(prompt.prefix) + len(prompt.text) + self.model.dims.bos
+
     def _row_bucket(self, rows: int) -> int:
-        return bucket(rows, 2 * self.max_slots) if self.graphs.enabled else round_up(rows, ROW_GRAIN)
+        return bucket(rows, self.max_rows) if self.graphs.enabled else round_up(rows, ROW_GRAIN)
 
     def _count_bucket(self, count: int) -> int:
         return bucket(count, self.max_slots) if self.graphs.enabled else count
@@ -222,24 +235,27 @@ class Runner:
     def _sample(self, utterances: Sequence[Prompt]) -> Tensor:
         """Draws a token for each utterance of the uploaded batch: a view of [utterances]."""
         count = self._count_bucket(len(utterances))
-        use_top_p = any(utterance.sampling.top_p < 1 for utterance in utterances)
-        self.graphs.run(("sample", count, use_top_p), partial(self._sample_rows, count, use_top_p))
+        use_top = any(utterance.sampling.top_p < 1 or utterance.sampling.top_k > 0 for utterance in utterances)
+        self.graphs.run(("sample", count, use_top), partial(self._sample_rows, count, use_top))
         return self._drawn[: len(utterances)]
 
-    def _sample_rows(self, count: int, use_top_p: bool) -> None:
+    def _sample_rows(self, count: int, use_top: bool) -> None:
         slots = self.slots
         slot, conditional, unconditional = self._batch[:, :count].unbind()
         logits = sampling.guide(self._logits[conditional], self._logits[unconditional], slots.cfg[slot])
-        logits = sampling.penalise(logits, slots.seen[slot], slots.penalty[slot])
+        step = slots.step[slot]
         token = sampling.choose(
             logits,
-            slots.temperature[slot],
-            slots.min_p[slot],
-            slots.top_p[slot],
-            slots.uniforms[slot, slots.step[slot]],
-            use_top_p=use_top_p,
+            slots.seen[slot],
+            slots.parameters(slot),
+            slots.uniforms[slot, step],
+            self.family.processors,
+            use_top=use_top,
         )
         slots.token[slot] = token
+        if self.family.bos_once:
+            bos = slots.seen.select(1, self.model.dims.start_speech)
+            bos[slot] = bos[slot] & (step > 0)
         # a Python True would be copied from the host, which no graph can capture
         slots.seen[slot, token] = torch.ones_like(token, dtype=torch.bool)
         slots.step.index_add_(0, slot, slots.alive[slot])
@@ -249,21 +265,22 @@ class Runner:
         """Prompts side by side, padded to the longest; returns their first tokens [prompts]."""
         device = self.model.device
         rows = sum(len(prompt.rows) for prompt in prompts)
-        length = max(prompt.length for prompt in prompts)
-        if self.graphs.enabled and length <= PREFILL_LENGTHS[-1]:
+        length = max(map(self._length, prompts))
+        if self.graphs.enabled and length <= self.prefill_lengths[-1]:
             rows = next(size for size in PREFILL_ROWS if size >= rows)
-            length = next(size for size in PREFILL_LENGTHS if size >= length)
+            length = next(size for size in self.prefill_lengths if size >= length)
         x, where, last = self._prompt_tensors(rows, length)
         where.fill_(self.cache.scratch)
         last.zero_()  # the end of an earlier, longer prompt would lie outside of this bucket
         row = 0
         for prompt in prompts:
             embedded = self.model.prompt(prompt.prefix, upload(prompt.text, device))
-            positions = torch.arange(prompt.length, device=device)
+            own = embedded.shape[1]
+            positions = torch.arange(own, device=device)
             for extent, embedded_row in zip(prompt.rows, embedded, strict=False):
-                x[row, : prompt.length] = embedded_row
-                where[row, : prompt.length] = extent.start + positions
-                last[row].fill_(prompt.length - 1)
+                x[row, :own] = embedded_row
+                where[row, :own] = extent.start + positions
+                last[row].fill_(own - 1)
                 row += 1
         self.graphs.run(("prefill", rows, length), partial(self._prefill_rows, x, where, last))
         self._upload(prompts)
@@ -271,7 +288,7 @@ class Runner:
 
     def _prompt_tensors(self, rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs of a prefill: embeddings, pool positions, last positions. Static where a graph may read them."""
-        if self._prompt is None or length > PREFILL_LENGTHS[-1]:
+        if self._prompt is None or length > self.prefill_lengths[-1]:
             return self._new_prompt_tensors(rows, length)
         x, where, last = self._prompt
         return x[:rows, :length], where[:rows, :length], last[:rows]

@@ -1,14 +1,31 @@
 """Drawing speech tokens on the device, every row with its own parameters.
 
-The order is upstream's (chatterbox-tts 0.1.7 `T3.inference`): guidance, repetition penalty over BOS and everything
-generated, temperature, min-p, top-p, softmax, draw. The draw is one uniform number by inverse distribution function,
-which makes a request's tokens independent of the rest of the batch.
+The steps are upstream's (chatterbox-tts 0.1.7 `T3.inference` and `inference_turbo`), in the order that `families` has
+for each model. The draw is one uniform number by inverse distribution function, which makes a request's tokens
+independent of the rest of the batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from chatterbox_engine.families import Processor
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How each row is drawn: device tensors [rows]."""
+
+    temperature: Tensor
+    """0 takes the best token."""
+    penalty: Tensor
+    min_p: Tensor
+    top_p: Tensor
+    top_k: Tensor  # int64; 0 keeps all
 
 
 def guide(conditional: Tensor, unconditional: Tensor, weight: Tensor) -> Tensor:
@@ -29,10 +46,14 @@ def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
     return logits.masked_fill(logits < floor, -torch.inf)
 
 
-def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
-    """Keeps the smallest set of tokens whose probability reaches `top_p` (Holtzman et al. 2019); never empty."""
+def keep_top(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Keeps the `top_k` most probable tokens, and of these the smallest set whose share of their probability reaches
+    `top_p` (Holtzman et al. 2019); never empty."""
+    vocab = logits.shape[-1]
     ordered, order = logits.sort(dim=-1)
-    drop = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p[:, None]
+    kept = torch.where(top_k == 0, vocab, top_k).clamp(max=vocab)
+    drop = ordered < ordered.gather(1, (vocab - kept)[:, None])
+    drop |= ordered.masked_fill(drop, -torch.inf).softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p[:, None]
     drop[:, -1].fill_(False)
     return logits.masked_fill(torch.zeros_like(drop).scatter_(1, order, drop), -torch.inf)
 
@@ -45,16 +66,20 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 
 
 def choose(
-    logits: Tensor, temperature: Tensor, min_p: Tensor, top_p: Tensor, uniform: Tensor, *, use_top_p: bool
+    logits: Tensor, seen: Tensor, rows: Parameters, uniform: Tensor, processors: Sequence[Processor], *, use_top: bool
 ) -> Tensor:
-    """From penalised logits [rows, vocab] to tokens [rows]; a row of temperature 0 takes the best token.
+    """From logits [rows, vocab] to tokens [rows]; `seen` bool [rows, vocab], `uniform` [rows] of [0, 1).
 
-    `use_top_p` False skips the sort, right only when every row's `top_p` is 1.
+    `use_top` False skips the sort, right only when no row has a `top_k` or a `top_p`.
     """
-    greedy = temperature == 0
-    best = logits.argmax(dim=-1)
-    logits = logits / torch.where(greedy, 1.0, temperature)[:, None]
-    logits = keep_min_p(logits, min_p)
-    if use_top_p:
-        logits = keep_top_p(logits, top_p)
-    return torch.where(greedy, best, draw(logits, uniform))
+    greedy = rows.temperature == 0
+    for processor in processors:
+        if processor == "penalty":
+            logits = penalise(logits, seen, rows.penalty)
+        elif processor == "temperature":
+            logits = logits / torch.where(greedy, 1.0, rows.temperature)[:, None]
+        elif processor == "min_p":
+            logits = keep_min_p(logits, rows.min_p)
+        elif use_top:
+            logits = keep_top(logits, rows.top_k, rows.top_p)
+    return torch.where(greedy, logits.argmax(dim=-1), draw(logits, uniform))

@@ -58,9 +58,14 @@ class Span:
     """The utterance ends with it."""
 
     @classmethod
-    def whole(cls, tokens: int) -> Span:
-        """A whole utterance as one chunk."""
-        return cls(0, 0, tokens, tokens, last=True)
+    def whole(cls, tokens: int, cropped: int = 0) -> Span:
+        """A whole utterance as one chunk, all of it heard but `cropped` tokens at its end."""
+        return cls(0, 0, heard(tokens, cropped), tokens, last=True)
+
+    @property
+    def complete(self) -> bool:
+        """It is the whole utterance."""
+        return self.start == 0 and self.last
 
     @property
     def tokens(self) -> int:
@@ -68,11 +73,18 @@ class Span:
         return self.stop - self.start
 
 
+def heard(tokens: int, cropped: int) -> int:
+    """Tokens of a complete utterance that are heard: something always is."""
+    return max(tokens - cropped, min(tokens, 1))
+
+
 class Cursor:
     """How far the tokens of a stream have been handed to the vocoder: segment after segment, a chunk at a time."""
 
-    def __init__(self, policy: ChunkPolicy) -> None:
+    def __init__(self, policy: ChunkPolicy, cropped: int = 0) -> None:
+        """cropped: tokens at the end of each segment that are not heard, at most LOOKAHEAD."""
         self._policy = policy
+        self._cropped = cropped
         self._begin = 0
         self.segment = 0
         self.number = 0
@@ -88,7 +100,7 @@ class Cursor:
         if end + LOOKAHEAD <= tokens:
             span = Span(start, begin, end, end + LOOKAHEAD, last=False)
         elif complete:
-            span = Span(start, begin, tokens, tokens, last=True)
+            span = Span(start, begin, heard(tokens, self._cropped), tokens, last=True)
         else:
             return None
         self.number += 1

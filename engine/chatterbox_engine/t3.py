@@ -1,8 +1,8 @@
-"""T3, the transformer that turns text into speech tokens: weights and mathematics, no state of any request.
+"""T3 with its Llama backbone, of the English and the multilingual models.
 
 Llama blocks (RMSNorm, RoPE with llama3 scaling, SwiGLU) over [speaker | perceiver | emotion | text | BOS BOS | speech].
 Source of the architecture: chatterbox-tts 0.1.7 `models/t3/t3.py`, `modules/cond_enc.py`, `modules/perceiver.py`, and
-transformers' Llama. Keys and values of the new positions go to the pool of `kv_cache`; here they are only addressed.
+transformers' Llama.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox_engine.attention import decode_attention
-from chatterbox_engine.dims import T3Dims
-from chatterbox_engine.errors import CheckpointError
+from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.transformer import Transformer, rename
 from chatterbox_engine.types import T3Conditionals
 
 
 class Block(nn.Module):
     """One decoder block; query, key and value are one matrix, gate and up another."""
 
-    def __init__(self, dims: T3Dims) -> None:
+    def __init__(self, dims: LlamaDims) -> None:
         super().__init__()
         inner = dims.heads * dims.head_dim
         self.attention_norm = nn.Parameter(torch.empty(dims.hidden))
@@ -41,7 +41,7 @@ class Perceiver(nn.Module):
     The same attention block is applied twice: queries against the prompt, then against themselves.
     """
 
-    def __init__(self, dims: T3Dims) -> None:
+    def __init__(self, dims: LlamaDims) -> None:
         super().__init__()
         self.heads = dims.perceiver_heads
         self.queries = nn.Parameter(torch.empty(1, dims.perceiver_queries, dims.hidden))
@@ -66,14 +66,16 @@ class Perceiver(nn.Module):
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
-class T3(nn.Module):
-    """The whole network. Build with `T3.from_state_dict`; the conditioning runs in float32, the blocks in `dtype`."""
+class T3(Transformer):
+    """The whole network."""
 
+    dims: LlamaDims
+    float32 = ("speaker.", "emotion.", "perceiver.")
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, dims: T3Dims) -> None:
-        super().__init__()
+    def __init__(self, dims: LlamaDims) -> None:
+        super().__init__(dims)
         self.dims = dims
         self.text_embedding = nn.Parameter(torch.empty(dims.text_vocab, dims.hidden))
         self.text_position = nn.Parameter(torch.empty(dims.text_positions, dims.hidden))
@@ -86,40 +88,21 @@ class T3(nn.Module):
         self.norm = nn.Parameter(torch.empty(dims.hidden))
         self.head = nn.Parameter(torch.empty(dims.speech_vocab, dims.hidden))
 
-    @classmethod
-    def from_state_dict(
-        cls, state: Mapping[str, Tensor], dims: T3Dims, *, device: torch.device, dtype: torch.dtype
-    ) -> T3:
-        """Loads official `t3_cfg.safetensors` names strictly.
+    def renamed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        names: dict[str, tuple[str, ...]] = {name: (official,) for official, name in _NAMES.items()}
+        for index in range(self.dims.layers):
+            for name, officials in _BLOCK_NAMES.items():
+                names[f"blocks.{index}.{name}"] = tuple(f"tfmr.layers.{index}.{official}" for official in officials)
+        return rename(state, names, _UNUSED)
 
-        Raises CheckpointError naming missing, surplus or misshapen entries.
-        """
-        with torch.device("meta"):
-            model = cls(dims)
-        ours = _rename(dict(state), dims)
-        _check(ours, model)
-        # Conditioning stays float32: it runs once per voice and its error would reach every token.
-        kept = ("speaker.", "emotion.", "perceiver.")
-        ours = {k: v.to(device, torch.float32 if k.startswith(kept) else dtype) for k, v in ours.items()}
-        model.load_state_dict(ours, assign=True)
-        model.requires_grad_(False)
-        # float32 tables, cast after the product of position and frequency, as transformers does
-        angles = torch.arange(dims.prefix + dims.text_positions + dims.speech_positions)[:, None] * _frequencies(dims)
-        model.register_buffer("cos", angles.cos().to(device, dtype), persistent=False)
-        model.register_buffer("sin", angles.sin().to(device, dtype), persistent=False)
-        return model.eval()
-
-    @property
-    def device(self) -> torch.device:
-        return self.head.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.head.dtype
+    def add_tables(self) -> None:
+        # float32, cast after the product of position and frequency, as transformers does
+        angles = torch.arange(self.dims.longest)[:, None] * _frequencies(self.dims)
+        self.register_buffer("cos", angles.cos().to(self.device, self.dtype), persistent=False)
+        self.register_buffer("sin", angles.sin().to(self.device, self.dtype), persistent=False)
 
     @torch.inference_mode()
     def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
-        """The prefix that depends on voice and exaggeration alone: [prefix, hidden] in the compute dtype."""
         prompt = voice.prompt_tokens.to(self.device)
         embedded = (self.speech_embedding[prompt] + self.speech_position[: len(prompt)]).float()
         speaker = self.speaker(voice.speaker.to(self.device)[None])  # [1, hidden]
@@ -128,23 +111,14 @@ class T3(nn.Module):
 
     @torch.inference_mode()
     def prompt(self, prefix: Tensor, text: Tensor) -> Tensor:
-        """Embeds a conditional and an unconditional row: [2, length, hidden].
-
-        `prefix` is [prefix, hidden], `text` the token ids [n] with start and stop. The unconditional row keeps
-        conditioning and positions and loses the text's embedding. BOS stands twice, both at speech position 0.
-        """
+        """The unconditional row keeps conditioning and positions and loses the text's embedding. BOS stands twice, both
+        at speech position 0."""
         positions = self.text_position[: len(text)]
         bos = (self.speech_embedding[self.dims.start_speech] + self.speech_position[0]).expand(2, -1)
         conditional = torch.cat([prefix, self.text_embedding[text] + positions, bos])
         return torch.stack([conditional, torch.cat([prefix, positions, bos])])
 
     def prefill(self, x: Tensor, cache: KVCache, where: Tensor, last: Tensor) -> Tensor:
-        """Runs whole prompts and stores their keys and values; logits of each row's last position.
-
-        x: [rows, length, hidden], rows shorter than `length` padded at the right, which causal attention never sees.
-        where: [rows, length] int64, the pool position of every input (padding: scratch). last: [rows] int64.
-        Returns [rows, speech_vocab] in the compute dtype.
-        """
         rows, length, _ = x.shape
         cos, sin = self.cos[:length, None, None], self.sin[:length, None, None]
         flat = where.flatten()
@@ -160,11 +134,6 @@ class T3(nn.Module):
         return self._logits(x[torch.arange(rows, device=x.device), last])
 
     def decode(self, token: Tensor, speech_position: Tensor, start: Tensor, position: Tensor, cache: KVCache) -> Tensor:
-        """One step for every row; all arguments [rows] int64. Returns logits [rows, speech_vocab].
-
-        `speech_position` indexes the learned table, `position` the whole sequence (RoPE and cache), `start` the row's
-        extent in the pool.
-        """
         x = self.speech_embedding[token] + self.speech_position[speech_position]  # [rows, hidden]
         cos, sin = self.cos[position][:, None, None], self.sin[position][:, None, None]
         for index, block in enumerate(self._blocks):
@@ -202,7 +171,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def _frequencies(dims: T3Dims) -> Tensor:
+def _frequencies(dims: LlamaDims) -> Tensor:
     """RoPE frequencies [head_dim / 2] with llama3 scaling (transformers `modeling_rope_utils`)."""
     frequency = 1.0 / dims.rope_theta ** (torch.arange(0, dims.head_dim, 2, dtype=torch.int64).float() / dims.head_dim)
     wavelength = 2 * math.pi / frequency
@@ -235,7 +204,7 @@ _NAMES = {
 }
 
 # Part of the official file, of no use at inference: the text head and the backbone's own token table.
-_UNUSED = {"text_head.weight", "tfmr.embed_tokens.weight"}
+_UNUSED = frozenset({"text_head.weight", "tfmr.embed_tokens.weight"})
 
 _BLOCK_NAMES = {
     "attention_norm": ("input_layernorm.weight",),
@@ -245,42 +214,3 @@ _BLOCK_NAMES = {
     "gate_up": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
     "down": ("mlp.down_proj.weight",),
 }
-
-
-def _rename(state: dict[str, Tensor], dims: T3Dims) -> dict[str, Tensor]:
-    """Official names to ours, fused matrices joined along their output dimension."""
-    ours: dict[str, Tensor] = {}
-    missing: list[str] = []
-
-    def take(name: str) -> Tensor | None:
-        if name not in state:
-            missing.append(name)
-        return state.pop(name, None)
-
-    for official, name in _NAMES.items():
-        if (tensor := take(official)) is not None:
-            ours[name] = tensor
-    for index in range(dims.layers):
-        for name, officials in _BLOCK_NAMES.items():
-            parts = [take(f"tfmr.layers.{index}.{official}") for official in officials]
-            if all(part is not None for part in parts):
-                ours[f"blocks.{index}.{name}"] = torch.cat([part for part in parts if part is not None])
-    surplus = sorted(set(state) - _UNUSED)
-    if missing or surplus:
-        raise CheckpointError(f"T3 weights: missing {_some(missing)}; not expected {_some(surplus)}")
-    return ours
-
-
-def _check(ours: Mapping[str, Tensor], model: nn.Module) -> None:
-    wrong = [
-        f"{name} is {list(ours[name].shape)}, not {list(parameter.shape)}"
-        for name, parameter in model.named_parameters()
-        if ours[name].shape != parameter.shape
-    ]
-    if wrong:
-        raise CheckpointError(f"T3 weights: {_some(wrong)}")
-
-
-def _some(names: list[str]) -> str:
-    """The first few of a list, for a message."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import sentencex
 import tokenizers
 
 from chatterbox_engine.errors import CheckpointError, InvalidRequest
 
-_REPLACED = (  # applied one after another: the order matters
+REPLACED = (  # applied one after another: the order matters
     ("...", ", "),
     ("\N{HORIZONTAL ELLIPSIS}", ", "),
     (":", ","),
@@ -58,6 +59,25 @@ class Segment:
     """Seconds of silence after it."""
 
 
+class TextPreparation(Protocol):
+    """A family's way from text to token ids; `assemble` chooses it."""
+
+    def encode(self, text: str, language: str) -> list[int]:
+        """The ids that T3 reads for a segment, without start and stop. Raises InvalidRequest."""
+
+
+class EnglishText:
+    """`TextPreparation` of the English model."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads a `tokenizer.json`. Raises CheckpointError."""
+        self._tokenizer = Tokenizer(path)
+
+    def encode(self, text: str, language: str) -> list[int]:  # noqa: ARG002
+        """As upstream's `ChatterboxTTS.generate` prepares a text; there is one language."""
+        return self._tokenizer.encode(normalise(text))
+
+
 class Tokenizer:
     """Text to the token ids that T3 reads, without its start and stop tokens."""
 
@@ -91,17 +111,17 @@ def validate_text(data: bytes | str, max_chars: int) -> str:
     return text
 
 
-def normalise(text: str) -> str:
+def normalise(text: str, replaced: Sequence[tuple[str, str]] = REPLACED, endings: tuple[str, ...] = _ENDINGS) -> str:
     """Cleans punctuation as upstream's `punc_norm` does (chatterbox-tts 0.1.7, `tts.py`)."""
     if not text:
         return "You need to add some text for me to talk."
     if text[0].islower():
         text = text[0].upper() + text[1:]
     text = " ".join(text.split())
-    for old, new in _REPLACED:
+    for old, new in replaced:
         text = text.replace(old, new)
     text = text.rstrip(" ")
-    return text if text.endswith(_ENDINGS) else text + "."
+    return text if text.endswith(endings) else text + "."
 
 
 def split(text: str, max_chars: int = 300) -> list[Segment]:

@@ -56,7 +56,7 @@ class Conditionals:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How speech tokens are drawn (upstream `ChatterboxTTS.generate`)."""
+    """How speech tokens are drawn (upstream `ChatterboxTTS.generate`); `families` has the defaults of the others."""
 
     exaggeration: float = 0.5
     cfg_weight: float = 0.5
@@ -64,6 +64,8 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.05
     repetition_penalty: float = 1.2
+    top_k: int = 0
+    """0 keeps all."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class SynthesisRequest:
     voice: str = "default"
     reference_audio: bytes | None = None
     """A WAV, FLAC, OGG or MP3 file to clone instead of `voice`."""
+    language: str = "en"
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_seconds: float = 40.0
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.dims import ReferenceDims, S3GenDims, T3Dims
+from chatterbox_engine.dims import LlamaDims, ReferenceDims, S3GenDims
 
 State = dict[str, torch.Tensor]
 
 
-def t3(dims: T3Dims, state: State) -> Any:
+def t3(dims: LlamaDims, state: State) -> Any:
     """Upstream's `T3` in eval mode on the CPU, float32."""
     from chatterbox.models.t3 import T3
     from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
@@ -23,7 +23,7 @@ def t3(dims: T3Dims, state: State) -> Any:
     from chatterbox.models.t3.modules.t3_config import T3Config
 
     config = T3Config(text_tokens_dict_size=dims.text_vocab)
-    if dims != T3Dims():
+    if dims != LlamaDims():
         config.llama_config_name = f"Llama_{dims.hidden}x{dims.layers}"
         LLAMA_CONFIGS[config.llama_config_name] = LLAMA_CONFIGS["Llama_520M"] | {
             "hidden_size": dims.hidden,

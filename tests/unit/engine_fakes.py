@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 
-from chatterbox_engine.dims import T3Dims
+from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.engine import Engine, Parts
 from chatterbox_engine.errors import NotFound, RequestError
+from chatterbox_engine.families import ENGLISH
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.metrics import Metrics
 from chatterbox_engine.scheduler import Scheduler
+from chatterbox_engine.text import normalise
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples, SynthesisRequest, SynthesisResult
 from chatterbox_engine.voices import Found
 from chatterbox_engine.watermark import NoWatermark
 
-STOP = T3Dims().stop_speech
+STOP = LlamaDims().stop_speech
 WAIT = 20.0  # seconds until a test that would hang fails instead
 
 
@@ -29,7 +31,7 @@ class FakeRunner:
 
     def __init__(self) -> None:
         self.model = SimpleNamespace(
-            dims=T3Dims(), device=torch.device("cpu"), conditioning=lambda voice, exaggeration: torch.zeros(34, 1)
+            dims=LlamaDims(), device=torch.device("cpu"), conditioning=lambda voice, exaggeration: torch.zeros(34, 1)
         )
         self.gate = threading.Event()
         self.gate.set()
@@ -173,7 +175,8 @@ class FakeEngine:
             runner=self.runner,  # type: ignore[arg-type]
             scheduler=self.scheduler,
             s3gen=self.s3gen,  # type: ignore[arg-type]
-            tokenizer=SimpleNamespace(encode=lambda text: list(range(len(text)))),  # type: ignore[arg-type]
+            family=ENGLISH,
+            text=SimpleNamespace(encode=lambda text, language: list(range(len(normalise(text))))),
             voices=self.voices,  # type: ignore[arg-type]
             watermarker=self.watermarker,
             about={"model": "fake"},

@@ -7,7 +7,7 @@ import torch
 
 from chatterbox_engine import assemble
 from chatterbox_engine.config import Config
-from chatterbox_engine.dims import T3Dims
+from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.graphs import Graphs
 
@@ -15,15 +15,15 @@ CPU = torch.device("cpu")
 
 
 def test_the_pool_holds_two_rows_a_slot_and_at_least_the_longest_request() -> None:
-    assert assemble.plan_positions(T3Dims(), 64, 1200) == 64 * 2 * 1200
-    longest = assemble.plan_positions(T3Dims(), 1, 1200)
+    assert assemble.plan_positions(LlamaDims(), 2 * 64, 1200) == 64 * 2 * 1200
+    longest = assemble.plan_positions(LlamaDims(), 2, 1200)
     assert longest >= 2 * (34 + 2048 + 2 + 2 + 4096)
 
 
 def test_a_cache_that_cannot_fit_is_refused_with_the_numbers() -> None:
     lines: list[str] = []
     with pytest.raises(ConfigError, match=r"KV cache: 64 slots .* 1000000.00 GB, but cpu has .* CHATTERBOX_MAX_SLOTS"):
-        assemble.check_memory(10**15, CPU, 64, Config(), lines.append)
+        assemble.check_memory(10**15, CPU, 64, 2, Config(), lines.append)
     assert lines[0].startswith("KV cache: 64 slots of 2 rows of 1200 positions")
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from chatterbox_engine.checkpoint import Checkpoint, conditionals_from_upstream, locate
 from chatterbox_engine.dims import Dims
 from chatterbox_engine.errors import CheckpointError
-from chatterbox_engine.random_checkpoint import TINY
+from chatterbox_engine.families import ENGLISH
+from chatterbox_engine.random_checkpoint import tiny_dims
 
 T3_FILE = "t3_cfg.safetensors"
 S3GEN_FILE = "s3gen.safetensors"
@@ -41,7 +42,7 @@ def edit(path: Path, **changes: torch.Tensor | None) -> None:
 
 
 def test_a_small_checkpoint_states_its_sizes(tiny: Checkpoint) -> None:
-    assert tiny.dims == TINY
+    assert tiny.dims == tiny_dims(ENGLISH)
     assert tiny.random
 
 

@@ -32,7 +32,7 @@ def test_a_request_ends_at_its_length() -> None:
 
 def test_a_request_that_stops_at_once_gets_empty_audio() -> None:
     with FakeEngine() as fake:
-        fake.engine._parts.tokenizer.encode = lambda text: []  # type: ignore[method-assign]
+        fake.engine._parts.text.encode = lambda text, language: []  # type: ignore[method-assign]
         fake.submit("Hm.")
         result = fake.answers.take()
     assert isinstance(result, SynthesisResult)

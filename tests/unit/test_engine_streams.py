@@ -91,7 +91,7 @@ def test_the_first_chunk_comes_before_the_utterance_is_decoded() -> None:
 
 def test_a_stream_that_stops_at_once_gets_one_empty_last_chunk() -> None:
     with FakeEngine() as fake:
-        fake.engine._parts.tokenizer.encode = lambda text: []  # type: ignore[method-assign]
+        fake.engine._parts.text.encode = lambda text, language: []  # type: ignore[method-assign]
         chunks = chunks_of(stream(fake, "Hm.")[1])
     assert [(len(chunk.samples), len(chunk.speech_tokens), chunk.last) for chunk in chunks] == [(0, 0, True)]
 

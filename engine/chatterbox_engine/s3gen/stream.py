@@ -49,7 +49,7 @@ def synthesise(s3gen: S3Gen, windows: Sequence[Window]) -> list[Tensor]:
     mel = s3gen.mel(jobs, [_start(window, s3gen.dims.mel) for window in windows])
     sources = [_noise(window) for window in windows]
     ends: list[Tensor] = []
-    if not all(window.span == Span.whole(window.span.stop) for window in windows):
+    if not all(window.span.complete for window in windows):
         sources, ends = _continue(windows, sources, s3gen.hift.pitch(mel, s3gen.upload(frames)))
     waves = s3gen.vocode(mel, frames, sources)
     for window, end in zip(windows, ends, strict=False):

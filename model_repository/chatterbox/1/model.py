@@ -33,10 +33,14 @@ class TritonPythonModel:
 
         parameters = json.loads(args["model_config"])["parameters"]
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
-        self._limits: dict[str, Any] = {"max_text_chars": config.max_text_chars, "max_seconds": config.max_seconds}
         self._metrics = TritonMetrics(pb_utils.MetricFamily)
         self._engine = assemble.build(config, report=_log, on_failure=_end_process, metrics=self._metrics)
         self._engine.start()
+        self._contract: dict[str, Any] = {
+            "family": self._engine.family,
+            "max_text_chars": config.max_text_chars,
+            "max_seconds": config.max_seconds,
+        }
         self._metrics.start(self._engine.status, self._engine.about)
         self._attendance = Attendance()
         if self._host is not None:
@@ -60,14 +64,14 @@ class TritonPythonModel:
         self._metrics.close()
 
     def _speak(self, reply: Reply, tensors: Tensors) -> None:
-        call = contract.parse(tensors, **self._limits)
+        call = contract.parse(tensors, **self._contract)
         number = self._engine.submit(call.request, partial(_answer, reply, call.format))
         self._attendance.watch(reply, partial(self._engine.cancel, number))
 
     def _stream(self, tensors: Tensors, outlet: Outlet) -> Callable[[], None]:
         """Begins a stream for the front."""
         try:
-            call = contract.parse_stream(tensors, **self._limits)
+            call = contract.parse_stream(tensors, **self._contract)
             number = self._engine.stream(call.request, call.policy, partial(_pass_on, outlet, call.format))
         except Exception as error:
             raise self._refusal(error) from error

@@ -1,0 +1,148 @@
+"""T3 with its GPT-2 backbone, of Turbo and Nano.
+
+GPT-2 blocks (LayerNorm, GELU, biases everywhere) over [speaker | prompt tokens | text | BOS | speech], with one table
+of learned positions over the whole sequence, no guidance and no emotion. Source of the architecture: chatterbox-tts
+0.1.7 `models/t3/t3.py` (`inference_turbo`), `models/t3/llama_configs.py`, `tts_turbo.py`, and transformers' GPT-2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chatterbox_engine.attention import decode_attention
+from chatterbox_engine.dims import GPT2Dims
+from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.transformer import Transformer, rename
+from chatterbox_engine.types import T3Conditionals
+
+
+class Block(nn.Module):
+    """One decoder block."""
+
+    def __init__(self, dims: GPT2Dims) -> None:
+        super().__init__()
+        inner = dims.heads * dims.head_dim
+        self.attention_norm = nn.LayerNorm(dims.hidden, dims.layer_norm_eps)
+        self.qkv = nn.Linear(dims.hidden, 3 * inner)
+        self.out = nn.Linear(inner, dims.hidden)
+        self.mlp_norm = nn.LayerNorm(dims.hidden, dims.layer_norm_eps)
+        self.up = nn.Linear(dims.hidden, dims.intermediate)
+        self.down = nn.Linear(dims.intermediate, dims.hidden)
+
+
+class GPT2(Transformer):
+    """The whole network."""
+
+    dims: GPT2Dims
+    float32 = ("speaker.",)
+
+    def __init__(self, dims: GPT2Dims) -> None:
+        super().__init__(dims)
+        self.dims = dims
+        self.text_embedding = nn.Parameter(torch.empty(dims.text_vocab, dims.hidden))
+        self.speech_embedding = nn.Parameter(torch.empty(dims.speech_vocab, dims.hidden))
+        self.position = nn.Parameter(torch.empty(dims.positions, dims.hidden))
+        self.speaker = nn.Linear(dims.speaker_embed, dims.hidden)
+        self.blocks = nn.ModuleList(Block(dims) for _ in range(dims.layers))
+        self.norm = nn.LayerNorm(dims.hidden, dims.layer_norm_eps)
+        self.head = nn.Parameter(torch.empty(dims.speech_vocab, dims.hidden))
+        self.head_bias = nn.Parameter(torch.empty(dims.speech_vocab))
+
+    def renamed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        names: dict[str, tuple[str, ...]] = {name: (official,) for name, official in _NAMES.items()}
+        for index in range(self.dims.layers):
+            for part, official in _BLOCK_NAMES.items():
+                for kind in ("weight", "bias"):
+                    names[f"blocks.{index}.{part}.{kind}"] = (f"tfmr.h.{index}.{official}.{kind}",)
+        ours = rename(state, names, _UNUSED)
+        # transformers' `Conv1D` keeps matrices as [inputs, outputs]
+        return {name: tensor.T.contiguous() if name.endswith(_TRANSPOSED) else tensor for name, tensor in ours.items()}
+
+    @torch.inference_mode()
+    def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:  # noqa: ARG002
+        """Speaker and prompt tokens; there is no exaggeration to hear."""
+        speaker = self.speaker(voice.speaker.to(self.device)[None]).to(self.dtype)  # [1, hidden]
+        return torch.cat([speaker, self.speech_embedding[voice.prompt_tokens.to(self.device)]])
+
+    @torch.inference_mode()
+    def prompt(self, prefix: Tensor, text: Tensor) -> Tensor:
+        bos = self.speech_embedding[self.dims.start_speech][None]
+        x = torch.cat([prefix, self.text_embedding[text], bos])
+        return (x + self.position[: len(x)])[None]
+
+    def prefill(self, x: Tensor, cache: KVCache, where: Tensor, last: Tensor) -> Tensor:
+        flat = where.flatten()
+        for index, block in enumerate(self._blocks):
+            q, k, v = self._qkv(block, x)  # [rows, length, heads, head_dim]
+            keys, values = cache.data[index].unbind()
+            keys.index_copy_(0, flat, k.flatten(0, 1))
+            values.index_copy_(0, flat, v.flatten(0, 1))
+            mixed = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
+            )
+            x = self._finish_block(block, x, mixed.transpose(1, 2).flatten(2))
+        return self._logits(x[torch.arange(len(x), device=x.device), last])
+
+    def decode(
+        self,
+        token: Tensor,
+        speech_position: Tensor,  # noqa: ARG002
+        start: Tensor,
+        position: Tensor,
+        cache: KVCache,
+    ) -> Tensor:
+        x = self.speech_embedding[token] + self.position[position]  # [rows, hidden]
+        for index, block in enumerate(self._blocks):
+            q, k, v = self._qkv(block, x)  # [rows, heads, head_dim]
+            mixed = decode_attention(q, k, v, cache.data, index, start, position)
+            x = self._finish_block(block, x, mixed.flatten(1))
+        return self._logits(x)
+
+    @property
+    def _blocks(self) -> Iterator[Block]:
+        return (block for block in self.blocks if isinstance(block, Block))
+
+    def _qkv(self, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value: each [..., heads, head_dim]."""
+        x = block.qkv(block.attention_norm(x))
+        q, k, v = x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim)).unbind(-3)
+        return q, k, v
+
+    def _finish_block(self, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + block.out(mixed)
+        hidden: Tensor = x + block.down(F.gelu(block.up(block.mlp_norm(x)), approximate="tanh"))
+        return hidden
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(self.norm(x), self.head, self.head_bias)
+
+
+_NAMES = {
+    "text_embedding": "text_emb.weight",
+    "speech_embedding": "speech_emb.weight",
+    "position": "tfmr.wpe.weight",
+    "speaker.weight": "cond_enc.spkr_enc.weight",
+    "speaker.bias": "cond_enc.spkr_enc.bias",
+    "norm.weight": "tfmr.ln_f.weight",
+    "norm.bias": "tfmr.ln_f.bias",
+    "head": "speech_head.weight",
+    "head_bias": "speech_head.bias",
+}
+
+_BLOCK_NAMES = {
+    "attention_norm": "ln_1",
+    "qkv": "attn.c_attn",
+    "out": "attn.c_proj",
+    "mlp_norm": "ln_2",
+    "up": "mlp.c_fc",
+    "down": "mlp.c_proj",
+}
+
+_TRANSPOSED = (".qkv.weight", ".out.weight", ".up.weight", ".down.weight")
+
+# Part of the official file, of no use at inference: the text head and the backbone's own token table.
+_UNUSED = frozenset({"text_head.weight", "tfmr.wte.weight"})
