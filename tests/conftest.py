@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,36 +25,53 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:`LoRACompatibleLinear` is deprecated:FutureWarning")
 
 
+CheckpointOf = Callable[[str], Checkpoint]
+
+
 @pytest.fixture(scope="session")
-def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> CheckpointOf:
+    """The checkpoint of random weights called `tiny`, `tiny-turbo` or (for tests marked `full`) `full`, `full-nano` ...
+
+    Full-size ones (English: 3.2 GB) are kept between sessions.
+    """
+    tiny = tmp_path_factory.mktemp("checkpoint")
+
+    def get(name: str) -> Checkpoint:
+        full = name.startswith("full")
+        folder = _KEPT / f"{name}-{random_checkpoint.FORMAT}" if full else tiny / name
+        if not folder.is_dir():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            family = random_checkpoint.TINY[name.replace("full", "tiny")]
+            random_checkpoint.write_random_checkpoint(partial, "full" if full else "tiny", family=family)
+            partial.rename(folder)
+        return Checkpoint.open(folder)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tiny: Checkpoint) -> Path:
     """A folder with the tiny checkpoint of random weights."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    random_checkpoint.write_random_checkpoint(folder, "tiny")
-    return folder
+    return tiny.path
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_path: Path) -> Checkpoint:
+def tiny(checkpoint_of: CheckpointOf) -> Checkpoint:
     """The tiny checkpoint, opened."""
-    return Checkpoint.open(tiny_path)
+    return checkpoint_of("tiny")
 
 
 @pytest.fixture(scope="session")
-def full_path() -> Path:
-    """A folder with a full-size checkpoint of random weights (3.2 GB), kept between sessions."""
-    folder = _KEPT / f"full-{random_checkpoint.FORMAT}"
-    if not folder.is_dir():
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        random_checkpoint.write_random_checkpoint(partial, "full")
-        partial.rename(folder)
-    return folder
+def full_path(full: Checkpoint) -> Path:
+    """A folder with the full-size checkpoint of random weights."""
+    return full.path
 
 
 @pytest.fixture(scope="session")
-def full(full_path: Path) -> Checkpoint:
+def full(checkpoint_of: CheckpointOf) -> Checkpoint:
     """The full-size checkpoint, opened. For tests marked `full`."""
-    return Checkpoint.open(full_path)
+    return checkpoint_of("full")
 
 
 @pytest.fixture(scope="session")

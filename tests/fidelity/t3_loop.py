@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
+from chatterbox_engine.assemble import BACKBONES
+from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.families import ENGLISH, Family
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import KVCache
 from chatterbox_engine.runner import Drawn, Prompt, Runner
 from chatterbox_engine.scheduler import Place, Scheduler
-from chatterbox_engine.t3 import T3
+from chatterbox_engine.transformer import Transformer
 from chatterbox_engine.types import SamplingParams, T3Conditionals
 
 CPU = torch.device("cpu")
@@ -29,6 +32,7 @@ class Request:
     max_tokens: int
     arrives: int = 0
     cancelled_after: int | None = None
+    prefix: int = 34
     place: Place | None = None
     prompt: Prompt | None = None
     tokens: list[int] = field(default_factory=list)
@@ -36,7 +40,7 @@ class Request:
 
     @property
     def row_positions(self) -> list[int]:
-        return [34 + self.text_length + 4 + self.max_tokens + 1] * (2 if self.sampling.cfg_weight else 1)
+        return [self.prefix + self.text_length + 4 + self.max_tokens + 1] * (2 if self.sampling.cfg_weight else 1)
 
     def text(self) -> Tensor:
         inner = torch.randint(3, 200, (self.text_length,), generator=torch.Generator().manual_seed(self.seed))
@@ -52,11 +56,19 @@ class Request:
 class Loop:
     """Scheduler and runner as the engine drives them, tokens read a step late, without threads."""
 
-    def __init__(self, model: T3, voice: T3Conditionals, *, slots: int = SLOTS, cache_len: int = CACHE_LEN) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        voice: T3Conditionals,
+        *,
+        family: Family = ENGLISH,
+        slots: int = SLOTS,
+        cache_len: int = CACHE_LEN,
+    ) -> None:
         positions = slots * 2 * cache_len
         self.model, self.voice = model, voice
         self.cache = KVCache(model.dims, positions, device=CPU, dtype=model.dtype)
-        self.runner = Runner(model, self.cache, slots, graphs=Graphs(CPU, enabled=False))
+        self.runner = Runner(model, self.cache, slots, family=family, graphs=Graphs(CPU, enabled=False))
         self.scheduler: Scheduler[Request] = Scheduler(max_slots=slots, positions=positions, max_prefills=2)
 
     def run(self, requests: list[Request]) -> None:
@@ -101,3 +113,28 @@ class Loop:
     def _end(self, request: Request, how: str) -> None:
         request.ending = how
         self.scheduler.release(request)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A checkpoint's T3, its voice, and what its requests may ask for."""
+
+    family: Family
+    model: Transformer
+    voice: T3Conditionals
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Served:
+        dims, conditionals = checkpoint.dims.t3, checkpoint.conditionals()
+        assert conditionals is not None
+        model = BACKBONES[type(dims)].from_state_dict(checkpoint.t3_state(), dims, device=CPU, dtype=torch.float32)
+        return cls(checkpoint.family, model, conditionals.t3)
+
+    def loop(self, **sizes: int) -> Loop:
+        return Loop(self.model, self.voice, family=self.family, **sizes)
+
+    def heeded(self, request: Request) -> Request:
+        """The request with its family's values for what the family does not heed, and its prefix."""
+        names = [item.name for item in fields(SamplingParams) if item.name not in self.family.inputs]
+        kept = {name: getattr(self.family.sampling, name) for name in names}
+        return replace(request, sampling=replace(request.sampling, **kept), prefix=self.model.dims.prefix)

@@ -15,6 +15,7 @@ from chatterbox_engine.kv_cache import Extent, KVCache
 from chatterbox_engine.runner import Prompt, Runner
 from chatterbox_engine.t3 import T3
 from chatterbox_engine.types import Conditionals, SamplingParams
+from tests.conftest import CheckpointOf
 from tests.fidelity import upstream
 from tests.fidelity.t3_loop import Loop, Request
 
@@ -41,9 +42,17 @@ class Pair:
         )
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("full", marks=pytest.mark.full)])
-def pair(request: pytest.FixtureRequest) -> Pair:
-    checkpoint: Checkpoint = request.getfixturevalue(request.param)
+@pytest.fixture(
+    scope="module",
+    params=[
+        "tiny",
+        "tiny-multilingual",
+        pytest.param("full", marks=pytest.mark.full),
+        pytest.param("full-multilingual", marks=pytest.mark.full),
+    ],
+)
+def pair(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Pair:
+    checkpoint = checkpoint_of(request.param)
     voice = checkpoint.conditionals()
     assert voice is not None
     dims = checkpoint.dims.t3

@@ -10,20 +10,35 @@ from typing import Any
 import torch
 
 from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.dims import LlamaDims, ReferenceDims, S3GenDims
+from chatterbox_engine.dims import GPT2Dims, LlamaDims, ReferenceDims, S3GenDims, T3Dims
 
 State = dict[str, torch.Tensor]
 
 
-def t3(dims: LlamaDims, state: State) -> Any:
+def t3(dims: T3Dims, state: State) -> Any:
     """Upstream's `T3` in eval mode on the CPU, float32."""
     from chatterbox.models.t3 import T3
-    from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
     from chatterbox.models.t3.modules.perceiver import Perceiver
+
+    if isinstance(dims, GPT2Dims):
+        module = T3(_gpt2_config(dims))
+    else:
+        assert isinstance(dims, LlamaDims)
+        module = T3(_llama_config(dims))
+        module.cond_enc.perceiver = Perceiver(dims.perceiver_queries, dims.hidden, dims.hidden, dims.perceiver_heads)
+    module.load_state_dict(state, assign=True)
+    return module.eval()
+
+
+def _llama_config(dims: LlamaDims) -> Any:
+    from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
     from chatterbox.models.t3.modules.t3_config import T3Config
 
-    config = T3Config(text_tokens_dict_size=dims.text_vocab)
-    if dims != LlamaDims():
+    class Config(T3Config):
+        is_multilingual = False  # by which 0.1.7 chooses its alignment analyser, which the main branch no longer has
+
+    config = Config(text_tokens_dict_size=dims.text_vocab)
+    if dims != LlamaDims(text_vocab=dims.text_vocab):
         config.llama_config_name = f"Llama_{dims.hidden}x{dims.layers}"
         LLAMA_CONFIGS[config.llama_config_name] = LLAMA_CONFIGS["Llama_520M"] | {
             "hidden_size": dims.hidden,
@@ -36,10 +51,31 @@ def t3(dims: LlamaDims, state: State) -> Any:
         config.max_text_tokens, config.max_speech_tokens = dims.max_text_tokens, dims.max_speech_tokens
         config.speech_tokens_dict_size = dims.speech_vocab
         config.speech_cond_prompt_len = dims.prompt_tokens
-    module = T3(config)
-    module.cond_enc.perceiver = Perceiver(dims.perceiver_queries, dims.hidden, dims.hidden, dims.perceiver_heads)
-    module.load_state_dict(state, assign=True)
-    return module.eval()
+    return config
+
+
+def _gpt2_config(dims: GPT2Dims) -> Any:
+    """As `tts_turbo.py` sets it; Nano's GPT-2 is that of the main branch's `llama_configs.py`."""
+    from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
+    from chatterbox.models.t3.modules.t3_config import T3Config
+
+    config = T3Config(text_tokens_dict_size=dims.text_vocab)
+    config.llama_config_name = f"GPT2_{dims.hidden}x{dims.layers}"
+    LLAMA_CONFIGS[config.llama_config_name] = LLAMA_CONFIGS["GPT2_medium"] | {
+        "n_embd": dims.hidden,
+        "hidden_size": dims.hidden,
+        "n_inner": dims.intermediate,
+        "n_head": dims.heads,
+        "n_layer": dims.layers,
+        "n_positions": dims.positions,
+        "vocab_size": dims.text_vocab,
+    }
+    config.speech_tokens_dict_size = dims.speech_vocab
+    config.input_pos_emb = None
+    config.speech_cond_prompt_len = dims.prompt_tokens
+    config.use_perceiver_resampler = False
+    config.emotion_adv = False
+    return config
 
 
 def s3gen(dims: S3GenDims, reference: ReferenceDims, state: State) -> Any:

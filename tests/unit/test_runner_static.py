@@ -6,25 +6,18 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.assemble import BACKBONES
 from chatterbox_engine.kv_cache import KVCache
 from chatterbox_engine.runner import Runner
-from chatterbox_engine.t3 import T3
-from chatterbox_engine.types import SamplingParams, T3Conditionals
-from tests.fidelity.t3_loop import CPU, SLOTS, Loop, Request
+from chatterbox_engine.types import SamplingParams
+from tests.conftest import CheckpointOf
+from tests.fidelity.t3_loop import SLOTS, Request, Served
 from tests.unit.static import HostCopies, PretendGraphs
 
 
-@pytest.fixture(scope="module")
-def model(tiny: Checkpoint) -> T3:
-    return T3.from_state_dict(tiny.t3_state(), tiny.dims.t3, device=CPU, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def voice(tiny: Checkpoint) -> T3Conditionals:
-    conditionals = tiny.conditionals()
-    assert conditionals is not None
-    return conditionals.t3
+@pytest.fixture(scope="module", params=["tiny", "tiny-turbo"])
+def served(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Served:
+    return Served.of(checkpoint_of(request.param))
 
 
 def request(length: int, arrives: int, cfg_weight: float) -> Request:
@@ -40,26 +33,29 @@ def request(length: int, arrives: int, cfg_weight: float) -> Request:
     ],
 )
 def test_padded_buckets_over_static_buffers_change_no_tokens(
-    model: T3, voice: T3Conditionals, wanted: list[tuple[int, int, float]]
+    served: Served, wanted: list[tuple[int, int, float]]
 ) -> None:
-    expected, got = [request(*w) for w in wanted], [request(*w) for w in wanted]
-    Loop(model, voice, cache_len=512).run(expected)
-    padded = Loop(model, voice, cache_len=512)
-    padded.runner = Runner(model, padded.cache, SLOTS, graphs=PretendGraphs())
+    expected, got = ([served.heeded(request(*w)) for w in wanted] for _ in range(2))
+    served.loop(cache_len=512).run(expected)
+    padded = served.loop(cache_len=512)
+    padded.runner = Runner(served.model, padded.cache, SLOTS, family=served.family, graphs=PretendGraphs())
     padded.runner.warm_up(lambda _line: None)
     padded.run(got)
     assert [r.tokens for r in got] == [r.tokens for r in expected]
 
 
-def test_no_captured_function_copies_from_the_host(tiny: Checkpoint) -> None:
+@pytest.mark.parametrize("name", ["tiny", "tiny-turbo"])
+def test_no_captured_function_copies_from_the_host(name: str, checkpoint_of: CheckpointOf) -> None:
     device = torch.device("cuda:0")  # its tensors are fake ones
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    state = {name: mode.from_tensor(value) for name, value in tiny.t3_state().items()}
+    checkpoint = checkpoint_of(name)
+    dims = checkpoint.dims.t3
+    state = {name: mode.from_tensor(value) for name, value in checkpoint.t3_state().items()}
     with torch.no_grad(), mode:
-        model = T3.from_state_dict(state, tiny.dims.t3, device=device, dtype=torch.bfloat16)
-        cache = KVCache(model.dims, 4096, device=device, dtype=model.dtype)
-        runner = Runner(model, cache, 8, graphs=PretendGraphs())
-        for name, function in {
+        model = BACKBONES[type(dims)].from_state_dict(state, dims, device=device, dtype=torch.bfloat16)
+        cache = KVCache(dims, 4096, device=device, dtype=model.dtype)
+        runner = Runner(model, cache, 8, family=checkpoint.family, graphs=PretendGraphs())
+        for what, function in {
             "decode": lambda: runner._decode_rows(8),
             "prefill": lambda: runner._prefill_rows(*runner._prompt_tensors(8, 64)),
             "sample": lambda: runner._sample_rows(4, False),
@@ -67,4 +63,4 @@ def test_no_captured_function_copies_from_the_host(tiny: Checkpoint) -> None:
         }.items():
             with HostCopies() as copies:
                 function()
-            assert not copies.found, f"{name}: {copies.found}"
+            assert not copies.found, f"{what}: {copies.found}"
