@@ -74,7 +74,7 @@ _SPEECH_TOKENS = 6561  # ids of sound; the ids above are start, stop and unused
 _PROMPT_TOKENS: dict[Size, int] = {"tiny": 25, "full": 250}
 
 _RAMP_ZERO = 20.0  # speech position from which on the stop logit rises
-_TEXT_LENGTH = 40  # text tokens for which the ramp begins at that position of speech with GPT-2
+_TEXT_LENGTH = 70  # text tokens for which the ramp begins at that position of speech with GPT-2
 _RAMP_LENGTH = 160.0  # positions over which the ramp rises by one unit of the residual stream
 _RAMP_READ = 16.0  # logit per unit, before the final norm's division by about 1.2
 _UNUSED = 64.0  # logit by which unused tokens are held down, before that division

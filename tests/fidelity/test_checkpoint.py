@@ -10,8 +10,10 @@ import torch
 
 from chatterbox_engine import layout
 from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.dims import Dims
+from chatterbox_engine.families import FAMILIES, Family
+from chatterbox_engine.text_gpt2 import GPT2Text
 from chatterbox_engine.types import TOKENS_PER_SECOND
+from tests.conftest import CheckpointOf
 from tests.fidelity import upstream
 
 TEXT = "Hello there, how are you today?"
@@ -85,17 +87,67 @@ def test_the_built_in_voice_is_the_one_that_upstream_reads(tiny: Checkpoint, tin
     assert ours.exaggeration == theirs.t3.emotion_adv.item()
 
 
-def test_the_table_of_names_and_shapes_is_that_of_upstreams_official_modules() -> None:
+@pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
+def test_the_table_of_names_and_shapes_is_that_of_upstreams_official_modules(family: Family) -> None:
     from chatterbox.models.s3gen import S3Gen
-    from chatterbox.models.t3 import T3
     from chatterbox.models.voice_encoder import VoiceEncoder
 
-    dims = Dims()
+    dims = family.dims
     with torch.device("meta"):
-        modules = {T3(): layout.t3_layout(dims.t3), VoiceEncoder(): layout.voice_encoder_layout(dims.t3)}
-    modules[S3Gen()] = layout.s3gen_layout(dims) | {"tokenizer._mel_filters": (128, 201), "tokenizer.window": (400,)}
+        t3 = upstream.t3(dims.t3, None)
+        modules = {t3: layout.t3_layout(dims.t3), VoiceEncoder(): layout.voice_encoder_layout(dims.t3)}
+    s3gen = S3Gen(meanflow=dims.s3gen.meanflow)
+    modules[s3gen] = layout.s3gen_layout(dims) | {"tokenizer._mel_filters": (128, 201), "tokenizer.window": (400,)}
     for module, expected in modules.items():
         assert {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize("name", ["tiny-turbo", "tiny-nano"])
+def test_turbos_stop_token_comes_by_itself_too(name: str, checkpoint_of: CheckpointOf) -> None:
+    from chatterbox.tts_turbo import Conditionals
+
+    checkpoint = checkpoint_of(name)
+    t3 = upstream.t3(checkpoint.dims.t3, checkpoint.t3_state())
+    text = torch.tensor([GPT2Text(checkpoint.tokenizer_path).encode(TEXT, "en")])
+    lengths = set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        condition = Conditionals.load(checkpoint.path / "conds.pt").t3
+        tokens = t3.inference_turbo(t3_cond=condition, text_tokens=text)[0]
+        assert len(tokens) < 1000
+        assert tokens.max() < 6561
+        lengths.add(len(tokens) / TOKENS_PER_SECOND)
+    assert 1.2 < min(lengths) < max(lengths) < 8
+    assert len(lengths) >= 3
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_upstream_loads_the_full_size_turbo_unchanged_and_stops_by_itself(checkpoint_of: CheckpointOf) -> None:
+    from chatterbox.tts_turbo import ChatterboxTurboTTS
+
+    checkpoint = checkpoint_of("full-turbo")
+    tts = ChatterboxTurboTTS.from_local(checkpoint.path, "cpu")
+    torch.manual_seed(0)
+    audio = tts.generate(TEXT)
+    assert audio.shape[1] % 960 == 0
+    assert 1.2 < audio.shape[1] / 24_000 < 8
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_upstream_loads_the_full_size_multilingual_unchanged(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    from chatterbox.mtl_tts import ChatterboxMultilingualTTS
+
+    checkpoint = checkpoint_of("full-multilingual")
+    for path in checkpoint.path.iterdir():  # 0.1.7 knows V2's name alone
+        (tmp_path / path.name.replace("v3", "v2")).symlink_to(path)
+    tts = ChatterboxMultilingualTTS.from_local(tmp_path, "cpu")
+    loaded = tts.s3gen.state_dict()
+    for name, tensor in checkpoint.s3gen_state().items():
+        assert torch.equal(loaded[name], tensor), name
+    for name, tensor in checkpoint.t3_state().items():
+        assert torch.equal(tts.t3.state_dict()[name], tensor), name
 
 
 @pytest.mark.full

@@ -14,6 +14,7 @@ from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.reference import ReferenceEncoder
 from chatterbox_engine.types import Conditionals, Samples
+from tests.conftest import CheckpointOf
 from tests.fidelity import upstream
 
 # upstream's librosa.load imports audioread, which imports modules that Python 3.13 has dropped
@@ -65,6 +66,21 @@ def test_a_tiny_checkpoint_hears_a_clip_as_upstream_does(
 @pytest.fixture(scope="module")
 def tiny_upstream(tiny: Checkpoint) -> Any:
     return upstream.tts(tiny, t3_module=False)
+
+
+@pytest.mark.parametrize("name", ["tiny-turbo", pytest.param("full-turbo", marks=pytest.mark.full)])
+def test_turbo_hears_a_clip_at_its_loudness_as_upstream_does(
+    name: str, checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    checkpoint = checkpoint_of(name)
+    theirs, encoder = upstream.turbo(checkpoint), ReferenceEncoder(checkpoint, "cpu")
+    for seconds, rate, volume in ((5.3, 24_000, 1.0), (17.0, 16_000, 0.1)):
+        audio = volume * clip(seconds, rate)
+        ours = encoder.encode(audio, rate)
+        assert_equal_to_upstream(ours, prepare(theirs, audio, rate, tmp_path))
+        assert len(ours.t3.prompt_tokens) == min(375, -int(-25 * seconds // 1))
+    with pytest.raises(InvalidRequest, match=r"at least 5\.0 seconds"):
+        encoder.encode(clip(4.9, 24_000), 24_000)
 
 
 @pytest.mark.full

@@ -15,8 +15,8 @@ from chatterbox_engine.dims import GPT2Dims, LlamaDims, ReferenceDims, S3GenDims
 State = dict[str, torch.Tensor]
 
 
-def t3(dims: T3Dims, state: State) -> Any:
-    """Upstream's `T3` in eval mode on the CPU, float32."""
+def t3(dims: T3Dims, state: State | None) -> Any:
+    """Upstream's `T3` in eval mode on the CPU, float32; without a state as its constructor leaves it."""
     from chatterbox.models.t3 import T3
     from chatterbox.models.t3.modules.perceiver import Perceiver
 
@@ -26,7 +26,8 @@ def t3(dims: T3Dims, state: State) -> Any:
         assert isinstance(dims, LlamaDims)
         module = T3(_llama_config(dims))
         module.cond_enc.perceiver = Perceiver(dims.perceiver_queries, dims.hidden, dims.hidden, dims.perceiver_heads)
-    module.load_state_dict(state, assign=True)
+    if state is not None:
+        module.load_state_dict(state, assign=True)
     return module.eval()
 
 
@@ -121,6 +122,22 @@ def tts(checkpoint: Checkpoint, *, t3_module: bool = True) -> Any:
         encoder.eval(),
         EnTokenizer(str(checkpoint.tokenizer_path)),
         "cpu",
+    )
+
+
+def turbo(checkpoint: Checkpoint) -> Any:
+    """Upstream's `ChatterboxTurboTTS` of a checkpoint on the CPU, without T3: it can only prepare conditionals."""
+    from chatterbox.models.voice_encoder import VoiceEncoder
+    from chatterbox.tts_turbo import ChatterboxTurboTTS
+
+    encoder = VoiceEncoder()
+    encoder.load_state_dict(checkpoint.voice_encoder_state())
+    dims = checkpoint.dims
+    assert isinstance(dims.t3, GPT2Dims)
+    bare = torch.nn.Module()
+    bare.hp = _gpt2_config(dims.t3)
+    return ChatterboxTurboTTS(
+        bare, s3gen(dims.s3gen, dims.reference, checkpoint.s3gen_state()), encoder.eval(), None, "cpu"
     )
 
 

@@ -1,0 +1,36 @@
+"""Turbo's and Nano's text: normalised and tokenised as upstream's `ChatterboxTurboTTS` does it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from chatterbox_engine.text_gpt2 import GPT2Text
+from tests.conftest import CheckpointOf
+from tests.fidelity.test_text import TABLE
+
+TAGS = ("Oh [laugh] well... yes; no - maybe.", "[clear throat] Hello", "[sigh][cough]", "so [not a tag] it goes")
+
+
+@pytest.fixture(scope="module")
+def both(checkpoint_of: CheckpointOf) -> tuple[GPT2Text, Any]:
+    from transformers import AutoTokenizer
+
+    path = checkpoint_of("tiny-turbo").tokenizer_path
+    return GPT2Text(path), AutoTokenizer.from_pretrained(path.parent)
+
+
+@pytest.mark.parametrize("text", [*TABLE, *TAGS], ids=lambda text: ascii(text[:24]))
+def test_tokens_equal_upstreams(text: str, both: tuple[GPT2Text, Any]) -> None:
+    from chatterbox.tts_turbo import punc_norm
+
+    ours, theirs = both
+    assert ours.encode(text, "en") == theirs(punc_norm(text)).input_ids
+
+
+def test_a_tag_is_one_token_behind_the_vocabulary(both: tuple[GPT2Text, Any], checkpoint_of: CheckpointOf) -> None:
+    vocabulary = checkpoint_of("tiny-turbo").dims.t3.text_vocab
+    ids = both[0].encode("[laugh]", "en")
+    assert [number for number in ids if number >= vocabulary - 9] == [vocabulary - 9]
+    assert max(ids) < vocabulary
