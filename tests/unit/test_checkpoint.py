@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from chatterbox_engine.checkpoint import Checkpoint, conditionals_from_upstream, locate
 from chatterbox_engine.dims import Dims
 from chatterbox_engine.errors import CheckpointError
-from chatterbox_engine.families import ENGLISH
-from chatterbox_engine.random_checkpoint import tiny_dims
+from chatterbox_engine.families import ENGLISH, MULTILINGUAL_V2
+from chatterbox_engine.random_checkpoint import TINY, tiny_dims
+from tests.conftest import CheckpointOf
 
 T3_FILE = "t3_cfg.safetensors"
 S3GEN_FILE = "s3gen.safetensors"
@@ -185,3 +187,36 @@ def test_offline_a_repository_that_is_not_downloaded_is_an_error(tmp_path: Path)
     done = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "CheckpointError: owner/name: not downloaded yet" in done.stderr
+
+
+def test_every_tiny_checkpoint_opens_as_its_family(checkpoint_of: CheckpointOf) -> None:
+    for name, family in TINY.items():
+        checkpoint = checkpoint_of(name)
+        assert (checkpoint.family, checkpoint.dims, checkpoint.random) == (family, tiny_dims(family), True)
+        assert checkpoint.conditionals() is not None
+
+
+def test_a_folder_with_only_a_t3_takes_the_rest_from_a_base(copy: Path, checkpoint_of: CheckpointOf) -> None:
+    base = checkpoint_of("tiny-multilingual").path
+    tuned = copy.parent / "tuned"
+    tuned.mkdir()
+    state = load_file(base / "t3_mtl23ls_v3.safetensors")
+    state["speech_head.weight"] = state["speech_head.weight"] + 1
+    save_file(state, tuned / "t3_mtl23ls_v2.safetensors")
+    with pytest.raises(CheckpointError, match=r"Multilingual V2 it is missing s3gen\.pt, ve\.pt, grapheme"):
+        Checkpoint.open(tuned)
+    checkpoint = Checkpoint.open(tuned, base)
+    assert checkpoint.family == MULTILINGUAL_V2
+    assert torch.equal(checkpoint.t3_state()["speech_head.weight"], state["speech_head.weight"])
+    assert checkpoint.tokenizer_path.parent == base
+    assert checkpoint.identity != Checkpoint.open(base).identity
+
+
+def test_a_pickled_file_that_holds_more_than_tensors_is_refused(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(checkpoint_of("tiny-multilingual").path, tmp_path / "copy"))
+    torch.save({"lstm.weight_ih_l0": "nothing"}, copy / "ve.pt")
+    with pytest.raises(CheckpointError, match=r"ve\.pt: not a state dict"):
+        Checkpoint.open(copy)
+    (copy / "ve.pt").write_bytes(pickle.dumps(Path))
+    with pytest.raises(CheckpointError, match=r"ve\.pt: not a state dict"):
+        Checkpoint.open(copy)

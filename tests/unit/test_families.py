@@ -1,0 +1,124 @@
+"""Which family a folder holds, what each refuses, and how their utterances end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chatterbox_engine import contract
+from chatterbox_engine.errors import ConfigError, InvalidRequest
+from chatterbox_engine.families import (
+    ENGLISH,
+    FAMILIES,
+    MULTILINGUAL_V2,
+    MULTILINGUAL_V3,
+    NANO,
+    TURBO,
+    Family,
+    candidates,
+    detect,
+    missing,
+)
+from chatterbox_engine.jobs import Utterance
+from chatterbox_engine.streaming import LOOKAHEAD, ChunkPolicy, Cursor, Span
+from chatterbox_engine.types import SPEECH_TOKENS
+
+families = pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
+
+
+@families
+def test_a_family_is_known_by_its_files(family: Family) -> None:
+    assert detect(family.files.required) == family
+    assert missing(family, family.files.required) == []
+    assert detect([family.files.t3]) == family  # so that what is missing is told of the right one
+
+
+def test_the_official_repository_of_three_is_english_unless_another_is_asked_for() -> None:
+    three = {name for family in (ENGLISH, MULTILINGUAL_V2, MULTILINGUAL_V3) for name in family.files.all}
+    assert detect(three) == ENGLISH
+    assert detect(three, among=candidates("multilingual-v2")) == MULTILINGUAL_V2
+    assert detect(three - {ENGLISH.files.t3}) == MULTILINGUAL_V3
+    with pytest.raises(ConfigError, match="family is 'french'; it must be auto or one of english, multilingual-v3"):
+        candidates("french")
+
+
+def test_a_fine_tuned_t3_takes_the_rest_from_its_base() -> None:
+    assert missing(TURBO, [TURBO.files.t3], TURBO.files.required) == []
+    assert detect([TURBO.files.t3], TURBO.files.required) == TURBO
+    assert detect([MULTILINGUAL_V3.files.t3], MULTILINGUAL_V2.files.required) == MULTILINGUAL_V3
+    renamed = detect(["t3_mine.safetensors", "README.md"], NANO.files.required)
+    assert (renamed.name, renamed.files.t3) == ("nano", "t3_mine.safetensors")
+    assert missing(renamed, ["t3_mine.safetensors"], NANO.files.required) == []
+
+
+def parse(family: Family, **inputs: Any) -> Any:
+    tensors = {name: np.array([[value]]) for name, value in {"text": "Hello.", **inputs}.items()}
+    return contract.parse(tensors, family=family, max_text_chars=100, max_seconds=10.0).request
+
+
+@families
+def test_every_input_that_a_family_does_not_heed_is_refused_by_name(family: Family) -> None:
+    assert parse(family).sampling == family.sampling
+    for name, limits in contract.SAMPLING.items():
+        if name in family.inputs:
+            assert getattr(parse(family, **{name: limits.high}).sampling, name) == limits.high
+        else:
+            with pytest.raises(InvalidRequest, match=rf"{name} has no effect on {family.title}, which heeds"):
+                parse(family, **{name: limits.high})
+
+
+@families
+def test_a_language_that_a_family_does_not_speak_is_refused(family: Family) -> None:
+    for language in MULTILINGUAL_V3.languages:
+        if language in family.languages:
+            assert parse(family, language=language.upper()).language == language
+        else:
+            with pytest.raises(InvalidRequest, match=rf"language is '{language}'; {family.title} speaks en"):
+                parse(family, language=language)
+
+
+def utterance(family: Family, drawn: list[int]) -> Utterance:
+    job: Any = SimpleNamespace(request=SimpleNamespace(sampling=family.sampling))
+    it = Utterance(job, 0, None, 10, 100, 0.0, 0, None, family=family)  # type: ignore[arg-type]
+    for token in drawn:
+        it.take(token, SPEECH_TOKENS + 1)
+    return it
+
+
+def test_turbo_speaks_three_tokens_of_silence_at_the_end() -> None:
+    spoken = utterance(TURBO, [1, 2, SPEECH_TOKENS, 3, SPEECH_TOKENS + 1])
+    assert spoken.tokens == [1, 2, 3, 4299, 4299, 4299]
+    assert spoken.whole == Span(0, 0, 6, 6, last=True)
+    assert len(spoken.row_positions) == 1
+
+
+@pytest.mark.parametrize(("drawn", "heard"), [(0, 0), (1, 1), (2, 1), (30, 29)])
+def test_the_last_token_of_multilingual_speech_is_not_heard(drawn: int, heard: int) -> None:
+    spoken = utterance(MULTILINGUAL_V3, [*range(drawn), SPEECH_TOKENS + 1])
+    assert spoken.whole == Span(0, 0, heard, drawn, last=True)
+    assert len(spoken.row_positions) == 2
+
+
+@pytest.mark.parametrize("tokens", range(0, 60, 3))
+def test_chunks_hear_what_the_whole_utterance_hears(tokens: int) -> None:
+    cursor, heard = Cursor(ChunkPolicy(5, 7), MULTILINGUAL_V3.cropped), 0
+    while True:
+        span = cursor.take(tokens, complete=True)
+        assert span is not None
+        assert (span.begin, span.stop <= tokens) == (heard, True)
+        heard = span.end
+        if span.last:
+            break
+    assert heard == Span.whole(tokens, MULTILINGUAL_V3.cropped).end
+    assert MULTILINGUAL_V3.cropped <= LOOKAHEAD
+
+
+def test_the_data_imports_no_torch() -> None:
+    program = "import sys, chatterbox_engine.contract; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent)
