@@ -34,6 +34,7 @@ from chatterbox_client import (
 )
 from chatterbox_engine.launcher.server import ServerFailed, ServerOptions, TritonServer
 from chatterbox_engine.streaming import ChunkPolicy
+from tests.server.conftest import Spoken
 
 pytestmark = pytest.mark.server
 
@@ -47,6 +48,13 @@ def client(server: TritonServer) -> Iterator[Client]:
         yield it
 
 
+@pytest.fixture
+def family_client(spoken: Spoken) -> Iterator[Client]:
+    """The streaming client of every family in turn."""
+    with spoken.client("grpc") as it:
+        yield it
+
+
 @pytest.fixture(scope="module")
 def small(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server of two slots, where one that is not freed is soon missed."""
@@ -56,9 +64,9 @@ def small(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-def test_a_stream_has_the_tokens_and_the_length_of_the_whole_answer(client: Client) -> None:
-    whole = client.speak(GREETING, seed=7)
-    chunks = list(client.stream(GREETING, seed=7))
+def test_a_stream_has_the_tokens_and_the_length_of_the_whole_answer(family_client: Client) -> None:
+    whole = family_client.speak(GREETING, seed=7)
+    chunks = list(family_client.stream(GREETING, seed=7))
     assert len(chunks) > 1
     assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
     assert [chunk.is_last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
@@ -72,21 +80,21 @@ def test_a_stream_has_the_tokens_and_the_length_of_the_whole_answer(client: Clie
     assert 0 < audio.stats["ttfa_ms"] < audio.stats["total_ms"]
 
 
-def test_a_stream_of_one_chunk_is_the_whole_answer(client: Client) -> None:
-    whole = client.speak(GREETING, seed=7)
-    (chunk,) = client.stream(GREETING, seed=7, first_chunk_tokens=750)
+def test_a_stream_of_one_chunk_is_the_whole_answer(family_client: Client) -> None:
+    whole = family_client.speak(GREETING, seed=7)
+    (chunk,) = family_client.stream(GREETING, seed=7, first_chunk_tokens=750)
     assert np.abs(chunk.samples - whole.samples).max() < 1e-4
     np.testing.assert_array_equal(chunk.speech_tokens, whole.speech_tokens)
 
 
-def test_the_same_seed_gives_the_same_stream(client: Client) -> None:
-    first, again = (concatenate(list(client.stream(GREETING, seed=3, chunk_tokens=7))) for _ in range(2))
+def test_the_same_seed_gives_the_same_stream(family_client: Client) -> None:
+    first, again = (concatenate(list(family_client.stream(GREETING, seed=3, chunk_tokens=7))) for _ in range(2))
     assert np.abs(first.samples - again.samples).max() < 1e-4
 
 
-def test_long_text_sounds_in_order_with_the_pauses_of_the_whole_answer(client: Client) -> None:
-    whole = client.speak(LONG, seed=5, max_seconds=3.0)
-    audio = concatenate(list(client.stream(LONG, seed=5, max_seconds=3.0)))
+def test_long_text_sounds_in_order_with_the_pauses_of_the_whole_answer(family_client: Client) -> None:
+    whole = family_client.speak(LONG, seed=5, max_seconds=3.0)
+    audio = concatenate(list(family_client.stream(LONG, seed=5, max_seconds=3.0)))
     assert audio.stats["segments"] == whole.stats["segments"] > 1
     np.testing.assert_array_equal(audio.speech_tokens, whole.speech_tokens)
     assert audio.samples.shape == whole.samples.shape
@@ -94,10 +102,10 @@ def test_long_text_sounds_in_order_with_the_pauses_of_the_whole_answer(client: C
     assert np.abs(audio.samples[silent]).mean() < 1e-3
 
 
-def test_streams_together_each_equal_the_same_stream_alone(client: Client) -> None:
+def test_streams_together_each_equal_the_same_stream_alone(family_client: Client) -> None:
     def speak(number: int) -> Audio:
         text = " ".join(["One more sentence of a growing text."] * (1 + number % 3))
-        return concatenate(list(client.stream(text, seed=number, max_seconds=8.0)))
+        return concatenate(list(family_client.stream(text, seed=number, max_seconds=8.0)))
 
     with ThreadPoolExecutor(12) as pool:
         together = list(pool.map(speak, range(12)))

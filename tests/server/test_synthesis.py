@@ -20,10 +20,11 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from chatterbox_client import Audio, Client, Unavailable
+from chatterbox_client import Audio, Client, InvalidRequest, Unavailable
 from chatterbox_engine.audio import FORMATS
-from chatterbox_engine.contract import INPUTS, OUTPUTS
+from chatterbox_engine.contract import INPUTS, OUTPUTS, SAMPLING
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
+from tests.server.conftest import Spoken
 
 pytestmark = pytest.mark.server
 
@@ -50,8 +51,10 @@ def generate(server: TritonServer, **inputs: Any) -> dict[str, Any]:
         return body
 
 
-def test_a_sentence_comes_back_as_audio(client: Client) -> None:
-    audio = client.speak(GREETING, seed=7)
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_sentence_comes_back_as_audio(spoken: Spoken, protocol: str) -> None:
+    with spoken.client(protocol) as client:
+        audio = client.speak(GREETING, seed=7)
     assert audio.sample_rate == 24_000
     assert audio.samples.dtype == np.float32
     assert len(audio.samples) == 960 * len(audio.speech_tokens) > 0
@@ -62,34 +65,47 @@ def test_a_sentence_comes_back_as_audio(client: Client) -> None:
     assert expected | {"audio_seconds", "rtf", "model", "optimizations"} <= set(audio.stats)
 
 
-def test_only_text_is_needed_and_the_random_seed_is_told(client: Client) -> None:
-    first = client.speak(GREETING)
-    again = client.speak(GREETING, seed=first.seed)
+def test_only_text_is_needed_and_the_random_seed_is_told(spoken: Spoken) -> None:
+    with spoken.client("http") as client:
+        first = client.speak(GREETING)
+        again = client.speak(GREETING, seed=first.seed)
     np.testing.assert_array_equal(first.speech_tokens, again.speech_tokens)
 
 
-def test_length_is_bounded_by_max_seconds(client: Client) -> None:
-    audio = client.speak(GREETING, seed=1, max_seconds=0.4)
-    assert (audio.duration, audio.stats["finish_reason"]) == (0.4, "length")
+def test_length_is_bounded_by_max_seconds(spoken: Spoken) -> None:
+    with spoken.client("grpc") as client:
+        audio = client.speak(GREETING, seed=1, max_seconds=0.4)
+    ending = 0.04 * (len(spoken.family.appended) - spoken.family.cropped)
+    assert audio.duration == pytest.approx(0.4 + ending)
+    assert audio.stats["finish_reason"] == "length"
 
 
-def test_sixteen_requests_together_each_equal_the_same_request_alone(server: TritonServer) -> None:
+def test_what_a_family_does_not_heed_is_refused(spoken: Spoken) -> None:
+    with spoken.client("http") as client:
+        for name in set(SAMPLING) - set(spoken.family.inputs):
+            with pytest.raises(InvalidRequest, match=f"{name} has no effect on {spoken.family.title}"):
+                client.speak(GREETING, **{name: 1})
+        with pytest.raises(InvalidRequest, match=f"language is 'xx'; {spoken.family.title} speaks"):
+            client.speak(GREETING, language="xx")
+
+
+def test_sixteen_requests_together_each_equal_the_same_request_alone(spoken: Spoken) -> None:
     calls: list[tuple[str, dict[str, Any]]] = []
     for number in range(16):
         text = " ".join(["One more sentence of a growing text."] * (1 + number % 5)) + " Indeed!" * (number // 5)
-        options: dict[str, Any] = {"seed": number, "cfg_weight": [0.5, 0.0, 1.2][number % 3]}
+        options: dict[str, Any] = {"seed": number, "cfg_weight": [0.5, 0.0, 1.2][number % 3], "top_k": 10 * number}
         options |= {"top_p": 0.8} if number % 4 == 1 else {"temperature": 0.5 + number / 16}
-        calls.append((text, options))
+        calls.append((text, spoken.heeded(options)))
 
     def speak(number: int) -> Audio:
         text, options = calls[number]
-        with client_of(server, ("http", "grpc")[number % 2]) as it:
+        with spoken.client(("http", "grpc")[number % 2]) as it:
             return it.speak(text, **options)
 
-    before = executions_of_batches(server)
+    before = executions_of_batches(spoken)
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(speak, range(16)))
-    assert executions_of_batches(server) > before
+    assert executions_of_batches(spoken) > before
     for number, audio in enumerate(together):
         alone = speak(number)
         np.testing.assert_array_equal(audio.speech_tokens, alone.speech_tokens, err_msg=f"request {number}")
@@ -98,10 +114,10 @@ def test_sixteen_requests_together_each_equal_the_same_request_alone(server: Tri
     assert len({len(audio.samples) for audio in together}) > 4
 
 
-def executions_of_batches(server: TritonServer) -> int:
+def executions_of_batches(spoken: Spoken) -> int:
     """How often Triton executed a batch of more than one request."""
-    with closing(tritonclient.http.InferenceServerClient(server.http_url)) as it:
-        stats = it.get_inference_statistics("chatterbox")["model_stats"][0]
+    with closing(tritonclient.http.InferenceServerClient(spoken.server.http_url)) as it:
+        stats = it.get_inference_statistics(spoken.model)["model_stats"][0]
     batches = stats.get("batch_stats", [])
     return sum(int(b["compute_infer"]["count"]) for b in batches if int(b["batch_size"]) > 1)
 

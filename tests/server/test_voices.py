@@ -32,6 +32,7 @@ from chatterbox_client.cli import app
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 from tests.clips import BAD_CLIPS, encoded, tone
 from tests.postgres import Postgres, sql
+from tests.server.conftest import Spoken
 
 pytestmark = pytest.mark.server
 
@@ -84,15 +85,15 @@ def test_requests_with_many_voices_at_once_each_equal_the_same_request_alone(voi
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_voices_are_added_listed_spoken_with_replaced_and_deleted(voices_server: TritonServer, protocol: str) -> None:
+def test_voices_are_added_listed_spoken_with_replaced_and_deleted(spoken: Spoken, protocol: str) -> None:
     name = f"anna.{protocol}"
-    with client_of(voices_server, protocol) as client:
-        added = client.voices.add(name, encoded(tone(1.0, pitch=90)))
+    with spoken.client(protocol) as client:
+        added = client.voices.add(name, encoded(tone(5.5, pitch=90)))
         assert client.voices.get(name) == added
         assert added in client.voices.list()
         assert (added.name, len(added.content_hash)) == (name, 64)
         first = client.speak(LINE, voice=name, seed=1, max_seconds=1.0)
-        client.voices.add(name, encoded(tone(1.0, pitch=290)))
+        client.voices.add(name, encoded(tone(5.5, pitch=290)))
         second = client.speak(LINE, voice=name, seed=1, max_seconds=1.0)
         assert not np.array_equal(first.samples, second.samples)
         client.voices.delete(name)
