@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chatterbox_engine.dims import S3GenDims
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen, VocoderJob
 from tests.fidelity.s3gen_reference import TINY, build_upstream, random_conditionals, random_tokens
@@ -19,9 +20,16 @@ ROWS = st.tuples(st.integers(1, 40), st.sampled_from(range(len(PROMPTS))), st.in
 pytestmark = pytest.mark.filterwarnings("ignore:.*LoRACompatibleLinear:FutureWarning")
 
 
+def load(dims: S3GenDims) -> S3Gen:
+    """Upstream's random weights, in batches as on a GPU."""
+    s3gen = S3Gen.from_state_dict(build_upstream(dims).state_dict(), dims, device=torch.device("cpu"))
+    s3gen.rows_together = True
+    return s3gen
+
+
 @pytest.fixture(scope="module")
 def s3gen() -> S3Gen:
-    return S3Gen.from_state_dict(build_upstream(TINY).state_dict(), TINY, device=torch.device("cpu"))
+    return load(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,7 @@ def voices(s3gen: S3Gen) -> list[PreparedVoice]:
 @pytest.fixture(scope="module")
 def bucketed(s3gen: S3Gen) -> S3Gen:
     """The same weights behind static memory of three sizes; one of them too small for most batches."""
-    other = S3Gen.from_state_dict(build_upstream(TINY).state_dict(), TINY, device=torch.device("cpu"))
+    other = load(TINY)
     other.capture(Graphs(other.device, enabled=True), [(1, 9, 10), (2, 30, 40), (4, 30, 40)])
     return other
 
@@ -61,9 +69,22 @@ def test_a_row_in_a_bucket_equals_the_row_alone(
         assert (together - alone).norm() / alone.norm() < 1e-4
 
 
+def test_a_cpu_takes_the_rows_of_a_batch_one_after_the_other(s3gen: S3Gen, voices: list[PreparedVoice]) -> None:
+    jobs = [VocoderJob(random_tokens(TINY, 5 + 8 * n, n), voice, seed=n) for n, voice in enumerate(voices)]
+    together = s3gen.synthesise(jobs)
+    s3gen.rows_together = False
+    try:
+        alone = s3gen.synthesise(jobs)
+    finally:
+        s3gen.rows_together = True
+    for one, other in zip(alone, together, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).norm() / other.norm() < 1e-4
+
+
 def test_a_meanflow_row_of_a_batch_equals_the_row_alone() -> None:
     dims = dataclasses.replace(TINY, meanflow=True)
-    s3gen = S3Gen.from_state_dict(build_upstream(dims).state_dict(), dims, device=torch.device("cpu"))
+    s3gen = load(dims)
     voice = s3gen.prepare(random_conditionals(dims, 8))
     jobs = [VocoderJob(random_tokens(dims, count), voice, seed=count) for count in (5, 21, 13)]
     for job, together in zip(jobs, s3gen.synthesise(jobs), strict=True):
