@@ -72,15 +72,18 @@ def main() -> None:
     report.write(draw)
 
 
-def full_size_checkpoint() -> Checkpoint:
-    """Random weights at the official sizes, made once under out/ (3.2 GB); or the folder `CHECKPOINT`."""
+def full_size_checkpoint(family: str = "") -> Checkpoint:
+    """Random weights at a family's official sizes (`turbo`, `nano`, English by default: 3.2 GB), made once under out/;
+    or the folder `CHECKPOINT`."""
     given = os.environ.get("CHECKPOINT")
-    folder = Path(given) if given else Path("out/checkpoints") / f"full-{random_checkpoint.FORMAT}"
+    name = f"full-{family}" if family else "full"
+    folder = Path(given) if given else Path("out/checkpoints") / f"{name}-{random_checkpoint.FORMAT}"
     if not folder.is_dir():
         say(f"bench: making a full-size random checkpoint in {folder}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder.parent))
-        random_checkpoint.write_random_checkpoint(partial, "full")
+        of = random_checkpoint.TINY[name.replace("full", "tiny")]
+        random_checkpoint.write_random_checkpoint(partial, "full", family=of)
         partial.rename(folder)
     return Checkpoint.open(folder)
 

@@ -83,6 +83,8 @@ class Parts:
     vocoder_memory: int
     """Bytes for one batch."""
     vocoder_delay: float
+    vocoder_threads: tuple[int, int] | None = None
+    """S3Gen's on a CPU, while T3 works and while it rests; None leaves them as they are."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,12 @@ class Engine:
             batch=parts.vocoder_batch,
             delay=parts.vocoder_delay,
             memory=parts.vocoder_memory,
+            prepare=self._share_cores,
             done=self._on_vocoded,
             failed=lambda piece, error: self._settle(piece.utterance.job, error),
             metrics=self._metrics,
         )
-        self._finishers = ThreadPoolExecutor(
-            FINISHERS, "finisher", initializer=partial(own_stream, parts.runner.model.device)
-        )
+        self._finishers = ThreadPoolExecutor(FINISHERS, "finisher", initializer=self._prepare_finisher)
         self._threads = [
             threading.Thread(target=self._guard, args=(body,), name=name, daemon=True)
             for name, body in (("engine", self._loop), ("vocoder", self._vocode), ("sender", self._send))
@@ -366,6 +367,17 @@ class Engine:
             return
         self._ready.put(None)
         self._vocoder.run()
+
+    def _share_cores(self) -> None:
+        """Before a batch of the vocoder: on a CPU it takes what T3 leaves."""
+        threads = self._parts.vocoder_threads
+        if threads is not None:
+            torch.set_num_threads(threads[self._scheduler.idle])  # of the calling thread, and of those begun later
+
+    def _prepare_finisher(self) -> None:
+        own_stream(self._runner.model.device)
+        if self._parts.vocoder_threads is not None:
+            torch.set_num_threads(self._parts.vocoder_threads[0])
 
     def _on_vocoded(self, piece: Piece) -> None:
         if not piece.utterance.job.ended:

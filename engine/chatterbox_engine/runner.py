@@ -27,8 +27,8 @@ PREFILL_TEXTS = (30, 62, 94, 126, 158, 222, 286, 350, 414, 478)
 PREFILL_ROWS = (2, 8)
 ROW_GRAIN = 4
 """Without graphs, decode rows are padded to a multiple of this. On a CPU, matrix products of 4, 8, 12, ... rows give
-each row the same bits, and fewer or odd ones do not (seen with MKL on AVX-512, one and two threads): so a request's
-tokens do not depend on its company."""
+each row the same bits, and fewer or odd ones do not (seen with MKL on AVX-512, one and two threads; in bfloat16 with
+oneDNN a single row alone differs): so a request's tokens do not depend on its company."""
 
 
 @dataclass(frozen=True)

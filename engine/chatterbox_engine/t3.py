@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from chatterbox_engine.attention import decode_attention
 from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.linear import linear
 from chatterbox_engine.transformer import Transformer, rename
 from chatterbox_engine.types import T3Conditionals
 
@@ -70,6 +71,7 @@ class T3(Transformer):
     """The whole network."""
 
     dims: LlamaDims
+    matrices = ("qkv", "out", "gate_up", "down", "head")
     float32 = ("speaker.", "emotion.", "perceiver.")
     cos: Tensor
     sin: Tensor
@@ -148,18 +150,18 @@ class T3(Transformer):
 
     def _qkv(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query and key, rotated together (half the kernels), and value: each [..., heads, head_dim]."""
-        x = F.linear(self._rms_norm(x, block.attention_norm), block.qkv)
+        x = linear(self._rms_norm(x, block.attention_norm), block.qkv)
         x = x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim))
         q, k = _rotate(x[..., :2, :, :], cos, sin).unbind(-3)
         return q, k, x[..., 2, :, :]
 
     def _finish_block(self, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + F.linear(mixed, block.out)
-        gate, up = F.linear(self._rms_norm(x, block.mlp_norm), block.gate_up).chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate) * up, block.down)
+        x = x + linear(mixed, block.out)
+        gate, up = linear(self._rms_norm(x, block.mlp_norm), block.gate_up).chunk(2, dim=-1)
+        return x + linear(F.silu(gate) * up, block.down)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(self._rms_norm(x, self.norm), self.head)
+        return linear(self._rms_norm(x, self.norm), self.head)
 
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.dims.rms_norm_eps)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from chatterbox_engine.attention import decode_attention
 from chatterbox_engine.dims import GPT2Dims
 from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.linear import linear
 from chatterbox_engine.transformer import Transformer, rename
 from chatterbox_engine.types import T3Conditionals
 
@@ -27,17 +28,22 @@ class Block(nn.Module):
         super().__init__()
         inner = dims.heads * dims.head_dim
         self.attention_norm = nn.LayerNorm(dims.hidden, dims.layer_norm_eps)
-        self.qkv = nn.Linear(dims.hidden, 3 * inner)
-        self.out = nn.Linear(inner, dims.hidden)
+        self.qkv, self.qkv_bias = _affine(3 * inner, dims.hidden)
+        self.out, self.out_bias = _affine(dims.hidden, inner)
         self.mlp_norm = nn.LayerNorm(dims.hidden, dims.layer_norm_eps)
-        self.up = nn.Linear(dims.hidden, dims.intermediate)
-        self.down = nn.Linear(dims.intermediate, dims.hidden)
+        self.up, self.up_bias = _affine(dims.intermediate, dims.hidden)
+        self.down, self.down_bias = _affine(dims.hidden, dims.intermediate)
+
+
+def _affine(outputs: int, inputs: int) -> tuple[nn.Parameter, nn.Parameter]:
+    return nn.Parameter(torch.empty(outputs, inputs)), nn.Parameter(torch.empty(outputs))
 
 
 class GPT2(Transformer):
     """The whole network."""
 
     dims: GPT2Dims
+    matrices = ("qkv", "out", "up", "down", "head")
     float32 = ("speaker.",)
 
     def __init__(self, dims: GPT2Dims) -> None:
@@ -55,9 +61,8 @@ class GPT2(Transformer):
     def renamed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names: dict[str, tuple[str, ...]] = {name: (official,) for name, official in _NAMES.items()}
         for index in range(self.dims.layers):
-            for part, official in _BLOCK_NAMES.items():
-                for kind in ("weight", "bias"):
-                    names[f"blocks.{index}.{part}.{kind}"] = (f"tfmr.h.{index}.{official}.{kind}",)
+            for name, official in _BLOCK_NAMES.items():
+                names[f"blocks.{index}.{name}"] = (f"tfmr.h.{index}.{official}",)
         ours = rename(state, names, _UNUSED)
         # transformers' `Conv1D` keeps matrices as [inputs, outputs]
         return {name: tensor.T.contiguous() if name.endswith(_TRANSPOSED) else tensor for name, tensor in ours.items()}
@@ -108,17 +113,17 @@ class GPT2(Transformer):
 
     def _qkv(self, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value: each [..., heads, head_dim]."""
-        x = block.qkv(block.attention_norm(x))
+        x = linear(block.attention_norm(x), block.qkv, block.qkv_bias)
         q, k, v = x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim)).unbind(-3)
         return q, k, v
 
     def _finish_block(self, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + block.out(mixed)
-        hidden: Tensor = x + block.down(F.gelu(block.up(block.mlp_norm(x)), approximate="tanh"))
-        return hidden
+        x = x + linear(mixed, block.out, block.out_bias)
+        hidden = F.gelu(linear(block.mlp_norm(x), block.up, block.up_bias), approximate="tanh")
+        return x + linear(hidden, block.down, block.down_bias)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(self.norm(x), self.head, self.head_bias)
+        return linear(self.norm(x), self.head, self.head_bias)
 
 
 _NAMES = {
@@ -134,15 +139,21 @@ _NAMES = {
 }
 
 _BLOCK_NAMES = {
-    "attention_norm": "ln_1",
-    "qkv": "attn.c_attn",
-    "out": "attn.c_proj",
-    "mlp_norm": "ln_2",
-    "up": "mlp.c_fc",
-    "down": "mlp.c_proj",
+    "attention_norm.weight": "ln_1.weight",
+    "attention_norm.bias": "ln_1.bias",
+    "qkv": "attn.c_attn.weight",
+    "qkv_bias": "attn.c_attn.bias",
+    "out": "attn.c_proj.weight",
+    "out_bias": "attn.c_proj.bias",
+    "mlp_norm.weight": "ln_2.weight",
+    "mlp_norm.bias": "ln_2.bias",
+    "up": "mlp.c_fc.weight",
+    "up_bias": "mlp.c_fc.bias",
+    "down": "mlp.c_proj.weight",
+    "down_bias": "mlp.c_proj.bias",
 }
 
-_TRANSPOSED = (".qkv.weight", ".out.weight", ".up.weight", ".down.weight")
+_TRANSPOSED = (".qkv", ".out", ".up", ".down")
 
 # Part of the official file, of no use at inference: the text head and the backbone's own token table.
 _UNUSED = frozenset({"text_head.weight", "tfmr.wte.weight"})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from chatterbox_engine.dims import T3Dims
 from chatterbox_engine.errors import CheckpointError
 from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.linear import pack
 from chatterbox_engine.types import T3Conditionals
 
 T = TypeVar("T", bound="Transformer")
@@ -25,6 +26,9 @@ class Transformer(nn.Module, abc.ABC):
 
     dims: T3Dims
     head: nn.Parameter  # [speech_vocab, hidden]
+
+    matrices: ClassVar[tuple[str, ...]]
+    """Names of what every position is multiplied with."""
 
     float32: ClassVar[tuple[str, ...]]
     """Prefixes of our names of the conditioning's weights, which stay float32: it runs once per voice and its error
@@ -58,6 +62,14 @@ class Transformer(nn.Module, abc.ABC):
 
     def add_tables(self) -> None:
         """Computes constant buffers once the weights are there."""
+
+    def pack(self) -> None:
+        """Lays the matrices of the blocks and the head out for products on a CPU (`linear.pack`). torch.compile cannot
+        read them afterwards."""
+        for module in self.modules():
+            for name in self.matrices:
+                if isinstance(weight := getattr(module, name, None), nn.Parameter):
+                    setattr(module, name, nn.Parameter(pack(weight.data), requires_grad=False))
 
     @property
     def device(self) -> torch.device:

@@ -66,18 +66,20 @@ class Vocoder:
         batch: int,
         delay: float,
         memory: int,
+        prepare: Callable[[], None],
         done: Callable[[Piece], None],
         failed: Callable[[Piece, RequestError], None],
         metrics: Metrics | None = None,
     ) -> None:
         """batch: most pieces together; delay: seconds that a piece waits for company; memory: bytes for one batch;
-        done, failed: called once for each piece that was put and not given up."""
+        prepare: called before each batch; done, failed: called once for each piece that was put and not given up."""
         self._s3gen = s3gen
         self._graphs = graphs
         self._memory = memory
         self._metrics = metrics or NoMetrics()
         self._batch = batch
         self._delay = delay
+        self._prepare = prepare
         self._done = done
         self._failed = failed
         self._changed = threading.Condition()
@@ -117,6 +119,7 @@ class Vocoder:
     def run(self) -> None:
         """The thread's body, after `warm_up`."""
         while (batch := self._next_batch()) is not None:
+            self._prepare()
             self._vocode(batch)
 
     def _next_batch(self) -> list[Piece] | None:

@@ -125,10 +125,12 @@ def tts(checkpoint: Checkpoint, *, t3_module: bool = True) -> Any:
     )
 
 
-def turbo(checkpoint: Checkpoint) -> Any:
-    """Upstream's `ChatterboxTurboTTS` of a checkpoint on the CPU, without T3: it can only prepare conditionals."""
+def turbo(checkpoint: Checkpoint, *, t3_module: bool = True) -> Any:
+    """Upstream's `ChatterboxTurboTTS` of a checkpoint, Turbo's or Nano's, on the CPU. Without T3 it can only prepare
+    conditionals."""
     from chatterbox.models.voice_encoder import VoiceEncoder
     from chatterbox.tts_turbo import ChatterboxTurboTTS
+    from transformers import AutoTokenizer
 
     encoder = VoiceEncoder()
     encoder.load_state_dict(checkpoint.voice_encoder_state())
@@ -136,8 +138,14 @@ def turbo(checkpoint: Checkpoint) -> Any:
     assert isinstance(dims.t3, GPT2Dims)
     bare = torch.nn.Module()
     bare.hp = _gpt2_config(dims.t3)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer_path.parent)
+    tokenizer.pad_token = tokenizer.eos_token  # as its `from_local` does
     return ChatterboxTurboTTS(
-        bare, s3gen(dims.s3gen, dims.reference, checkpoint.s3gen_state()), encoder.eval(), None, "cpu"
+        t3(dims.t3, checkpoint.t3_state()) if t3_module else bare,
+        s3gen(dims.s3gen, dims.reference, checkpoint.s3gen_state()),
+        encoder.eval(),
+        tokenizer,
+        "cpu",
     )
 
 

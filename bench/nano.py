@@ -1,0 +1,12 @@
+"""Nano, text to audio, beside upstream's own `ChatterboxTurboTTS` with its T3 at Nano's size and the same weights."""
+
+from __future__ import annotations
+
+from bench.engine import compare
+from bench.t3 import full_size_checkpoint
+from tests.fidelity import upstream
+
+
+def main() -> None:
+    checkpoint = full_size_checkpoint("nano")
+    compare("nano", checkpoint, upstream.turbo(checkpoint), rounds=4)
