@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torchaudio
 from safetensors.torch import save_file
 
 from chatterbox_engine import layout, random_text
@@ -131,7 +132,8 @@ def write_random_checkpoint(
     weights: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
         files.voice_encoder: lambda: _states(layout.voice_encoder_layout(dims.t3), seed),
         files.t3: lambda: _t3_states(dims.t3, seed),
-        files.s3gen: lambda: _s3gen_states(dims, seed),
+        # upstream loads all but the English one strictly
+        files.s3gen: lambda: _s3gen_states(dims, seed) | ({} if family == ENGLISH else _constants()),
     }
     for name, make in weights.items():
         tell(f"random weights: {name}")
@@ -213,6 +215,12 @@ def _s3gen_states(dims: Dims, seed: int) -> dict[str, torch.Tensor]:
     magnitudes = states["mel2wav.conv_post.bias"].shape[0] // 2
     states["mel2wav.conv_post.bias"][:magnitudes] += _LOUDNESS  # audible and not clipped
     return states
+
+
+def _constants() -> dict[str, torch.Tensor]:
+    """The S3 tokenizer's buffers, `layout.RECOMPUTED`: mel filters (as librosa's to 2e-7) and window."""
+    filters = torchaudio.functional.melscale_fbanks(201, 0.0, 8000.0, 128, 16_000, norm="slaney", mel_scale="slaney")
+    return {"tokenizer._mel_filters": filters.T.contiguous(), "tokenizer.window": torch.hann_window(400)}
 
 
 def _conditionals(dims: Dims, prompt: int, seed: int) -> dict[str, dict[str, object]]:
