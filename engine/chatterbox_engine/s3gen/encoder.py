@@ -90,8 +90,9 @@ class _Layer:
     def _attend(self, x: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """positions: [1, 2 n - 1, width]; mask: [rows, 1, 1, n], zero or minus infinity."""
         q, k, v = self._qkv(x).unflatten(-1, (3, self._heads, self._size)).permute(2, 0, 3, 1, 4)
-        p = linear(positions, self._position, None).unflatten(-1, (self._heads, self._size)).permute(0, 2, 3, 1)
-        bias = _by_key((q + self._position_bias) @ p) / math.sqrt(self._size)
+        p = linear(positions, self._position, None).unflatten(-1, (self._heads, self._size)).transpose(1, 2)
+        # contiguous: a head's rows lie apart, and MKL takes five times as long with them
+        bias = _by_key((q + self._position_bias) @ p.contiguous().mT) / math.sqrt(self._size)
         if mask is not None:
             bias = bias + mask
         return self._out(attention(q + self._content_bias, k, v, bias))
