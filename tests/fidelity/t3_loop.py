@@ -124,10 +124,10 @@ class Served:
     voice: T3Conditionals
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Served:
+    def of(cls, checkpoint: Checkpoint, device: torch.device = CPU) -> Served:
         dims, conditionals = checkpoint.dims.t3, checkpoint.conditionals()
         assert conditionals is not None
-        model = BACKBONES[type(dims)].from_state_dict(checkpoint.t3_state(), dims, device=CPU, dtype=torch.float32)
+        model = BACKBONES[type(dims)].from_state_dict(checkpoint.t3_state(), dims, device=device, dtype=torch.float32)
         return cls(checkpoint.family, model, conditionals.t3)
 
     def loop(self, **sizes: int) -> Loop:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +15,9 @@ from chatterbox_engine.config import Config
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import KVCache
 from chatterbox_engine.runner import Runner
-from chatterbox_engine.t3 import T3
 from chatterbox_engine.types import SamplingParams, SynthesisRequest, SynthesisResult
-from tests.fidelity.t3_loop import SLOTS, Loop, Request
+from tests.conftest import CheckpointOf
+from tests.fidelity.t3_loop import SLOTS, Loop, Request, Served
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,29 +39,37 @@ def test_the_decode_kernels_agree_with_torch(dtype: torch.dtype) -> None:
     assert error < (1e-5 if dtype == torch.float32 else 1e-2), f"{error:.2e}"
 
 
+@pytest.fixture(params=["tiny", "tiny-turbo"])
+def checkpoint(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Checkpoint:
+    return checkpoint_of(request.param)
+
+
 def loop_on(checkpoint: Checkpoint, device: str, *, graphs: bool, compile_mode: str | None = None) -> Loop:
     where = torch.device(device)
-    model = T3.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=where, dtype=torch.float32)
-    voice = checkpoint.conditionals()
-    assert voice is not None
-    loop = Loop(model, voice.t3)
-    loop.cache = KVCache(model.dims, loop.cache.scratch, device=where, dtype=model.dtype)
+    served = Served.of(checkpoint, where)
+    loop = served.loop(cache_len=512)
+    loop.cache = KVCache(checkpoint.dims.t3, loop.cache.scratch, device=where, dtype=served.model.dtype)
     captured = Graphs(where, enabled=graphs)
-    loop.runner = Runner(model, loop.cache, SLOTS, graphs=captured, compile_mode=compile_mode)
+    loop.runner = Runner(
+        served.model, loop.cache, SLOTS, family=served.family, graphs=captured, compile_mode=compile_mode
+    )
     loop.runner.warm_up(lambda _line: None)
     assert (len(captured) > 0) == graphs
     return loop
 
 
-def requests() -> list[Request]:
+def requests(checkpoint: Checkpoint) -> list[Request]:
+    served = Served.of(checkpoint)
     return [
-        Request(
-            text_length=10 + 9 * number,
-            sampling=SamplingParams(cfg_weight=[0.5, 0.0, 1.0][number % 3], top_p=[1.0, 0.8][number % 2]),
-            seed=number,
-            max_tokens=60,
-            arrives=3 * number,
-            cancelled_after=20 if number == 4 else None,
+        served.heeded(
+            Request(
+                text_length=10 + 9 * number,
+                sampling=SamplingParams(cfg_weight=[0.5, 0.0, 1.0][number % 3], top_p=[1.0, 0.8][number % 2]),
+                seed=number,
+                max_tokens=60,
+                arrives=3 * number,
+                cancelled_after=20 if number == 4 else None,
+            )
         )
         for number in range(12)
     ]
@@ -71,33 +78,36 @@ def requests() -> list[Request]:
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # inductor recommends it; we compare bits
 @pytest.mark.parametrize("compile_mode", [None, "default"])
 @pytest.mark.parametrize("graphs", [False, True])
-def test_graphs_and_compilation_change_no_tokens(tiny: Checkpoint, graphs: bool, compile_mode: str | None) -> None:
+def test_graphs_and_compilation_change_no_tokens(
+    checkpoint: Checkpoint, graphs: bool, compile_mode: str | None
+) -> None:
     # Products of float32 in full precision, as on the CPU.
     assert not torch.backends.cuda.matmul.allow_tf32
-    expected, got = requests(), requests()
-    loop_on(tiny, "cuda", graphs=False).run(expected)
-    loop_on(tiny, "cuda", graphs=graphs, compile_mode=compile_mode).run(got)
+    expected, got = requests(checkpoint), requests(checkpoint)
+    loop_on(checkpoint, "cuda", graphs=False).run(expected)
+    loop_on(checkpoint, "cuda", graphs=graphs, compile_mode=compile_mode).run(got)
     assert [r.tokens for r in got] == [r.tokens for r in expected]
     assert all(r.ending for r in got)
 
 
-def test_the_gpus_tokens_are_the_cpus(tiny: Checkpoint) -> None:
-    expected, got = requests(), requests()
-    loop_on(tiny, "cpu", graphs=False).run(expected)
-    loop_on(tiny, "cuda", graphs=True).run(got)
+def test_the_gpus_tokens_are_the_cpus(checkpoint: Checkpoint) -> None:
+    expected, got = requests(checkpoint), requests(checkpoint)
+    loop_on(checkpoint, "cpu", graphs=False).run(expected)
+    loop_on(checkpoint, "cuda", graphs=True).run(got)
     same = sum(a.tokens == b.tokens for a, b in zip(expected, got, strict=True))
     # A draw at the very edge of a token's share may fall either way.
     assert same >= len(expected) - 1, f"{same} of {len(expected)} requests have the same tokens"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_whole_engine_speaks_on_the_gpu(tiny_path: Path, dtype: str) -> None:
-    config = Config(checkpoint=str(tiny_path), device="cuda", dtype=dtype, max_slots=8, watermark=False)
+def test_the_whole_engine_speaks_on_the_gpu(checkpoint: Checkpoint, dtype: str) -> None:
+    config = Config(checkpoint=str(checkpoint.path), device="cuda", dtype=dtype, max_slots=8, watermark=False)
     engine = assemble.build(config)
     engine.start()
     answers: queue.SimpleQueue[object] = queue.SimpleQueue()
     for seed in range(8):
-        engine.submit(SynthesisRequest(text="Hello from the GPU. " * (1 + seed), seed=seed), answers.put)
+        text, sampling = "Hello from the GPU. " * (1 + seed), engine.family.sampling
+        engine.submit(SynthesisRequest(text=text, seed=seed, sampling=sampling), answers.put)
     results = [answers.get(timeout=60) for _ in range(8)]
     engine.close()
     assert all(isinstance(result, SynthesisResult) and len(result.samples) > 0 for result in results), results
