@@ -1,8 +1,9 @@
-"""Real tritonservers for all tests of a session: one with the tiny checkpoint, one with those of the other families."""
+"""Real tritonservers for all tests of a session: one with the tiny checkpoint, one for each other family."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from chatterbox_client import Client
-from chatterbox_engine.families import ENGLISH, Family
+from chatterbox_engine.families import Family
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 from chatterbox_engine.random_checkpoint import TINY
 from tests.conftest import CheckpointOf
@@ -44,27 +45,40 @@ class Spoken:
 
 
 @pytest.fixture(scope="session")
-def families_server(checkpoint_of: CheckpointOf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server of the families beside English, a pair of models each, called as in `random_checkpoint.TINY`."""
-    folder = tmp_path_factory.mktemp("families")
-    repository = folder / "models"
-    for name in ("tiny-turbo",):
-        add_pair(repository, name, checkpoint_of(name).path)
-    add_voices(repository)
-    with TritonServer(ServerOptions(model_repository=repository, log=folder / "triton.log")) as running:
-        yield running
+def server_of(
+    checkpoint_of: CheckpointOf, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], TritonServer]]:
+    """Servers of the families beside English, started when they are first asked for by a name of
+    `random_checkpoint.TINY`, which is the name of their model too."""
+    running: dict[str, TritonServer] = {}
+    with contextlib.ExitStack() as stack:
+
+        def get(name: str) -> TritonServer:
+            if name not in running:
+                folder = tmp_path_factory.mktemp(name)
+                add_pair(folder / "models", name, checkpoint_of(name).path)
+                add_voices(folder / "models")
+                options = ServerOptions(model_repository=folder / "models", log=folder / "triton.log")
+                running[name] = stack.enter_context(TritonServer(options))
+            return running[name]
+
+        yield get
 
 
 @pytest.fixture(
     scope="session",
-    params=["tiny", "tiny-turbo", pytest.param("tiny-nano", marks=pytest.mark.full)],
+    params=[
+        "tiny",
+        "tiny-turbo",
+        pytest.param("tiny-nano", marks=pytest.mark.full),
+    ],
 )
 def spoken(request: pytest.FixtureRequest) -> Spoken:
     """Every family in turn."""
-    family = TINY[request.param]
-    if family == ENGLISH:
-        return Spoken(family, request.getfixturevalue("server"), "chatterbox")
-    return Spoken(family, request.getfixturevalue("families_server"), request.param)
+    name: str = request.param
+    if name == "tiny":
+        return Spoken(TINY[name], request.getfixturevalue("server"), "chatterbox")
+    return Spoken(TINY[name], request.getfixturevalue("server_of")(name), name)
 
 
 @pytest.fixture(scope="session")
