@@ -47,6 +47,9 @@ def attend_row_by_row(query: Tensor, keys: Tensor, values: Tensor, start: Tensor
     head_dim]. Reads `start` and `position` on the host."""
     out = torch.empty_like(query)
     for row, (first, last) in enumerate(zip(start.tolist(), position.tolist(), strict=True)):
+        if last == 0:  # padding: one position has all the weight
+            out[row] = values[first]
+            continue
         extent = slice(first, first + last + 1)
         # [1, heads, 1, head_dim] against [1, heads, length, head_dim], the pool seen through strides. In float32, since
         # torch's bfloat16 kernel for a CPU takes 5 to 11 times as long with a single query (torch 2.11, 125 to 1,000
