@@ -82,6 +82,7 @@ class FakeS3Gen:
         self.room = 1_000_000
         """Tokens for which there is memory."""
         self.batches: list[int] = []
+        self.threads: list[int] = []
 
     def upload(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values)
@@ -96,6 +97,7 @@ class FakeS3Gen:
         if sum(len(job.tokens) for job in jobs) > self.room:
             raise torch.OutOfMemoryError("no room")
         self.batches.append(len(jobs))
+        self.threads.append(torch.get_num_threads())
         rows = [job.tokens.float().repeat_interleave(2)[:, None] for job in jobs]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
@@ -166,6 +168,7 @@ class FakeEngine:
         max_queue: int = 100,
         request_timeout: float = 600.0,
         metrics: Metrics | None = None,
+        vocoder_threads: tuple[int, int] | None = None,
     ) -> None:
         self.runner, self.s3gen, self.watermarker = FakeRunner(), FakeS3Gen(), FakeWatermarker()
         self.voices = FakeVoices()
@@ -187,6 +190,7 @@ class FakeEngine:
             vocoder_batch=8,
             vocoder_memory=1 << 34,
             vocoder_delay=0.0,
+            vocoder_threads=vocoder_threads,
         )
         self.engine = Engine(parts, on_failure=self.failures.put, metrics=metrics)
         self.answers = Answers()

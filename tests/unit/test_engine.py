@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+import torch
 
 from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, NotFound, Overloaded
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, SynthesisResult
@@ -193,3 +194,17 @@ def _request() -> object:
     from chatterbox_engine.types import SynthesisRequest
 
     return SynthesisRequest(text="Hello.", seed=1)
+
+
+def test_the_vocoder_takes_more_cores_while_t3_rests() -> None:
+    before = torch.get_num_threads()
+    with FakeEngine(vocoder_threads=(1, 2)) as fake:
+        fake.runner.gate.clear()
+        fake.runner.hold_from = 30
+        fake.submit("x" * 10)
+        fake.submit("x" * 100)
+        fake.answers.take()
+        fake.runner.gate.set()
+        fake.answers.take()
+    torch.set_num_threads(before)  # what later threads begin with
+    assert fake.s3gen.threads[-2:] == [1, 2]
