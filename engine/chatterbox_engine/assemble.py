@@ -18,6 +18,7 @@ from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.families import Text
 from chatterbox_engine.graphs import Graphs, own_stream
 from chatterbox_engine.kv_cache import KVCache, bytes_per_position
+from chatterbox_engine.languages import MultilingualText
 from chatterbox_engine.metrics import Metrics
 from chatterbox_engine.runner import Runner
 from chatterbox_engine.s3gen import S3Gen
@@ -35,7 +36,11 @@ Report = Callable[[str], None]
 
 BACKBONES: dict[type[T3Dims], type[Transformer]] = {LlamaDims: T3, GPT2Dims: GPT2}
 
-TEXTS: dict[Text, Callable[[Path], TextPreparation]] = {"english": EnglishText, "gpt2": GPT2Text}
+TEXTS: dict[Text, Callable[[Path], TextPreparation]] = {
+    "english": EnglishText,
+    "multilingual": MultilingualText,
+    "gpt2": GPT2Text,
+}
 
 # Left free on a GPU, beside the vocoder's batches and graphs, for T3's activations and graphs and the clip encoders.
 GPU_RESERVE = 2 << 30

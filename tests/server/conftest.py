@@ -70,6 +70,7 @@ def server_of(
     params=[
         "tiny",
         "tiny-turbo",
+        pytest.param("tiny-multilingual", marks=pytest.mark.full),
         pytest.param("tiny-nano", marks=pytest.mark.full),
     ],
 )
