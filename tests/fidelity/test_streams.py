@@ -98,8 +98,7 @@ class SameMel:
     """The real vocoder behind a mel that does not depend on the window: token t stands for two frames of a real mel."""
 
     def __init__(self, s3gen: S3Gen, mel: Tensor) -> None:
-        self.dims, self.fade, self.hift, self.vocode = s3gen.dims, torch.ones(1), s3gen.hift, s3gen.vocode
-        self.upload = s3gen.upload
+        self.dims, self.fade, self.pitch, self.vocode = s3gen.dims, torch.ones(1), s3gen.pitch, s3gen.vocode
         self._mel = mel
 
     def mel(self, jobs: Sequence[VocoderJob], noise: Sequence[Tensor]) -> Tensor:
@@ -130,12 +129,13 @@ class Voiced:
 
     dims = SimpleNamespace(mel=2)
     fade = torch.ones(1)
-    upload = staticmethod(torch.tensor)
 
     def __init__(self, pitch: Tensor, loudness: Tensor, drift: float) -> None:
         self._frames = torch.stack([loudness, pitch], dim=1)  # [frames, 2]
         self._windows, self._drift = 0, drift
-        self.hift = SimpleNamespace(pitch=lambda mel, frames: mel[..., 1])
+
+    def pitch(self, mel: Tensor, frames: Sequence[int]) -> Tensor:
+        return mel[..., 1]
 
     def mel(self, jobs: Sequence[VocoderJob], noise: Sequence[Tensor]) -> Tensor:
         (job,) = jobs

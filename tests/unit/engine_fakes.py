@@ -73,7 +73,6 @@ class FakeS3Gen:
     device = torch.device("cpu")
     dims = SimpleNamespace(mel=1)
     fade = torch.ones(1)
-    hift = SimpleNamespace(pitch=lambda mel, frames: torch.zeros(mel.shape[:2]))
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -89,6 +88,9 @@ class FakeS3Gen:
 
     def prepare(self, conditionals: Any) -> Any:
         return SimpleNamespace(frames=0)
+
+    def pitch(self, mel: torch.Tensor, frames: Sequence[int]) -> torch.Tensor:
+        return torch.zeros(mel.shape[:2])
 
     def mel(self, jobs: Sequence[Any], noise: Sequence[torch.Tensor]) -> torch.Tensor:
         assert self.gate.wait(WAIT)

@@ -50,7 +50,7 @@ def synthesise(s3gen: S3Gen, windows: Sequence[Window]) -> list[Tensor]:
     sources = [_noise(window) for window in windows]
     ends: list[Tensor] = []
     if not all(window.span.complete for window in windows):
-        sources, ends = _continue(windows, sources, s3gen.hift.pitch(mel, s3gen.upload(frames)))
+        sources, ends = _continue(windows, sources, s3gen.pitch(mel, frames))
     waves = s3gen.vocode(mel, frames, sources)
     for window, end in zip(windows, ends, strict=False):
         window.phase.cycles = end  # only now, so that a batch for which there was no memory can be tried again in parts
