@@ -139,7 +139,7 @@ def share_of_cores(config: Config) -> int:
 
 
 def vocoder_threads(config: Config, device: torch.device) -> tuple[int, int] | None:
-    """Threads of S3Gen on a CPU, while T3 works and while it rests; None on a GPU.
+    """Threads of S3Gen on a CPU, beside other work and alone; None on a GPU.
 
     One more than is left over: T3's own thread rests too. With more than that libgomp counts more threads than cores,
     the idle ones of T3's team among them, and lets none of them wait awake at its barriers: on two cores a step of T3

@@ -84,7 +84,7 @@ class Parts:
     """Bytes for one batch."""
     vocoder_delay: float
     vocoder_threads: tuple[int, int] | None = None
-    """S3Gen's on a CPU, while T3 works and while it rests; None leaves them as they are."""
+    """S3Gen's on a CPU, beside other work and alone; None leaves them as they are."""
 
 
 @dataclass(frozen=True)
@@ -368,11 +368,12 @@ class Engine:
         self._ready.put(None)
         self._vocoder.run()
 
-    def _share_cores(self) -> None:
-        """Before a batch of the vocoder: on a CPU it takes what T3 leaves."""
+    def _share_cores(self, batch: Sequence[Piece]) -> None:
+        """Before a batch of the vocoder: on a CPU it takes T3's core too when nothing else is under way."""
         threads = self._parts.vocoder_threads
         if threads is not None:
-            torch.set_num_threads(threads[self._scheduler.idle])  # of the calling thread, and of those begun later
+            alone = self._scheduler.idle and len(self._jobs) <= len({piece.utterance.job for piece in batch})
+            torch.set_num_threads(threads[alone])  # of the calling thread, and of those begun later
 
     def _prepare_finisher(self) -> None:
         own_stream(self._runner.model.device)

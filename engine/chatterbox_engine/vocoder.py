@@ -66,13 +66,14 @@ class Vocoder:
         batch: int,
         delay: float,
         memory: int,
-        prepare: Callable[[], None],
+        prepare: Callable[[Sequence[Piece]], None],
         done: Callable[[Piece], None],
         failed: Callable[[Piece, RequestError], None],
         metrics: Metrics | None = None,
     ) -> None:
         """batch: most pieces together; delay: seconds that a piece waits for company; memory: bytes for one batch;
-        prepare: called before each batch; done, failed: called once for each piece that was put and not given up."""
+        prepare: called with each batch before it is vocoded; done, failed: called once for each piece that was put and
+        not given up."""
         self._s3gen = s3gen
         self._graphs = graphs
         self._memory = memory
@@ -119,7 +120,7 @@ class Vocoder:
     def run(self) -> None:
         """The thread's body, after `warm_up`."""
         while (batch := self._next_batch()) is not None:
-            self._prepare()
+            self._prepare(batch)
             self._vocode(batch)
 
     def _next_batch(self) -> list[Piece] | None:

@@ -55,7 +55,7 @@ def test_a_device_without_bfloat16_gets_float32_and_a_line_that_says_so(
     assert assemble.choose_dtype("float32", CPU, said.append) == torch.float32
 
 
-def test_s3gen_takes_the_cores_that_t3_leaves_while_it_rests() -> None:
+def test_s3gen_takes_the_cores_that_t3_leaves_when_it_works_alone() -> None:
     share = assemble.share_of_cores(Config())
     assert assemble.vocoder_threads(Config(), CPU) == (share, assemble.cores() - share + 1)
     assert assemble.vocoder_threads(Config(cpu_threads=3), CPU) == (3, 3)

@@ -196,7 +196,7 @@ def _request() -> object:
     return SynthesisRequest(text="Hello.", seed=1)
 
 
-def test_the_vocoder_takes_more_cores_while_t3_rests() -> None:
+def test_the_vocoder_takes_more_cores_when_nothing_else_is_under_way() -> None:
     before = torch.get_num_threads()
     with FakeEngine(vocoder_threads=(1, 2)) as fake:
         fake.runner.gate.clear()
