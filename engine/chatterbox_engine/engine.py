@@ -372,7 +372,9 @@ class Engine:
         """Before a batch of the vocoder: on a CPU it takes T3's core too when nothing else is under way."""
         threads = self._parts.vocoder_threads
         if threads is not None:
-            alone = self._scheduler.idle and len(self._jobs) <= len({piece.utterance.job for piece in batch})
+            with self._lock:
+                under_way = {job for job in self._jobs.values() if job.vocoded < len(job.utterances)}
+            alone = self._scheduler.idle and under_way <= {piece.utterance.job for piece in batch}
             torch.set_num_threads(threads[alone])  # of the calling thread, and of those begun later
 
     def _prepare_finisher(self) -> None:
@@ -381,6 +383,7 @@ class Engine:
             torch.set_num_threads(self._parts.vocoder_threads[0])
 
     def _on_vocoded(self, piece: Piece) -> None:
+        piece.utterance.job.vocoded += piece.span.last
         if not piece.utterance.job.ended:
             self._finishers.submit(self._guard, partial(self._finish, piece))
 

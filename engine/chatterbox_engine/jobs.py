@@ -125,6 +125,8 @@ class Job:
     decoded: float | None = None
     first_audio: float | None = None
     vocoder_seconds: float = 0.0
+    vocoded: int = 0
+    """Segments that the vocoder is done with. Belongs to its thread."""
     stream: Stream | None = None
     ended: bool = False
     """It has its answer, so what is still under way for it is in vain."""
