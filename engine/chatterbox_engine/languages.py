@@ -13,7 +13,7 @@ from chatterbox_engine.text import Tokenizer, normalise
 
 _ENDINGS = (".", "!", "?", "-", ",", "\u3001", "\uff0c", "\u3002", "\uff1f", "\uff01")
 
-_UNPREPARED = ("he", "ja", "ko", "ru", "zh")
+_UNPREPARED = ("he", "ja", "ru", "zh")
 """Languages whose script is rewritten for the model, which is not here yet."""
 
 
@@ -29,4 +29,6 @@ class MultilingualText:
         if language in _UNPREPARED:
             raise InvalidRequest(f"language is {language!r}, whose text cannot be prepared yet")
         text = normalize("NFKD", normalise(text, endings=_ENDINGS).lower())
+        if language == "ko":  # whose syllables the decomposition has taken apart already
+            text = text.strip()
         return self._tokenizer.encode(f"[{language}]{text}")
