@@ -50,6 +50,7 @@ def test_a_load_test_passes_counts_what_the_server_counts_and_writes_its_report(
     assert "4 users" in done.stderr
 
 
+@pytest.mark.full
 def test_two_workers_make_the_load_together_and_no_record_is_lost(server: TritonServer, tmp_path: Path) -> None:
     ports = ReservedPorts("127.0.0.1", [0])
     ports.release()
