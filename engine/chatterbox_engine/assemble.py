@@ -9,17 +9,18 @@ from pathlib import Path
 
 import torch
 
-from chatterbox_engine.checkpoint import Checkpoint, locate
+from chatterbox_engine.checkpoint import Checkpoint, file_names, locate
 from chatterbox_engine.clips import ClipLimits
 from chatterbox_engine.config import Config
 from chatterbox_engine.dims import GPT2Dims, LlamaDims, T3Dims
 from chatterbox_engine.engine import Engine, Parts
 from chatterbox_engine.errors import ConfigError
-from chatterbox_engine.families import Text
+from chatterbox_engine.families import Text, candidates, detect
 from chatterbox_engine.graphs import Graphs, own_stream
 from chatterbox_engine.kv_cache import KVCache, bytes_per_position
 from chatterbox_engine.languages import MultilingualText
 from chatterbox_engine.metrics import Metrics
+from chatterbox_engine.random_checkpoint import TINY
 from chatterbox_engine.runner import Runner
 from chatterbox_engine.s3gen import S3Gen
 from chatterbox_engine.scheduler import Scheduler
@@ -110,8 +111,15 @@ def build(
 
 def open_checkpoint(config: Config) -> Checkpoint:
     """The configured checkpoint, located and opened. Raises CheckpointError or ConfigError."""
-    path = locate(config.checkpoint, revision=config.revision or None)
-    return Checkpoint.open(path, locate(config.base) if config.base else None, family=config.family)
+    revision, base_revision = config.revision or None, config.base_revision or None
+    if not config.base:
+        return Checkpoint.open(locate(config.checkpoint, revision=revision, family=config.family), family=config.family)
+    base = config.base if config.base not in TINY else str(locate(config.base))
+    others = file_names(base, revision=base_revision)
+    path = locate(config.checkpoint, revision=revision, family=config.family, beside=others)
+    own = file_names(str(path))
+    family = detect(own, others, candidates(config.family)).name
+    return Checkpoint.open(path, locate(base, revision=base_revision, family=family, beside=own), family=config.family)
 
 
 def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device) -> Voices:

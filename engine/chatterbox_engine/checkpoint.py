@@ -17,41 +17,79 @@ import hashlib
 import logging
 import shutil
 import uuid
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from chatterbox_engine import layout, random_checkpoint, weight_files
 from chatterbox_engine.config import cache_folder
 from chatterbox_engine.dims import Dims
 from chatterbox_engine.errors import CheckpointError
-from chatterbox_engine.families import ENGLISH, Family, candidates, detect, missing
+from chatterbox_engine.families import Family, candidates, detect, missing
 from chatterbox_engine.types import Conditionals, S3GenConditionals, T3Conditionals
 
 _log = logging.getLogger(__name__)
 
 
-def locate(name: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Path:
+def locate(
+    name: str,
+    *,
+    revision: str | None = None,
+    family: str = "auto",
+    beside: Collection[str] = (),
+    cache_dir: Path | None = None,
+) -> Path:
     """The folder of the checkpoint called `name`, downloaded or made when needed.
 
     `name` is one of `random_checkpoint.TINY` (random weights that are made on the spot), a folder, or a Hugging Face
-    repository `owner/name`, of which only the needed files are fetched (`HF_HOME` and `HF_HUB_OFFLINE` are honoured).
-    `cache_dir` is where random ones are kept: `$CHATTERBOX_CACHE` or `~/.cache/chatterbox-triton` by default. Raises
-    CheckpointError.
+    repository `owner/name`. Of a repository the files of one family are fetched, chosen as `Checkpoint.open` chooses;
+    the file names `beside` are had elsewhere. An interrupted download goes on where it stopped, and without the hub
+    (`HF_HUB_OFFLINE`) what lies in `HF_HOME` is used. `cache_dir` is where random checkpoints are kept:
+    `$CHATTERBOX_CACHE` or `~/.cache/chatterbox-triton` by default. Raises CheckpointError, before it downloads when the
+    repository lacks a file, and ConfigError for a family that does not exist.
     """
     if name in random_checkpoint.TINY:
         return _make_tiny(name, cache_dir or cache_folder())
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    names = file_names(name, revision=revision)
+    chosen = detect(names, beside, candidates(family))
+    if lacking := missing(chosen, names, beside):
+        raise CheckpointError(f"{name}: as {chosen.title} it is missing {', '.join(lacking)}")
+    wanted = [file for file in chosen.files.all if file in names]
+    _log.info("%s: fetching what is not here yet of %s", name, ", ".join(wanted))
+    with _hub_errors(name):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+
+
+def file_names(name: str, *, revision: str | None = None) -> list[str]:
+    """The names in a folder or a Hugging Face repository; without the hub, those that were downloaded.
+
+    Raises CheckpointError.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _names(folder)
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise CheckpointError(f"{name}: no such folder, and not of the form owner/name of a Hugging Face repository")
+    with _hub_errors(name):
+        try:
+            return sorted(file.filename for file in snapshot_download(name, revision=revision, dry_run=True))
+        except DryRunError:  # the hub cannot be reached
+            return _names(Path(snapshot_download(name, revision=revision, allow_patterns=[], local_files_only=True)))
+
+
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(ENGLISH.files.all)))
+        yield
     except LocalEntryNotFoundError as error:
         raise CheckpointError(f"{name}: not downloaded yet, and the Hugging Face hub cannot be reached") from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:

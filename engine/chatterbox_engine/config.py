@@ -49,6 +49,8 @@ class Config:
     `nano`; `auto` takes the first of these whose files are there."""
     revision: str = ""
     """Commit or tag of the Hugging Face repository; empty for its newest."""
+    base_revision: str = ""
+    """The same of the base's repository."""
     device: str = "auto"
     """`auto` (CUDA when there is one), `cuda`, `cuda:1`, `cpu`."""
     dtype: str = "auto"

@@ -9,15 +9,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from chatterbox_engine.assemble import open_checkpoint
 from chatterbox_engine.checkpoint import Checkpoint, conditionals_from_upstream, locate
+from chatterbox_engine.config import Config
 from chatterbox_engine.dims import Dims
 from chatterbox_engine.errors import CheckpointError
-from chatterbox_engine.families import ENGLISH, MULTILINGUAL_V2
+from chatterbox_engine.families import ENGLISH, MULTILINGUAL_V2, MULTILINGUAL_V3, NANO, TURBO, Family
 from chatterbox_engine.random_checkpoint import TINY, tiny_dims
 from tests.conftest import CheckpointOf
 
@@ -187,6 +190,100 @@ def test_offline_a_repository_that_is_not_downloaded_is_an_error(tmp_path: Path)
     done = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "CheckpointError: owner/name: not downloaded yet" in done.stderr
+
+
+class FakeHub:
+    """Stands for `snapshot_download`; keeps what it was asked for."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self.folder, self.names = folder, names
+        self.fetched: list[str] = []
+        self.revisions: list[str | None] = []
+
+    def __call__(
+        self, _name: str, *, revision: str | None, dry_run: bool = False, allow_patterns: list[str] | None = None
+    ) -> str | list[SimpleNamespace]:
+        self.revisions.append(revision)
+        if dry_run:
+            return [SimpleNamespace(filename=name) for name in self.names]
+        self.fetched = allow_patterns or []
+        return str(self.folder)
+
+
+OFFICIAL = {
+    "chatterbox": sorted(
+        {*ENGLISH.files.required, *MULTILINGUAL_V2.files.all, *MULTILINGUAL_V3.files.all, "README.md"}
+    ),
+    "chatterbox-turbo": [*TURBO.files.all, "README.md"],
+    "chatterbox-nano": [*NANO.files.all, "README.md"],
+}
+
+
+@pytest.mark.parametrize(
+    ("repository", "family", "expected"),
+    [
+        ("chatterbox", "auto", ENGLISH),
+        ("chatterbox", "multilingual-v3", MULTILINGUAL_V3),
+        ("chatterbox", "multilingual-v2", MULTILINGUAL_V2),
+        ("chatterbox-turbo", "auto", TURBO),
+        ("chatterbox-nano", "auto", NANO),
+    ],
+)
+def test_of_a_repository_the_files_of_one_family_are_fetched_at_the_pinned_revision(
+    repository: str, family: str, expected: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = FakeHub(tmp_path, OFFICIAL[repository])
+    monkeypatch.setattr("chatterbox_engine.checkpoint.snapshot_download", hub)
+    assert locate(f"ResembleAI/{repository}", revision="v1", family=family) == tmp_path
+    assert set(hub.fetched) == set(expected.files.all) & set(OFFICIAL[repository])
+    assert set(hub.revisions) == {"v1"}
+
+
+def test_a_repository_that_lacks_files_is_refused_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = FakeHub(tmp_path, ["t3_turbo_v1.safetensors", "ve.safetensors", "vocab.json", "merges.txt"])
+    monkeypatch.setattr("chatterbox_engine.checkpoint.snapshot_download", hub)
+    with pytest.raises(
+        CheckpointError, match=r"Turbo it is missing s3gen_meanflow\.safetensors, tokenizer_config\.json$"
+    ):
+        locate("owner/name")
+    assert hub.fetched == []
+    assert locate("owner/name", beside=TURBO.files.required) == tmp_path
+    assert sorted(hub.fetched) == sorted(hub.names)
+
+
+def test_offline_what_was_downloaded_is_used(tmp_path: Path) -> None:
+    home = tmp_path / "hub" / "models--owner--name"
+    snapshot = home / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(snapshot.name)
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    program = "from chatterbox_engine.checkpoint import locate; print(locate('owner/name'))"
+    for name in TURBO.files.required[1:]:
+        (snapshot / name).touch()
+    done = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=False)
+    assert "as Chatterbox Turbo it is missing t3_turbo_v1.safetensors" in done.stderr, done.stderr
+    (snapshot / TURBO.files.t3).touch()
+    done = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(snapshot), done.stderr
+
+
+def test_a_base_of_the_hub_is_fetched_as_the_family_of_the_tuned_t3(
+    checkpoint_of: CheckpointOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = checkpoint_of("tiny-multilingual").path
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    shutil.copy(base / MULTILINGUAL_V3.files.t3, tuned)
+    hub = FakeHub(base, OFFICIAL["chatterbox"])
+    monkeypatch.setattr("chatterbox_engine.checkpoint.snapshot_download", hub)
+    config = Config(checkpoint=str(tuned), base="ResembleAI/chatterbox", base_revision="v1")
+    assert open_checkpoint(config).family == MULTILINGUAL_V3
+    assert "s3gen.pt" in hub.fetched
+    assert "s3gen.safetensors" not in hub.fetched
+    assert set(hub.revisions) == {"v1"}
 
 
 def test_every_tiny_checkpoint_opens_as_its_family(checkpoint_of: CheckpointOf) -> None:
