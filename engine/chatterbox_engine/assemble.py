@@ -20,7 +20,6 @@ from chatterbox_engine.graphs import Graphs, own_stream
 from chatterbox_engine.kv_cache import KVCache, bytes_per_position
 from chatterbox_engine.languages import MultilingualText
 from chatterbox_engine.metrics import Metrics
-from chatterbox_engine.random_checkpoint import TINY
 from chatterbox_engine.runner import Runner
 from chatterbox_engine.s3gen import S3Gen
 from chatterbox_engine.scheduler import Scheduler
@@ -114,12 +113,12 @@ def open_checkpoint(config: Config) -> Checkpoint:
     revision, base_revision = config.revision or None, config.base_revision or None
     if not config.base:
         return Checkpoint.open(locate(config.checkpoint, revision=revision, family=config.family), family=config.family)
-    base = config.base if config.base not in TINY else str(locate(config.base))
-    others = file_names(base, revision=base_revision)
+    others = file_names(config.base, revision=base_revision)
     path = locate(config.checkpoint, revision=revision, family=config.family, beside=others)
     own = file_names(str(path))
     family = detect(own, others, candidates(config.family)).name
-    return Checkpoint.open(path, locate(base, revision=base_revision, family=family, beside=own), family=config.family)
+    base = locate(config.base, revision=base_revision, family=family, beside=own)
+    return Checkpoint.open(path, base, family=config.family)
 
 
 def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device) -> Voices:

@@ -54,15 +54,10 @@ def locate(
     `$CHATTERBOX_CACHE` or `~/.cache/chatterbox-triton` by default. Raises CheckpointError, before it downloads when the
     repository lacks a file, and ConfigError for a family that does not exist.
     """
-    if name in random_checkpoint.TINY:
-        return _make_tiny(name, cache_dir or cache_folder())
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if folder := _local(name, cache_dir):
         return folder
     names = file_names(name, revision=revision)
-    chosen = detect(names, beside, candidates(family))
-    if lacking := missing(chosen, names, beside):
-        raise CheckpointError(f"{name}: as {chosen.title} it is missing {', '.join(lacking)}")
+    chosen = _complete(name, names, beside, family)
     wanted = [file for file in chosen.files.all if file in names]
     _log.info("%s: fetching what is not here yet of %s", name, ", ".join(wanted))
     with _hub_errors(name):
@@ -70,12 +65,11 @@ def locate(
 
 
 def file_names(name: str, *, revision: str | None = None) -> list[str]:
-    """The names in a folder or a Hugging Face repository; without the hub, those that were downloaded.
+    """The names in what `locate` takes; of a repository, without the hub, those that were downloaded.
 
     Raises CheckpointError.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if folder := _local(name):
         return _names(folder)
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise CheckpointError(f"{name}: no such folder, and not of the form owner/name of a Hugging Face repository")
@@ -84,6 +78,22 @@ def file_names(name: str, *, revision: str | None = None) -> list[str]:
             return sorted(file.filename for file in snapshot_download(name, revision=revision, dry_run=True))
         except DryRunError:  # the hub cannot be reached
             return _names(Path(snapshot_download(name, revision=revision, allow_patterns=[], local_files_only=True)))
+
+
+def _local(name: str, cache_dir: Path | None = None) -> Path | None:
+    """The folder of a checkpoint that needs no hub, made when it is a random one."""
+    if name in random_checkpoint.TINY:
+        return _make_tiny(name, cache_dir or cache_folder())
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def _complete(name: Path | str, own: Collection[str], others: Collection[str], family: str) -> Family:
+    """The family of these files. Raises CheckpointError with what it lacks."""
+    chosen = detect(own, others, candidates(family))
+    if lacking := missing(chosen, own, others):
+        raise CheckpointError(f"{name}: as {chosen.title} it is missing {', '.join(lacking)}")
+    return chosen
 
 
 @contextmanager
@@ -133,9 +143,7 @@ class Checkpoint:
         another shape, and ConfigError for a family that does not exist.
         """
         own, others = _names(path), _names(base) if base else []
-        chosen = detect(own, others, candidates(family))
-        if lacking := missing(chosen, own, others):
-            raise CheckpointError(f"{path}: as {chosen.title} it is missing {', '.join(lacking)}")
+        chosen = _complete(path, own, others, family)
         files = chosen.files
         stated = path if (path / files.config).is_file() or base is None else base
         checkpoint = cls(path, base, chosen, chosen.dims.load(stated), False)
