@@ -184,10 +184,15 @@ def test_a_name_that_is_neither_a_folder_nor_a_repository_is_refused(name: str) 
         locate(name)
 
 
+def locate_offline(home: Path) -> subprocess.CompletedProcess[str]:
+    """Prints where `owner/name` is, in a process of its own: the hub's library reads its settings when imported."""
+    program = "from chatterbox_engine.checkpoint import locate; print(locate('owner/name'))"
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
+    return subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=False)
+
+
 def test_offline_a_repository_that_is_not_downloaded_is_an_error(tmp_path: Path) -> None:
-    program = "from chatterbox_engine.checkpoint import locate; locate('owner/name')"
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=False)
+    done = locate_offline(tmp_path)
     assert done.returncode == 1
     assert "CheckpointError: owner/name: not downloaded yet" in done.stderr
 
@@ -259,14 +264,12 @@ def test_offline_what_was_downloaded_is_used(tmp_path: Path) -> None:
     snapshot.mkdir(parents=True)
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text(snapshot.name)
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    program = "from chatterbox_engine.checkpoint import locate; print(locate('owner/name'))"
     for name in TURBO.files.required[1:]:
         (snapshot / name).touch()
-    done = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=False)
+    done = locate_offline(tmp_path)
     assert "as Chatterbox Turbo it is missing t3_turbo_v1.safetensors" in done.stderr, done.stderr
     (snapshot / TURBO.files.t3).touch()
-    done = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=False)
+    done = locate_offline(tmp_path)
     assert done.stdout.strip() == str(snapshot), done.stderr
 
 
