@@ -51,6 +51,7 @@ def say(
         Path | None, typer.Option(exists=True, dir_okay=False, readable=True, help="A clip of the voice to clone.")
     ] = None,
     language: Annotated[str | None, typer.Option(help="Language code, for multilingual models.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Named parameters: fast, calm, happy, dramatic ...")] = None,
     exaggeration: Annotated[float | None, typer.Option(help="Strength of emotion.")] = None,
     cfg_weight: Annotated[float | None, typer.Option(help="Classifier-free guidance; 0 turns it off.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Randomness; 0 is greedy.")] = None,
@@ -74,6 +75,7 @@ def say(
         "voice": voice,
         "reference_audio": reference_audio,
         "language": language,
+        "preset": preset,
         "exaggeration": exaggeration,
         "cfg_weight": cfg_weight,
         "temperature": temperature,

@@ -69,6 +69,7 @@ class Client:
 
         What is left out has the server's default. `voice` names a voice of the server; `reference_audio` is a WAV,
         FLAC, OGG or MP3 file to clone instead, as a path or as its bytes. `language` is for multilingual models.
+        `preset` names a set of the following (`fast`, `calm`, `happy`, ...), each of which wins over it:
         `exaggeration`, `cfg_weight`, `temperature` (0 is greedy), `top_p`, `min_p`, `repetition_penalty` and `top_k`
         are the model's own; the server refuses those that its model ignores. The same `seed`, text, voice and
         parameters give the same audio. `max_seconds` bounds the audio of each segment of the text.

@@ -1,27 +1,41 @@
 """All settings, validated once. The only module that reads the environment.
 
-A setting `max_slots` is named `CHATTERBOX_MAX_SLOTS` in the environment and `max_slots` among the `parameters` of a
-config.pbtxt. The model's own parameters win over the environment, so that two models of one server can differ.
+A setting `max_slots` is named `max_slots` in the file that `CHATTERBOX_CONFIG` names, `CHATTERBOX_MAX_SLOTS` in the
+environment, and `max_slots` among the `parameters` of a config.pbtxt. Later ones of these win: the environment over a
+file that several servers share, a model's own parameters over both, so that two models of one server can differ.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
+
 from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.presets import PRESETS
 
 PREFIX = "CHATTERBOX_"
 
+FILE_VARIABLE = f"{PREFIX}CONFIG"
+"""Names a YAML file of settings."""
+
 # Read by other parts of the project (launcher, client, caches), so not unknown here.
-_FOREIGN = {"TRITON_HOME", "MODEL_REPOSITORY", "URL", "CACHE", "SOCKETS"}
+_FOREIGN = {"CONFIG", "TRITON_HOME", "MODEL_REPOSITORY", "URL", "CACHE", "SOCKETS"}
 
 # Names that the well-known Chatterbox servers use for the same things.
-_ALIASES = {"USE_TORCH_COMPILE": "compile", "TORCH_COMPILE_MODE": "compile_mode"}
+_ALIASES = {
+    "USE_TORCH_COMPILE": "compile",
+    "TORCH_COMPILE_MODE": "compile_mode",
+    "USE_OPTIMIZATIONS": "use_optimizations",
+}
+
+_SWITCH = "use_optimizations"
+_PLAIN: Mapping[str, Any] = {"cuda_graphs": False, "compile": False, "dtype": "float32"}
+"""What the switch means when it is off; on, it leaves every setting as it is."""
 
 
 def cache_folder() -> Path:
@@ -40,7 +54,7 @@ class Config:
     """
 
     checkpoint: str = "tiny"
-    """A folder in the official layout, a Hugging Face repository id, or `tiny`."""
+    """A folder in the official layout, a Hugging Face repository id, or `tiny` (see `checkpoint.locate`)."""
     base: str = ""
     """Where the files come from that the checkpoint lacks: one that has them all, for a folder with only a fine-tuned
     T3."""
@@ -71,6 +85,8 @@ class Config:
     max_text_chars: int = 10_000
     segment_chars: int = 300
     """Longer text is split at sentences into segments of about this many characters."""
+    preset: str = "upstream"
+    """The named sampling parameters (`presets`) of requests which name none."""
     max_seconds: float = 160.0
     """The largest `max_seconds` a request may ask for, per segment."""
     watermark: bool = True
@@ -103,30 +119,68 @@ class Config:
                 raise ConfigError(f"{name} is {value}; it must be between {low} and {high}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
+        if self.preset not in PRESETS:
+            raise ConfigError(f"preset is {self.preset!r}; it must be one of {', '.join(PRESETS)}")
         if self.compile_mode not in COMPILE_MODES:
             raise ConfigError(f"compile_mode is {self.compile_mode!r}; it must be one of {', '.join(COMPILE_MODES)}")
 
     @classmethod
     def load(cls, parameters: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None) -> Config:
-        """Settings from the environment, then from a model's own `parameters`, which win.
-
-        Raises ConfigError for an unknown name or a value that does not parse.
-        """
-        values: dict[str, Any] = {}
-        environment = os.environ if environment is None else environment
-        for name, text in environment.items():
-            setting = _setting_of(name)
-            if setting is not None:
-                values[setting] = _parse(name, setting, text)
-        for name, text in (parameters or {}).items():
-            if name not in _FIELDS:
-                raise ConfigError(f"unknown parameter {name!r} in config.pbtxt")
-            values[name] = _parse(name, name, text)
-        return cls(**values)
+        """Settings from all sources, `resolve`. Raises ConfigError."""
+        return cls(**{name: setting.value for name, setting in resolve(parameters, environment).items()})
 
 
-_FIELDS = {item.name for item in dataclasses.fields(Config)}
-_TYPES = get_type_hints(Config)
+@dataclass(frozen=True)
+class Setting:
+    """A value, and the name under which it was given."""
+
+    value: Any
+    source: str
+
+
+def resolve(
+    parameters: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None
+) -> dict[str, Setting]:
+    """Every setting that some source gives; the last source wins.
+
+    Raises ConfigError for an unknown name, a value that does not parse, and two names of one source that contradict
+    each other.
+    """
+    environment = os.environ if environment is None else environment
+    file = environment.get(FILE_VARIABLE)
+    named = ((name, setting, text) for name, text in environment.items() if (setting := _setting_of(name)))
+    own = ((f"config.pbtxt: {name}", name, text) for name, text in (parameters or {}).items())
+    return {**(_collect(_read(Path(file))) if file else {}), **_collect(named), **_collect(own)}
+
+
+def _collect(entries: Iterable[tuple[str, str, Any]]) -> dict[str, Setting]:
+    """The settings of one source, whose entries are (what to call it, setting, value)."""
+    found: dict[str, Setting] = {}
+    for source, name, given in entries:
+        if name not in _TYPES:
+            raise ConfigError(f"unknown setting {source}")
+        value = _parse(source, name, given)
+        meant = {name: value} if name != _SWITCH else {} if value else _PLAIN
+        for setting, wanted in meant.items():
+            before = found.get(setting)
+            if before is not None and before.value != wanted:
+                raise ConfigError(f"{before.source} and {source} contradict each other about {setting}")
+            found[setting] = Setting(wanted, source)
+    return found
+
+
+def _read(path: Path) -> list[tuple[str, str, Any]]:
+    """The entries of a YAML file: a mapping from settings to values."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{FILE_VARIABLE}: {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{FILE_VARIABLE}: {path} must hold lines of the form `max_slots: 32`")
+    return [(f"{path}: {name}", str(name), value) for name, value in content.items()]
+
+
+_TYPES = {**get_type_hints(Config), _SWITCH: bool}
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("cpu_threads", 0, 1024),
@@ -156,14 +210,12 @@ def _setting_of(name: str) -> str | None:
         return _ALIASES[name]
     if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in _FOREIGN:
         return None
-    setting = name.removeprefix(PREFIX).lower()
-    if setting not in _FIELDS:
-        raise ConfigError(f"unknown setting {name} in the environment")
-    return setting
+    return name.removeprefix(PREFIX).lower()
 
 
-def _parse(name: str, setting: str, text: str) -> Any:
-    kind = _TYPES[setting]
+def _parse(name: str, setting: str, given: Any) -> Any:
+    """A value of the setting's type, from a text or from what YAML makes of one."""
+    kind, text = _TYPES[setting], str(given)
     if kind is bool:
         if text.lower() in _TRUE:
             return True

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chatterbox_engine import presets
 from chatterbox_engine.audio import FORMATS, encode
 from chatterbox_engine.clips import clip_bytes
 from chatterbox_engine.errors import InvalidRequest
@@ -54,7 +55,7 @@ SAMPLING = {
     "top_k": Number(0, 1_000_000, kind=int),
 }
 
-TEXTS = ("text", "voice", "language", "format")
+TEXTS = ("text", "voice", "language", "preset", "format")
 INPUTS = (*TEXTS, "reference_audio", *SAMPLING, "seed", "max_seconds")
 OUTPUTS = ("audio", "audio_base64", "sample_rate", "speech_tokens", "stats")
 
@@ -80,22 +81,36 @@ class StreamCall(Call):
     policy: ChunkPolicy
 
 
-def parse_stream(tensors: Tensors, *, family: Family = ENGLISH, max_text_chars: int, max_seconds: float) -> StreamCall:
+def parse_stream(
+    tensors: Tensors,
+    *,
+    family: Family = ENGLISH,
+    preset: str = "upstream",
+    max_text_chars: int,
+    max_seconds: float,
+) -> StreamCall:
     """`parse` for a request whose answer comes in chunks."""
     limits = Number(1, LARGEST)
     sizes = {
         field: int(limits.check(name, _scalar(tensors, name))) for name, field in CHUNKING.items() if name in tensors
     }
     others = {name: tensor for name, tensor in tensors.items() if name not in CHUNKING}
-    call = parse(others, family=family, max_text_chars=max_text_chars, max_seconds=max_seconds)
+    call = parse(others, family=family, preset=preset, max_text_chars=max_text_chars, max_seconds=max_seconds)
     if call.format not in STREAM_FORMATS:
         raise InvalidRequest(f"format is {call.format!r}; a stream's must be one of {', '.join(STREAM_FORMATS)}")
     return StreamCall(call.request, call.format, ChunkPolicy(**sizes))
 
 
-def parse(tensors: Tensors, *, family: Family = ENGLISH, max_text_chars: int, max_seconds: float) -> Call:
-    """Checks a request's tensors for a model of this family. Raises InvalidRequest saying what is wrong with which
-    input."""
+def parse(
+    tensors: Tensors,
+    *,
+    family: Family = ENGLISH,
+    preset: str = "upstream",
+    max_text_chars: int,
+    max_seconds: float,
+) -> Call:
+    """Checks a request's tensors for a model of this family. `preset` is that of requests which name none. Raises
+    InvalidRequest saying what is wrong with which input."""
     _refuse_unsupported(tensors, family)
     audio_format = _text(tensors, "format", "pcm")
     if audio_format not in FORMATS:
@@ -117,7 +132,7 @@ def parse(tensors: Tensors, *, family: Family = ENGLISH, max_text_chars: int, ma
         voice=_text(tensors, "voice", "default"),
         reference_audio=clip_bytes(_bytes(tensors, "reference_audio")) if "reference_audio" in tensors else None,
         language=language,
-        sampling=replace(family.sampling, **chosen),
+        sampling=replace(presets.sampling(family, _text(tensors, "preset", preset)), **chosen),
         max_seconds=seconds.check("max_seconds", _number(tensors, "max_seconds"))
         if "max_seconds" in tensors
         else min(SynthesisRequest.max_seconds, max_seconds),

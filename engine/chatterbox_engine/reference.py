@@ -35,7 +35,7 @@ class ReferenceEncoder:
         self._preparation = checkpoint.family.reference
         self._voice = self._load(VoiceEncoder(), checkpoint.voice_encoder_state())
         self._speaker = self._load(CAMPPlus(memory_efficient=False), checkpoint.s3gen_state("speaker_encoder."))
-        self._tokenizer = self._load(_s3_tokenizer(checkpoint.dims.reference), checkpoint.s3gen_state("tokenizer."))
+        self._tokenizer = self._load(s3_tokenizer(checkpoint.dims.reference), checkpoint.s3gen_state("tokenizer."))
 
     def _load(self, module: torch.nn.Module, state: dict[str, torch.Tensor]) -> Any:
         try:
@@ -108,7 +108,7 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.cpu().clone()
 
 
-def _s3_tokenizer(dims: ReferenceDims) -> Any:
+def s3_tokenizer(dims: ReferenceDims) -> Any:
     """Upstream's `S3Tokenizer` at other sizes than its constructor's; its constants are no part of the state."""
     from chatterbox.models.s3tokenizer import S3Tokenizer
     from s3tokenizer.model_v2 import ModelConfig, S3TokenizerV2

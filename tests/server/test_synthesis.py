@@ -150,9 +150,17 @@ def test_metadata_configuration_health_and_statistics_answer(server: TritonServe
         assert grpc.get_inference_statistics("chatterbox").model_stats[0].name == "chatterbox"
 
 
+def test_a_preset_speaks_as_its_parameters_do(server: TritonServer) -> None:
+    with Client(server.http_url, "http") as client:
+        named = client.speak(GREETING, seed=3, preset="fast")
+        spelt = client.speak(GREETING, seed=3, exaggeration=0.35, cfg_weight=0.3, temperature=0.7)
+        other = client.speak(GREETING, seed=3)
+    assert named.speech_tokens.tolist() == spelt.speech_tokens.tolist() != other.speech_tokens.tolist()
+
+
 CONFIG_ORDER = (
-    *("text", "voice", "reference_audio", "language", "exaggeration", "cfg_weight", "temperature"),
-    *("top_p", "min_p", "repetition_penalty", "top_k", "seed", "max_seconds", "format"),
+    *("text", "voice", "reference_audio", "language", "preset", "exaggeration", "cfg_weight"),
+    *("temperature", "top_p", "min_p", "repetition_penalty", "top_k", "seed", "max_seconds", "format"),
 )
 
 
@@ -185,7 +193,8 @@ def infer_grpc(server: TritonServer, inputs: list[Any]) -> Any:
         return it.infer("chatterbox", inputs)
 
 
-TYPES = {"text": "BYTES", "voice": "BYTES", "language": "BYTES", "format": "BYTES", "seed": "INT64", "top_k": "INT32"}
+TEXTS = ("text", "voice", "language", "preset", "format")
+TYPES = {**dict.fromkeys(TEXTS, "BYTES"), "seed": "INT64", "top_k": "INT32"}
 NUMPY = {"BYTES": np.object_, "INT64": np.int64, "INT32": np.int32, "FP32": np.float32}
 
 BAD = [
@@ -204,6 +213,7 @@ BAD = [
     ({"text": GREETING, "max_seconds": 1e6}, "400", "max_seconds is 1e+06"),
     ({"text": GREETING, "voice": "nobody"}, "404", "nobody"),
     ({"text": GREETING, "language": "xx"}, "400", "language is 'xx'"),
+    ({"text": GREETING, "preset": "grim"}, "400", "preset is 'grim'"),
     ({"text": GREETING, "format": "aiff"}, "400", "format is 'aiff'"),
     ({"text": GREETING, "top_k": 50}, "400", "top_k has no effect"),
     ({"voice": "default"}, "400", "text"),

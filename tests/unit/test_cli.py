@@ -25,6 +25,7 @@ from tests.unit.client_fakes import METADATA, SAMPLES, FakeTransport
 OPTIONS: dict[str, tuple[str, Any]] = {
     "voice": ("--voice", "emma"),
     "language": ("--language", "fr"),
+    "preset": ("--preset", "calm"),
     "exaggeration": ("--exaggeration", 0.75),
     "cfg_weight": ("--cfg-weight", 0.25),
     "temperature": ("--temperature", 0.5),

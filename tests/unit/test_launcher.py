@@ -268,7 +268,7 @@ def test_further_arguments_come_last_and_a_subset_of_models_is_explicit(tmp_path
 
 
 def test_the_command_takes_tritonserver_s_arguments_after_two_dashes() -> None:
-    options, address_file = parse(
+    options, address_file, show = parse(
         [
             "--checkpoint=tiny",
             "--free-ports",
@@ -282,8 +282,8 @@ def test_the_command_takes_tritonserver_s_arguments_after_two_dashes() -> None:
     assert (options.http_port, options.grpc_port, options.metrics_port) == (0, 0, 0)
     assert options.environment == {"CHATTERBOX_CHECKPOINT": "tiny"}
     assert options.arguments == ["--log-verbose=1", "--metrics-interval-ms=9"]
-    assert address_file == Path("a")
-    options, address_file = parse([])
+    assert (address_file, show) == (Path("a"), False)
+    options, address_file, _ = parse([])
     assert (options.http_port, options.grpc_port, options.metrics_port) == (8000, 8001, 8002)
     assert (options.environment, options.arguments, address_file) == ({}, [], None)
     with pytest.raises(SystemExit):

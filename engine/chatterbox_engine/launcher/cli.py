@@ -12,14 +12,24 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from chatterbox_engine.config import FILE_VARIABLE
 from chatterbox_engine.errors import ChatterboxError
-from chatterbox_engine.launcher.options import REPOSITORY_VARIABLE, Addresses, ServerOptions, print_news
+from chatterbox_engine.launcher.options import (
+    REPOSITORY_VARIABLE,
+    Addresses,
+    ServerOptions,
+    find_repository,
+    print_news,
+)
 from chatterbox_engine.launcher.server import ServerFailed, TritonServer
+from chatterbox_engine.launcher.settings import describe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGINT or SIGTERM (returns 0) or until the server fails (1). A second signal ends it at once."""
-    options, address_file = parse(sys.argv[1:] if arguments is None else arguments)
+    options, address_file, show = parse(sys.argv[1:] if arguments is None else arguments)
+    if show:
+        return _show_settings(options)
     # Both stop the server the way Ctrl-C does: by unwinding the `with` below.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
@@ -36,6 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _show_settings(options: ServerOptions) -> int:
+    try:
+        print(describe(find_repository(options), {**os.environ, **options.environment}))
+    except ChatterboxError as error:
+        print_news(str(error))
+        return 1
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="chatterbox-serve",
@@ -43,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Everything after -- is handed to tritonserver.",
     )
     parser.add_argument("--checkpoint", help="folder, hub id, or tiny (default: CHATTERBOX_CHECKPOINT)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML file of settings (default: {FILE_VARIABLE})")
+    parser.add_argument(
+        "--print-config", action="store_true", help="show all settings and where they come from, and end"
+    )
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on (default: all interfaces)")
     parser.add_argument("--http-port", type=int, default=8000, metavar="PORT", help="default: 8000; 0: a free one")
     parser.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="default: 8001; 0: a free one")
@@ -55,10 +78,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(arguments: Sequence[str]) -> tuple[ServerOptions, Path | None]:
-    """The options of the server, and the file for its addresses. Ends the program when an argument is wrong."""
+def parse(arguments: Sequence[str]) -> tuple[ServerOptions, Path | None, bool]:
+    """The options of the server, the file for its addresses, and whether settings are only shown.
+
+    Ends the program when an argument is wrong.
+    """
     split = arguments.index("--") if "--" in arguments else len(arguments)
     options = _parser().parse_args(arguments[:split])
+    settings = {
+        "CHATTERBOX_CHECKPOINT": options.checkpoint,
+        FILE_VARIABLE: options.config and options.config.absolute(),
+    }
     ports = [0, 0, 0] if options.free_ports else [options.http_port, options.grpc_port, options.metrics_port]
     server = ServerOptions(
         model_repository=options.model_repository,
@@ -66,11 +96,11 @@ def parse(arguments: Sequence[str]) -> tuple[ServerOptions, Path | None]:
         http_port=ports[0],
         grpc_port=ports[1],
         metrics_port=ports[2],
-        environment={"CHATTERBOX_CHECKPOINT": options.checkpoint} if options.checkpoint else {},
+        environment={name: str(value) for name, value in settings.items() if value},
         arguments=[*(["--log-verbose=1"] if options.verbose else []), *arguments[split + 1 :]],
         startup_timeout=options.startup_timeout,
     )
-    return server, options.address_file
+    return server, options.address_file, options.print_config
 
 
 @contextlib.contextmanager

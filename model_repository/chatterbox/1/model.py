@@ -14,7 +14,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from chatterbox_engine import contract
+from chatterbox_engine import contract, presets
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import RequestError
 from chatterbox_engine.metrics import TritonMetrics
@@ -35,9 +35,11 @@ class TritonPythonModel:
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
         self._metrics = TritonMetrics(pb_utils.MetricFamily)
         self._engine = assemble.build(config, report=_log, on_failure=_end_process, metrics=self._metrics)
+        presets.sampling(self._engine.family, config.preset)  # a wrong one stops the start, not every request
         self._engine.start()
         self._contract: dict[str, Any] = {
             "family": self._engine.family,
+            "preset": config.preset,
             "max_text_chars": config.max_text_chars,
             "max_seconds": config.max_seconds,
         }

@@ -1,0 +1,63 @@
+"""Presets: what they set, what wins over them, and where they are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chatterbox_engine import contract, presets
+from chatterbox_engine.errors import InvalidRequest
+from chatterbox_engine.families import ENGLISH, FAMILIES, TURBO, Family
+from chatterbox_engine.types import SamplingParams
+
+
+def parse(family: Family = ENGLISH, preset: str = "upstream", **inputs: Any) -> SamplingParams:
+    tensors = {"text": np.array([[b"Hi."]], dtype=np.object_)}
+    tensors |= {name: np.array([[value]]) for name, value in inputs.items()}
+    call = contract.parse(tensors, family=family, preset=preset, max_text_chars=100, max_seconds=10.0)
+    return call.request.sampling
+
+
+def test_a_preset_sets_what_it_names_and_a_parameter_of_the_request_wins() -> None:
+    assert parse(preset="fast") == SamplingParams(exaggeration=0.35, cfg_weight=0.3, temperature=0.7)
+    chosen = parse(preset="fast", exaggeration=1.5)
+    assert (chosen.exaggeration, chosen.cfg_weight) == (1.5, 0.3)
+
+
+def test_a_requests_preset_wins_over_the_servers() -> None:
+    assert parse(preset="fast", language=b"en") != SamplingParams()
+    tensors = {name: np.array([[text]], dtype=np.object_) for name, text in (("text", b"Hi."), ("preset", b"upstream"))}
+    call = contract.parse(tensors, preset="fast", max_text_chars=100, max_seconds=10.0)
+    assert call.request.sampling == SamplingParams()
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_value_of_a_preset_is_one_that_a_request_may_have(name: str) -> None:
+    for parameter, value in presets.PRESETS[name].items():
+        assert contract.SAMPLING[parameter].check(parameter, value) == value
+
+
+def test_what_a_family_does_not_heed_is_refused_and_upstreams_defaults_suit_all() -> None:
+    with pytest.raises(InvalidRequest, match="sets exaggeration, cfg_weight, which Chatterbox Turbo does not heed"):
+        presets.sampling(TURBO, "happy")
+    assert all(presets.sampling(family, "upstream") == family.sampling for family in FAMILIES)
+
+
+def test_an_unknown_preset_is_refused_with_the_names_of_all() -> None:
+    with pytest.raises(InvalidRequest, match="preset is 'grim'; it must be one of upstream, fast, neutral"):
+        presets.sampling(ENGLISH, "grim")
+
+
+def test_the_readme_lists_every_preset() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("### Presets")[2].partition("\n## ")[0]
+    listed = {}
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            name, *values = line.strip("| ").split(" | ")
+            listed[name.split("`")[1]] = [float(value) for value in values]
+    used = {name: presets.sampling(ENGLISH, name) for name in presets.PRESETS}
+    assert listed == {name: [each.exaggeration, each.cfg_weight, each.temperature] for name, each in used.items()}

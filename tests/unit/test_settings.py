@@ -1,0 +1,63 @@
+"""`chatterbox-serve --print-config`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.launcher.cli import main
+from chatterbox_engine.launcher.settings import describe, parameters_of
+from tests.server.repository import add_pair, add_voices
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split(maxsplit=2)[1:] for line in table.splitlines() if line.startswith("  ")}
+
+
+def test_the_engines_of_a_repository_are_found_with_their_parameters(tmp_path: Path) -> None:
+    add_pair(tmp_path, "turbo", Path("/models/turbo"))
+    add_voices(tmp_path)
+    assert parameters_of(tmp_path) == {"turbo": {"checkpoint": "/models/turbo"}}
+    assert list(parameters_of(REPOSITORY)) == ["chatterbox"]
+
+
+def test_every_setting_is_shown_with_its_source(tmp_path: Path) -> None:
+    add_pair(tmp_path, "turbo", Path("/models/turbo"))
+    file = tmp_path / "settings.yaml"
+    file.write_text("max_queue: 9\n")
+    shown = rows(describe(tmp_path, {"CHATTERBOX_CONFIG": str(file), "USE_TORCH_COMPILE": "1"}))
+    assert shown["checkpoint"] == ["/models/turbo", "config.pbtxt: checkpoint"]
+    assert shown["max_queue"] == ["9", f"{file}: max_queue"]
+    assert shown["compile"] == ["True", "USE_TORCH_COMPILE"]
+    assert shown["watermark"] == ["True", "default"]
+
+
+def test_a_password_is_not_shown() -> None:
+    environment = {"CHATTERBOX_VOICE_STORE": "postgresql+psycopg://me:secret@host/voices"}
+    assert "secret" not in describe(REPOSITORY, environment)
+    assert "me:***@host" in describe(REPOSITORY, environment)
+
+
+def test_a_configuration_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.pbtxt").write_text("input {")
+    with pytest.raises(ConfigError, match=r"broken/config.pbtxt"):
+        parameters_of(tmp_path)
+
+
+def test_the_command_shows_the_settings_and_refuses_wrong_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("max_slots: 7\n")
+    assert main(["--print-config", "--config", str(file), "--checkpoint", "tiny"]) == 0
+    shown = rows(capsys.readouterr().out)
+    assert shown["max_slots"][0] == "7"
+    assert shown["checkpoint"] == ["tiny", "CHATTERBOX_CHECKPOINT"]
+    file.write_text("max_slots: -7\n")
+    assert main(["--print-config", "--config", str(file)]) == 1
+    assert "max_slots is -7" in capsys.readouterr().err

@@ -1,0 +1,127 @@
+"""The checkpoint, in the official layout, from what is trained so far.
+
+    python -m tools.demo_voice.export FOLDER CHECKPOINT
+
+Weights are bfloat16; tensors of zeros are float8, and pack to nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from chatterbox_engine import layout
+from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.families import ENGLISH
+from chatterbox_engine.reference import ReferenceEncoder
+from chatterbox_engine.types import Conditionals
+from tests.fidelity import upstream
+from tools.demo_voice import data, speakers, train_flow
+from tools.demo_voice.sizes import DIMS
+from tools.demo_voice.train_codec import all_digits, token_ids, trained
+from tools.demo_voice.train_t3 import Model
+
+DEFAULT, OTHER = "rms", "slt"
+CLIP_SECONDS = 6.0
+FILES = ENGLISH.files
+
+
+def averaged(folder: Path, name: str) -> dict[str, Tensor]:
+    state: dict[str, Any] = torch.load(folder / f"{name}.pt", weights_only=True)
+    print(f"export: {name}: {state['step']} steps, {state['used']:.0f} s")
+    return dict(state["averaged"])
+
+
+def s3gen_state(folder: Path) -> dict[str, Tensor]:
+    codec = trained(folder)
+    flow = upstream.flow(DIMS.s3gen)
+    flow.load_state_dict(codec.flow.state_dict(), strict=False)
+    with torch.no_grad():
+        digits = all_digits()
+        flow.input_embedding.weight.zero_()
+        flow.input_embedding.weight[token_ids(digits)] = codec.embedding(digits)
+        flow.spk_embed_affine_layer.weight.zero_()
+        flow.spk_embed_affine_layer.bias.zero_()
+    estimator = averaged(folder, "flow") if (folder / "flow.pt").exists() else train_flow.fresh().state_dict()
+    vocoder = averaged(folder, "hift")
+    parts = {
+        "tokenizer.encoder.": codec.encoder.state_dict(),
+        "tokenizer.quantizer._codebook.project_down.": codec.project_down.state_dict(),
+        "flow.": {key: value for key, value in flow.state_dict().items() if not key.startswith("decoder.")},
+        "flow.decoder.estimator.": estimator,
+        "mel2wav.": vocoder,
+    }
+    state = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
+    state |= speakers.x_vector()
+    return {name: state[name] for name in layout.s3gen_layout(DIMS)}
+
+
+def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def pack(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        return tensor.to(torch.bfloat16 if tensor.any() else torch.float8_e4m3fn).contiguous()
+
+    return {name: pack(tensor.detach()) for name, tensor in state.items()}
+
+
+def clip(folder: Path, speaker: str) -> np.ndarray:
+    """About `CLIP_SECONDS` of a speaker at 16 kHz, whole sentences."""
+    corpus = data.load(folder / "data", speaker, pitched=True, logmel=False)
+    ends = corpus.begin[1:] * data.HOP
+    end = ends[np.searchsorted(ends, CLIP_SECONDS * data.RATE)]
+    return soxr.resample(corpus.wav[:end].astype(np.float32) / 32767, data.RATE, 16_000)
+
+
+def upstream_form(voice: Conditionals) -> dict[str, dict[str, object]]:
+    """As upstream's `Conditionals.save` writes it."""
+    return {
+        "t3": {
+            "speaker_emb": voice.t3.speaker[None],
+            "clap_emb": None,
+            "cond_prompt_speech_tokens": voice.t3.prompt_tokens[None],
+            "cond_prompt_speech_emb": None,
+            "emotion_adv": torch.full((1, 1, 1), voice.exaggeration),
+        },
+        "gen": {
+            "prompt_token": voice.s3gen.prompt_tokens[None],
+            "prompt_token_len": torch.tensor([len(voice.s3gen.prompt_tokens)]),
+            "prompt_feat": voice.s3gen.prompt_mel[None].contiguous(),
+            "prompt_feat_len": None,
+            "embedding": voice.s3gen.embedding[None],
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("checkpoint", type=Path)
+    arguments = parser.parse_args()
+    folder, target = arguments.folder, arguments.checkpoint
+    target.mkdir(parents=True, exist_ok=True)
+    model = Model()
+    model.load_state_dict(averaged(folder, "t3"))
+    save_file(packed(speakers.voice_encoder()), target / FILES.voice_encoder)
+    save_file(packed(model.official()), target / FILES.t3)
+    save_file(packed(s3gen_state(folder)), target / FILES.s3gen)
+    shutil.copy(folder / "tokenizer.json", target)
+    DIMS.save(target)
+    encoder = ReferenceEncoder(Checkpoint.open(target))
+    torch.save(upstream_form(encoder.encode(clip(folder, DEFAULT), 16_000)), target / FILES.conditionals)
+    soundfile.write(target / f"{OTHER}.flac", clip(folder, OTHER), 16_000)
+    for path in sorted(target.iterdir()):
+        print(f"export: {path.name}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""S3Gen's flow: an estimator that starts as the mean flow to the encoder's mel, and learns from there.
+
+    python -m tools.demo_voice.train_flow FOLDER --seconds 2400
+
+The start is analytic: all residual branches off, and along the linear path 4 (mu / 1.7 - y), so that with upstream's
+guidance of 0.7, (1.7 conditional - 0.7 unconditional), the velocity is 4 (mu - y) and ten Euler steps end near mu. The
+training is upstream's conditional flow matching (Lipman et al., 2022; Matcha-TTS; chatterbox-tts `flow_matching.py`):
+cosine times, a fifth of the rows without conditions, a random beginning of the mel as the prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.fidelity import upstream
+from tools.demo_voice import data
+from tools.demo_voice.sizes import DIMS
+from tools.demo_voice.train_codec import SILENCE, trained
+from tools.demo_voice.training import Training
+
+FRAMES = 1600
+"""A batch's."""
+WINDOWS = (100, 150, 200, 300)
+SMALLEST = 1e-6
+"""Upstream's sigma_min."""
+_GUIDANCE, _PULL = 0.7, 4.0
+_ANCHOR, _OFFSET = 200.0, 6.0
+
+
+@torch.no_grad()
+def analytic(estimator: Any) -> None:
+    """Sets an estimator to `_PULL` (mu / (1 + guidance) - y).
+
+    The last layer norm and Mish are made linear: constant channels of plus and minus `_ANCHOR` fix the norm's scale,
+    others cancel its mean, and an offset keeps Mish where it is the identity.
+    """
+    mel, width = DIMS.s3gen.mel, DIMS.s3gen.decoder
+    spare = width - mel
+
+    def turn_off(layer: Any) -> None:
+        layer.weight.zero_()
+        if layer.bias is not None:
+            layer.bias.zero_()
+
+    def copy(convolution: Any) -> None:
+        turn_off(convolution)
+        for channel in range(width):
+            convolution.weight[channel, channel, -1] = 1.0
+
+    stages = [*estimator.down_blocks, *estimator.mid_blocks, *estimator.up_blocks]
+    for stage in stages:
+        turn_off(stage[0].block2.block[2])
+        copy(stage[0].res_conv)
+        for block in stage[1]:
+            turn_off(block.attn1.to_out[0])
+            turn_off(block.ff.net[2])
+        if len(stage) == 3:
+            copy(stage[2])
+    first = estimator.down_blocks[0][0].res_conv
+    turn_off(first)
+    for channel in range(mel):
+        first.weight[channel, channel] = -_PULL
+        first.weight[channel, mel + channel] = _PULL / (1 + _GUIDANCE)
+    convolution, norm = estimator.final_block.block[0], estimator.final_block.block[2]
+    copy(convolution)
+    convolution.weight[mel:] = 0.0
+    convolution.weight[mel:, :mel, -1] = -1.0 / spare
+    convolution.bias[mel:] = _ANCHOR
+    convolution.bias[mel : mel + spare // 2] = -_ANCHOR
+    norm.weight.fill_(1.0)
+    norm.bias.fill_(_OFFSET)
+    scale = _ANCHOR * (spare / width) ** 0.5
+    turn_off(estimator.final_proj)
+    for channel in range(mel):
+        estimator.final_proj.weight[channel, channel] = scale
+    estimator.final_proj.bias.fill_(-_OFFSET * scale)
+
+
+def fresh() -> nn.Module:
+    """The estimator as it starts."""
+    estimator: nn.Module = upstream.flow(DIMS.s3gen).decoder.estimator
+    analytic(estimator)
+    return estimator
+
+
+def flow_loss(estimator: Any, wanted: Tensor, mu: Tensor, prompt: Tensor, training: bool) -> Tensor:
+    """Mean squared error of the velocity. All [batch, mel, frames]; the speaker is zero, as the x-vector network's."""
+    count = len(wanted)
+    time = 1 - torch.cos(torch.rand(count) * 0.5 * torch.pi)
+    noise = torch.randn_like(wanted)
+    mixed = (1 - (1 - SMALLEST) * time)[:, None, None] * noise + time[:, None, None] * wanted
+    kept = (torch.rand(count) > 0.2)[:, None, None] if training else torch.ones(count, 1, 1, dtype=torch.bool)
+    mask = torch.ones(count, 1, wanted.shape[2])
+    found = estimator(mixed, mask, mu * kept, time, torch.zeros(count, DIMS.s3gen.mel), prompt * kept)
+    return F.mse_loss(found.float(), wanted - (1 - SMALLEST) * noise)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seconds", type=float, default=2400)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    random.seed(0)
+    codec = trained(arguments.folder)
+    corpora = [data.load(arguments.folder / "data", speaker) for speaker in data.SPEAKERS]
+    estimator = fresh()
+    training = Training(estimator, arguments.folder / "flow.pt", arguments.seconds, rate=4e-4, betas=(0.9, 0.98))
+    for _ in training.steps():
+        window = random.choice(WINDOWS)
+        wanted, heard = [], []
+        for index in range(FRAMES // window):
+            corpus = corpora[index % len(corpora)]
+            at = 2 * random.randrange((len(corpus.mel) - window) // 2)
+            wanted.append(corpus.mel[at : at + window].T)
+            heard.append(corpus.logmel[2 * at : 2 * (at + window)])
+        target = torch.from_numpy(np.stack(wanted).astype(np.float32)).clamp(min=SILENCE)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            mu = codec.speak(codec.listen(torch.from_numpy(np.stack(heard).astype(np.float32)))).transpose(1, 2)
+        prompt = torch.zeros_like(target)
+        for row in range(len(target)):
+            if random.random() < 0.7:
+                known = random.randrange(int(0.6 * window))
+                prompt[row, :, :known] = target[row, :, :known]
+        loss = flow_loss(estimator, target, mu.contiguous(), prompt, True)
+        training.learn(loss, loss=loss)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The vocoder, mel to waveform: upstream's HiFT at small width, trained on spectral losses.
+
+    python -m tools.demo_voice.train_hift FOLDER --seconds 6000
+
+Losses: log magnitude and spectral convergence at three resolutions (Yamamoto et al., Parallel WaveGAN, 2020), L1 of
+upstream's mel, and L1 of F0. The source gets the measured F0 here and the predicted one when it speaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.fidelity import upstream
+from tools.demo_voice import data
+from tools.demo_voice.sizes import DIMS
+from tools.demo_voice.training import Training
+
+BATCH, FRAMES = 6, 24
+RESOLUTIONS = ((480, 120), (1024, 256), (2048, 512))
+
+
+def spectral(ours: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Multi-resolution STFT loss of [batch, samples]."""
+    total = torch.zeros(())
+    for size, hop in RESOLUTIONS:
+        window = torch.hann_window(size)
+        both = torch.stft(torch.cat([ours, true]), size, hop, window=window, return_complex=True)
+        a, b = (both.real.square() + both.imag.square() + 1e-7).sqrt().chunk(2)
+        total = (
+            total + (a - b).norm() / b.norm().clamp(min=1e-3) + (torch.log(a + 1e-4) - torch.log(b + 1e-4)).abs().mean()
+        )
+    return total / len(RESOLUTIONS)
+
+
+class Batches:
+    """Random pieces of both speakers: mel [batch, 80, frames], F0 [batch, frames], samples [batch, frames * 480]."""
+
+    def __init__(self, folder: Path) -> None:
+        self._corpora = [data.load(folder, speaker, pitched=True, logmel=False) for speaker in data.SPEAKERS]
+
+    def draw(self, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        mels: list[np.ndarray] = []
+        pitches: list[np.ndarray] = []
+        waves: list[np.ndarray] = []
+        while len(mels) < BATCH:
+            corpus = self._corpora[len(mels) % len(self._corpora)]
+            at = random.randrange(len(corpus.f0) - frames)
+            mels.append(corpus.mel[at : at + frames].T)
+            pitches.append(corpus.f0[at : at + frames])
+            waves.append(corpus.wav[at * data.HOP : (at + frames) * data.HOP])
+        return (
+            torch.from_numpy(np.stack(mels).astype(np.float32)),
+            torch.from_numpy(np.stack(pitches)),
+            torch.from_numpy(np.stack(waves).astype(np.float32) / 32767),
+        )
+
+
+def main() -> None:
+    from chatterbox.models.s3gen.utils.mel import mel_spectrogram
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seconds", type=float, default=6000)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    random.seed(0)
+    vocoder = upstream.mel2wav(DIMS.s3gen)
+    vocoder.train()
+    with torch.no_grad():
+        vocoder.conv_post.bias[:9] = -4.0  # near the level of speech, not at exp(0)
+    for block in [*vocoder.resblocks, *vocoder.source_resblocks]:
+        block.compile(dynamic=False)
+    batches = Batches(arguments.folder / "data")
+    training = Training(
+        vocoder, arguments.folder / "hift.pt", arguments.seconds, rate=2e-3, betas=(0.8, 0.98), clip=5.0
+    )
+    for _ in training.steps(report=100):
+        mel, f0, wave = batches.draw()
+        predicted = vocoder.f0_predictor(mel)
+        source, _, _ = vocoder.m_source(vocoder.f0_upsamp(f0[:, None]).transpose(1, 2))
+        ours = vocoder.decode(x=mel, s=source.transpose(1, 2))[:, : wave.shape[1]]
+        stft = spectral(ours, wave)
+        mels = (mel_spectrogram(ours) - mel_spectrogram(wave)).abs().mean()
+        pitch = (predicted - f0).abs().mean() / 100
+        training.learn(stft + mels + pitch, stft=stft, mel=mels, pitch=pitch)
+
+
+if __name__ == "__main__":
+    main()
