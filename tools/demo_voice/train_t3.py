@@ -296,7 +296,8 @@ def losses(model: Model, rows: Rows, guided: bool, training: bool) -> tuple[Tens
     text_position, speech_position = model.t3.text_pos_emb.emb.weight, model.t3.speech_pos_emb.emb.weight
     dropped = torch.rand(count) < (0.12 if training else 0.0)
     x = torch.cat([model.t3.text_emb.weight, table])[batch.ids] * ~(batch.is_text & dropped[:, None])[..., None]
-    places = torch.where(batch.is_text[..., None], text_position[batch.positions], speech_position[batch.positions])
+    written = batch.positions.clamp(max=len(text_position) - 1)  # of speech too, which has more of them
+    places = torch.where(batch.is_text[..., None], text_position[written], speech_position[batch.positions])
     longest_prompt = T3.prompt_tokens
     speakers, prompts = voices(rows, random.randint(25, longest_prompt) if training else longest_prompt)
     emotion = torch.rand(count) * 0.8 + 0.2
