@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/requirements.lock
-CHECKPOINT ?= tiny
+CHECKPOINT ?=
 
 .PHONY: help setup demo serve test test-full check bench loadtest lock clean
 
@@ -36,10 +36,10 @@ bench: $(VENV)/.ready ## measure beside upstream in the same run (NAME=t3 for on
 	@$(BIN)/python -m bench $(NAME)
 
 demo: $(VENV)/.ready ## start a server, speak one sentence over HTTP, stream one over gRPC, into out/, stop it
-	@$(BIN)/python -m demo --checkpoint $(CHECKPOINT)
+	@$(BIN)/python -m demo $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
-serve: $(VENV)/.ready ## run the server (CHECKPOINT=folder or hub id, default tiny)
-	@$(BIN)/chatterbox-serve --checkpoint $(CHECKPOINT)
+serve: $(VENV)/.ready ## run the server (CHECKPOINT=folder or hub id, default demo)
+	@$(BIN)/chatterbox-serve $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
 # One thread each: the tests' networks are tiny, and servers run beside them, so teams of threads would only spin.
 test: $(VENV)/.ready ## all tests but the full-size ones
@@ -49,7 +49,7 @@ test-full: $(VENV)/.ready ## all tests
 	@$(BIN)/python -m pytest
 
 loadtest: $(VENV)/.ready ## load a server with Locust (HOST=, USERS=32, SCENARIO=mixed, DURATION=, WORKERS=0); report in out/loadtest
-	@$(BIN)/python -m loadtest --checkpoint $(CHECKPOINT) $(if $(HOST),--host $(HOST)) $(if $(USERS),--users $(USERS)) \
+	@$(BIN)/python -m loadtest $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(HOST),--host $(HOST)) $(if $(USERS),--users $(USERS)) \
 	    $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(DURATION),--duration $(DURATION)) \
 	    $(if $(WORKERS),--workers $(WORKERS)) $(LOADTEST)
 

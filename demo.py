@@ -11,13 +11,14 @@ from chatterbox_client import Audio, Client, concatenate
 from chatterbox_engine.errors import ChatterboxError
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 
-WHOLE = "Hello! This sentence came over HTTP, from a real Triton server."
-STREAMED = "And this one came over gRPC, chunk by chunk, while the server was still speaking it."
+# In words that the demo voice knows.
+WHOLE = "Welcome to the show. This voice was made on a small computer."
+STREAMED = "Speech comes from this machine, one small piece after another. That is all for now."
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", default="tiny", help="folder, Hugging Face id, or tiny")
+    parser.add_argument("--checkpoint", default="demo", help="folder, Hugging Face id, demo or tiny")
     parser.add_argument("--out", type=Path, default=Path("out"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -32,9 +33,10 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     print("demo: the server is stopped")
-    if arguments.checkpoint == "tiny":
-        print("demo: 'tiny' has random weights, so the files hold noise of the right shape, not speech.")
-        print("demo: for speech: make demo CHECKPOINT=ResembleAI/chatterbox")
+    if arguments.checkpoint.startswith("tiny"):
+        print("demo: its weights are random, so the files hold noise of the right shape, not speech")
+    if arguments.checkpoint == "demo":
+        print("demo: a miniature that knows 900 words; the real one: make demo CHECKPOINT=ResembleAI/chatterbox")
     return 0
 
 

@@ -56,7 +56,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--http-port", type=int, default=8000, help="of the running server")
     parser.add_argument("--grpc-port", type=int, default=8001, help="of the running server")
     parser.add_argument("--metrics-port", type=int, default=8002, help="of the running server")
-    parser.add_argument("--checkpoint", default="tiny", help="for the server that is started: folder, hub id, or tiny")
+    parser.add_argument(
+        "--checkpoint", default="tiny", help="for the server that is started: folder, hub id, demo or tiny"
+    )
     parser.add_argument("--scenario", default="mixed", choices=SCENARIOS, metavar="NAME", help="see below")
     parser.add_argument("--users", type=int, default=32, help="the largest number of users at once")
     parser.add_argument("--duration", type=float, default=0.0, help="seconds, instead of the scenario's own")

@@ -34,6 +34,10 @@ from chatterbox_engine.errors import CheckpointError
 from chatterbox_engine.families import Family, candidates, detect, missing
 from chatterbox_engine.types import Conditionals, S3GenConditionals, T3Conditionals
 
+DEMO = "demo"
+"""Name of the checkpoint in this package: a small voice for trying things, `demo_voice/README.md`."""
+
+_DEMO_FOLDER = Path(__file__).with_name("demo_voice")
 _log = logging.getLogger(__name__)
 
 
@@ -47,10 +51,10 @@ def locate(
 ) -> Path:
     """The folder of the checkpoint called `name`, downloaded or made when needed.
 
-    `name` is one of `random_checkpoint.TINY` (random weights that are made on the spot), a folder, or a Hugging Face
-    repository `owner/name`. Of a repository the files of one family are fetched, chosen as `Checkpoint.open` chooses;
-    the file names `beside` are had elsewhere. An interrupted download goes on where it stopped, and without the hub
-    (`HF_HUB_OFFLINE`) what lies in `HF_HOME` is used. `cache_dir` is where random checkpoints are kept:
+    `name` is `DEMO`, one of `random_checkpoint.TINY` (random weights that are made on the spot), a folder, or a Hugging
+    Face repository `owner/name`. Of a repository the files of one family are fetched, chosen as `Checkpoint.open`
+    chooses; the file names `beside` are had elsewhere. An interrupted download goes on where it stopped, and without
+    the hub (`HF_HUB_OFFLINE`) what lies in `HF_HOME` is used. `cache_dir` is where random checkpoints are kept:
     `$CHATTERBOX_CACHE` or `~/.cache/chatterbox-triton` by default. Raises CheckpointError, before it downloads when the
     repository lacks a file, and ConfigError for a family that does not exist.
     """
@@ -82,6 +86,8 @@ def file_names(name: str, *, revision: str | None = None) -> list[str]:
 
 def _local(name: str, cache_dir: Path | None = None) -> Path | None:
     """The folder of a checkpoint that needs no hub, made when it is a random one."""
+    if name == DEMO:
+        return _DEMO_FOLDER
     if name in random_checkpoint.TINY:
         return _make_tiny(name, cache_dir or cache_folder())
     folder = Path(name).expanduser()

@@ -53,8 +53,8 @@ class Config:
     Raises ConfigError on a value that cannot work.
     """
 
-    checkpoint: str = "tiny"
-    """A folder in the official layout, a Hugging Face repository id, or `tiny` (see `checkpoint.locate`)."""
+    checkpoint: str = "demo"
+    """A folder in the official layout, a Hugging Face repository id, `demo`, or `tiny` (see `checkpoint.locate`)."""
     base: str = ""
     """Where the files come from that the checkpoint lacks: one that has them all, for a folder with only a fine-tuned
     T3."""

@@ -320,3 +320,11 @@ def test_a_pickled_file_that_holds_more_than_tensors_is_refused(checkpoint_of: C
     (copy / "ve.pt").write_bytes(pickle.dumps(Path))
     with pytest.raises(CheckpointError, match=r"ve\.pt: not a state dict"):
         Checkpoint.open(copy)
+
+
+def test_the_demo_voice_comes_with_the_package_and_has_a_voice() -> None:
+    demo = Checkpoint.open(locate("demo"))
+    voice = demo.conditionals()
+    assert not demo.random
+    assert voice is not None
+    assert len(voice.t3.prompt_tokens) == demo.dims.t3.prompt_tokens

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs a Triton Inference Server with the Chatterbox models until it is interrupted.",
         epilog="Everything after -- is handed to tritonserver.",
     )
-    parser.add_argument("--checkpoint", help="folder, hub id, or tiny (default: CHATTERBOX_CHECKPOINT)")
+    parser.add_argument("--checkpoint", help="folder, hub id, demo or tiny (default: CHATTERBOX_CHECKPOINT)")
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML file of settings (default: {FILE_VARIABLE})")
     parser.add_argument(
         "--print-config", action="store_true", help="show all settings and where they come from, and end"
