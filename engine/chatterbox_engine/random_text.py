@@ -81,7 +81,8 @@ def _graphemes(dims: LlamaDims, special_tokens: list[str], alphabet: list[str]) 
     others = (index for index in range(1, dims.text_vocab) if index != dims.start_text)
     special |= dict(zip(special_tokens[2:], others, strict=False))
     free = (index for index in range(dims.text_vocab) if index not in special.values())
-    vocabulary, merges = _learn(dims.text_vocab - len(special), alphabet, pre_tokenizers.Whitespace())
+    split = pre_tokenizers.Whitespace()
+    vocabulary, merges = learn_merges(dims.text_vocab - len(special), alphabet, split, [_TRAINING_TEXT])
     vocabulary += [f"[unused {index}]" for index in range(dims.text_vocab - len(special) - len(vocabulary))]
     numbered = special | dict(zip(vocabulary, free, strict=True))
     tokenizer = Tokenizer(models.BPE(numbered, merges, unk_token="[UNK]"))
@@ -94,7 +95,8 @@ def _write_gpt2(dims: T3Dims, folder: Path) -> None:
     """A byte-level tokenizer in the files of transformers' `GPT2Tokenizer`, the tags added behind its vocabulary."""
     size = dims.text_vocab - len(_TAGS) - 1
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    vocabulary, merges = _learn(size, alphabet, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    vocabulary, merges = learn_merges(size, alphabet, split, [_TRAINING_TEXT])
     vocabulary += [f"<|unused {index}|>" for index in range(size - len(vocabulary))]
     end = "<|endoftext|>"
     added = {f"[{tag}]": size + 1 + index for index, tag in enumerate(_TAGS)}
@@ -111,14 +113,14 @@ def _write_gpt2(dims: T3Dims, folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _learn(
-    size: int, alphabet: Iterable[str], split: pre_tokenizers.PreTokenizer
+def learn_merges(
+    size: int, alphabet: Iterable[str], split: pre_tokenizers.PreTokenizer, texts: Iterable[str]
 ) -> tuple[list[str], list[tuple[str, str]]]:
     """At most `size` tokens in their order, and the merges that make the longer ones of them."""
     learner = Tokenizer(models.BPE(unk_token="[UNK]"))
     learner.pre_tokenizer = split
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=list(alphabet), show_progress=False)
-    learner.train_from_iterator([_TRAINING_TEXT], trainer)
+    learner.train_from_iterator(texts, trainer)
     learned = json.loads(learner.to_str())["model"]
     ordered = sorted(learned["vocab"], key=learned["vocab"].__getitem__)
     return ordered, [(left, right) for left, right in learned["merges"]]

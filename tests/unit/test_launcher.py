@@ -292,7 +292,9 @@ def test_the_command_takes_tritonserver_s_arguments_after_two_dashes() -> None:
 
 def watch_shell(script: str, log: Callable[[str], None], say: Callable[[str], None]) -> Watch:
     """A watch of a shell script in place of a server."""
-    process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE)
+    # the guard takes SIGQUIT even where it was ignored, as in a shell's background job: so must this
+    command = ["env", "--default-signal=QUIT", "sh", "-c", script]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
     return Watch(process, http_url="127.0.0.1:1", startup_timeout=60, log=log, say=say, progress_seconds=0.01)
 
 

@@ -27,8 +27,7 @@ from chatterbox_engine.s3gen.noise import source_noise
 from chatterbox_engine.types import SAMPLE_RATE, SynthesisRequest, SynthesisResult
 from tools.demo_voice import data
 from tools.demo_voice.export import DEFAULT
-from tools.demo_voice.recogniser import Recogniser, distance
-from tools.demo_voice.sentences import normal
+from tools.demo_voice.recogniser import Recogniser, error_rate
 
 STAGES = ("flite", "mel", "tokens", "text")
 
@@ -89,15 +88,13 @@ def main() -> None:
     texts = (arguments.folder / "data" / "held_out.txt").read_text().splitlines()[: arguments.count]
     speech, recogniser, rates = Speech(texts, arguments.checkpoint), Recogniser(), {}
     for stage in arguments.stages.split(","):
-        errors = words = 0
+        heard: list[list[str]] = []
         for index, (text, wave) in enumerate(zip(texts, getattr(speech, stage)(), strict=True)):
-            heard = recogniser.words(wave, SAMPLE_RATE)
-            errors += distance(normal(text), heard)
-            words += len(normal(text))
+            heard.append(recogniser.words(wave, SAMPLE_RATE))
             if index < 6:
-                print(f"  {stage} {len(wave) / SAMPLE_RATE:.2f} s: {text} | {' '.join(heard)}", flush=True)
+                print(f"  {stage} {len(wave) / SAMPLE_RATE:.2f} s: {text} | {' '.join(heard[-1])}", flush=True)
                 soundfile.write(arguments.folder / f"{stage}-{index}.wav", wave, SAMPLE_RATE)
-        rates[stage] = errors / words
+        rates[stage] = error_rate(texts, heard)
         print(f"{stage}: word error rate {rates[stage]:.3f} on {len(texts)} sentences", flush=True)
     print(json.dumps(rates))
 

@@ -9,7 +9,7 @@ import collections
 import itertools
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +49,11 @@ class Recogniser:
         hypothesis = self._decoder.hyp()
         return normal(hypothesis.hypstr) if hypothesis else []
 
-    def error_rate(self, spoken: Iterable[tuple[str, np.ndarray]], rate: int) -> float:
-        """Of pairs (text, waveform): wrong, missing and surplus words per word of the texts."""
-        errors = total = 0
-        for text, samples in spoken:
-            wanted = normal(text)
-            errors += distance(wanted, self.words(samples, rate))
-            total += len(wanted)
-        return errors / total
+
+def error_rate(texts: Sequence[str], heard: Sequence[Sequence[str]]) -> float:
+    """Wrong, missing and surplus words per word of the texts, which `heard` has the words of."""
+    wanted = [normal(text) for text in texts]
+    return sum(map(distance, wanted, heard)) / sum(map(len, wanted))
 
 
 def distance(wanted: Sequence[str], heard: Sequence[str]) -> int:

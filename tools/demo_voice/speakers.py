@@ -61,15 +61,12 @@ def main() -> None:
     encoder = VoiceEncoder()
     encoder.load_state_dict(voice_encoder())
     encoder.eval()
-    import soxr
-
     found = {}
     for speaker in data.SPEAKERS:
         corpus = data.load(folder / "data", speaker, pitched=True, logmel=False)
         clips = []
         for begin, end in zip(corpus.begin[:CLIPS], corpus.begin[1 : CLIPS + 1], strict=True):
-            wave = corpus.wav[begin * data.HOP : end * data.HOP].astype(np.float32) / 32767
-            clips.append(soxr.resample(wave, data.RATE, 16_000))
+            clips.append(data.narrow(corpus.wav[begin * data.HOP : end * data.HOP]))
         with torch.no_grad():
             found[speaker] = np.stack([encoder.embeds_from_wavs([clip], sample_rate=16_000)[0] for clip in clips])
         np.save(folder / f"speakers-{speaker}.npy", found[speaker].astype(np.float32))

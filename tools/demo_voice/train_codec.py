@@ -9,7 +9,6 @@ network of the digits while it is trained. When the time is used, every sentence
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from chatterbox_engine.reference import s3_tokenizer
 from tests.fidelity import upstream
 from tools.demo_voice import data
 from tools.demo_voice.sizes import DIMS, LIVE_DIGITS
-from tools.demo_voice.training import Training
+from tools.demo_voice.training import Training, begin
 
 TOKENS = 1200
 """A batch's."""
@@ -47,7 +47,7 @@ class Codec(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        reference = upstream._tokenizer(DIMS.reference)
+        reference = s3_tokenizer(DIMS.reference)
         self.encoder, self.project_down = reference.encoder, reference.quantizer._codebook.project_down
         self.flow = upstream.flow(DIMS.s3gen)
         del self.flow.decoder
@@ -120,12 +120,7 @@ def trained(folder: Path) -> Codec:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seconds", type=float, default=1500)
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    random.seed(0)
+    arguments = begin(__doc__, 1500)
     codec = Codec()
     batches = Batches(arguments.folder / "data")
     with torch.no_grad():

@@ -10,9 +10,7 @@ cosine times, a fifth of the rows without conditions, a random beginning of the 
 
 from __future__ import annotations
 
-import argparse
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from tests.fidelity import upstream
 from tools.demo_voice import data
 from tools.demo_voice.sizes import DIMS
 from tools.demo_voice.train_codec import SILENCE, trained
-from tools.demo_voice.training import Training
+from tools.demo_voice.training import Training, begin
 
 FRAMES = 1600
 """A batch's."""
@@ -104,12 +102,7 @@ def flow_loss(estimator: Any, wanted: Tensor, mu: Tensor, prompt: Tensor, traini
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seconds", type=float, default=2400)
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    random.seed(0)
+    arguments = begin(__doc__, 2400)
     codec = trained(arguments.folder)
     corpora = [data.load(arguments.folder / "data", speaker) for speaker in data.SPEAKERS]
     estimator = fresh()

@@ -8,7 +8,6 @@ upstream's mel, and L1 of F0. The source gets the measured F0 here and the predi
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from tests.fidelity import upstream
 from tools.demo_voice import data
 from tools.demo_voice.sizes import DIMS
-from tools.demo_voice.training import Training
+from tools.demo_voice.training import Training, begin
 
 BATCH, FRAMES = 6, 24
 RESOLUTIONS = ((480, 120), (1024, 256), (2048, 512))
@@ -63,12 +62,7 @@ class Batches:
 def main() -> None:
     from chatterbox.models.s3gen.utils.mel import mel_spectrogram
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seconds", type=float, default=6000)
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    random.seed(0)
+    arguments = begin(__doc__, 6000)
     vocoder = upstream.mel2wav(DIMS.s3gen)
     vocoder.train()
     with torch.no_grad():

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
 from chatterbox_engine.dims import LlamaDims
+from chatterbox_engine.random_text import learn_merges
 from chatterbox_engine.t3 import _frequencies, _rotate
 from tests.fidelity import upstream
 from tools.demo_voice import data
@@ -58,29 +59,15 @@ PENALTY = 1.2
 def write_tokenizer(texts: list[str], path: Path, merges: int = 350) -> None:
     """A `tokenizer.json` like upstream's: byte-pair merges learnt from `texts`, its special tokens at its ids."""
     letters = [chr(code) for code in range(33, 127) if chr(code) not in "[]"]
-    learnt = Tokenizer(models.BPE())
-    learnt.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=len(letters) + merges, initial_alphabet=letters, show_progress=False)
-    learnt.train_from_iterator(texts, trainer)
-    model = json.loads(learnt.to_str())["model"]
+    pieces, pairs = learn_merges(len(letters) + merges, letters, pre_tokenizers.Whitespace(), texts)
     special = {"[STOP]": 0, "[UNK]": 1, "[SPACE]": 2, "[START]": 255}
     free = (number for number in range(T3.text_vocab) if number not in special.values())
-    pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)
     vocab = special | {piece: next(free) for piece in pieces}
     vocab |= {f"[unused{number}]": number for number in free}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    whole = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": number, "content": token, **flags} for token, number in special.items()],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": None,
-        "decoder": None,
-        "model": model | {"unk_token": "[UNK]", "vocab": vocab},
-    }
-    path.write_text(json.dumps(whole), encoding="utf-8")
+    tokenizer = Tokenizer(models.BPE(vocab, pairs, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.save(str(path))
 
 
 class Model(nn.Module):
@@ -171,16 +158,20 @@ class Model(nn.Module):
 class Speaker:
     """What one of flite's voices says: text and live speech tokens of every sentence, embeddings of some clips."""
 
-    def __init__(self, folder: Path, name: str, encode: object) -> None:
+    def __init__(self, folder: Path, name: str, encode: Callable[[str], list[int]]) -> None:
         file = np.load(folder / f"tokens-{name}.npz")
         tokens, begin = file["tokens"].astype(np.int64) - FIRST, file["begin"]
         self.speech = [tokens[a:b] for a, b in itertools.pairwise(begin)]
         self.text = [str(text) for text in file["text"]]
-        self.ids = [encode(text) for text in self.text]  # type: ignore[operator]
+        self.ids = [encode(text) for text in self.text]
         self.embedding = torch.from_numpy(np.load(folder / f"speakers-{name}.npy"))
         often = [index for index, text in enumerate(self.text) if text in FIXED]
         self.share = SHARES[name]
         self.order = [*range(len(self.text)), *often * 8]
+
+
+Rows = list[tuple[Speaker, list[int], np.ndarray]]
+"""(speaker, text with start and stop, live tokens) of each row."""
 
 
 class Batches:
@@ -212,7 +203,7 @@ class Batches:
         random.shuffle(self._queue)
 
     def draw(self) -> Rows:
-        """(speaker, text with start and stop, live tokens) of each row."""
+        """The next batch."""
         if not self._queue:
             self._epoch()
         rows: Rows = []
@@ -224,12 +215,9 @@ class Batches:
         return rows
 
 
-Rows = list[tuple[Speaker, list[int], np.ndarray]]
-
-
 @dataclass
 class Batch:
-    """Rows of (speaker, text with start and stop, live tokens) as tensors, padded on the right."""
+    """Rows as tensors, padded on the right."""
 
     ids: Tensor
     """[rows, length] into the tables of text and speech, one after the other: text, BOS, BOS, speech."""

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import math
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+
+def begin(description: str | None, seconds: float) -> argparse.Namespace:
+    """The command line of a training, `folder` and `seconds`; seeds all random numbers."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seconds", type=float, default=seconds, help="of wall time, over all runs")
+    torch.manual_seed(0)
+    random.seed(0)
+    return parser.parse_args()
 
 
 class Training:
