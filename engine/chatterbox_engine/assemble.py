@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -15,7 +14,7 @@ from chatterbox_engine.config import Config
 from chatterbox_engine.dims import GPT2Dims, LlamaDims, T3Dims
 from chatterbox_engine.engine import Engine, Parts
 from chatterbox_engine.errors import ConfigError
-from chatterbox_engine.families import Text, candidates, detect
+from chatterbox_engine.families import CANGJIE, Text, candidates, detect
 from chatterbox_engine.graphs import Graphs, own_stream
 from chatterbox_engine.kv_cache import KVCache, bytes_per_position
 from chatterbox_engine.languages import MultilingualText
@@ -36,10 +35,12 @@ Report = Callable[[str], None]
 
 BACKBONES: dict[type[T3Dims], type[Transformer]] = {LlamaDims: T3, GPT2Dims: GPT2}
 
-TEXTS: dict[Text, Callable[[Path], TextPreparation]] = {
-    "english": EnglishText,
-    "multilingual": MultilingualText,
-    "gpt2": GPT2Text,
+TEXTS: dict[Text, Callable[[Checkpoint, Config], TextPreparation]] = {
+    "english": lambda checkpoint, _config: EnglishText(checkpoint.tokenizer_path),
+    "multilingual": lambda checkpoint, config: MultilingualText(
+        checkpoint.tokenizer_path, cangjie=checkpoint.file(CANGJIE), dicta_model=config.dicta_model
+    ),
+    "gpt2": lambda checkpoint, _config: GPT2Text(checkpoint.tokenizer_path),
 }
 
 # Left free on a GPU, beside the vocoder's batches and graphs, for T3's activations and graphs and the clip encoders.
@@ -90,10 +91,14 @@ def build(
         scheduler=Scheduler(max_slots=max_slots, positions=positions, max_prefills=config.max_prefills),
         s3gen=s3gen,
         family=family,
-        text=TEXTS[family.text](checkpoint.tokenizer_path),
+        text=TEXTS[family.text](checkpoint, config),
         voices=make_voices(config, checkpoint, device),
         watermarker=make_watermarker(device, enabled=config.watermark),
-        about={"model": config.checkpoint, "optimizations": optimizations(config, dtype, graphs)},
+        about={
+            "model": config.checkpoint,
+            "family": family.name,
+            "optimizations": optimizations(config, dtype, graphs),
+        },
         max_queue=config.max_queue,
         request_timeout=config.request_timeout,
         segment_chars=config.segment_chars,

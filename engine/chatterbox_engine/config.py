@@ -65,6 +65,8 @@ class Config:
     """Commit or tag of the Hugging Face repository; empty for its newest."""
     base_revision: str = ""
     """The same of the base's repository."""
+    dicta_model: str = ""
+    """The ONNX file of the package dicta_onnx, which points the Hebrew of the multilingual models."""
     device: str = "auto"
     """`auto` (CUDA when there is one), `cuda`, `cuda:1`, `cpu`."""
     dtype: str = "auto"

@@ -29,6 +29,8 @@ _LANGUAGES = (
     "ko", "ms", "nl", "no", "pl", "pt", "ru", "sv", "sw", "tr", "zh",
 )
 # fmt: on
+CANGJIE = "Cangjie5_TC.json"
+"""How Chinese characters are spelled."""
 _SILENCE = 4299  # upstream `S3GEN_SIL`
 
 
@@ -128,7 +130,7 @@ MULTILINGUAL_V2 = replace(
         "s3gen.pt",
         "ve.pt",
         ("grapheme_mtl_merged_expanded_v1.json",),
-        ("Cangjie5_TC.json",),
+        (CANGJIE,),
     ),
     dims=Dims(t3=LlamaDims(text_vocab=2454)),
     text="multilingual",

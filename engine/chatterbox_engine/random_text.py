@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from chatterbox_engine.dims import LlamaDims, T3Dims
-from chatterbox_engine.families import Family
+from chatterbox_engine.families import CANGJIE, Family
 
 _SPECIAL_TOKENS = ("[STOP]", "[START]", "[UNK]", "[SPACE]", "[PAD]", "[SEP]", "[CLS]", "[MASK]")
 _ALPHABET = string.ascii_letters + string.digits + string.punctuation
@@ -71,7 +71,7 @@ def write(family: Family, dims: T3Dims, folder: Path) -> None:
         special += [f"[cj_{code}]" for code in _CANGJIE]
         alphabet += [chr(code) for low, high in _SCRIPTS for code in range(low, high)]
         entries = [f"{character}\t{code}" for character, code in _CHARACTERS.items()]
-        (folder / "Cangjie5_TC.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+        (folder / CANGJIE).write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
     _graphemes(dims, special, alphabet).save(str(folder / family.files.text[0]))
 
 

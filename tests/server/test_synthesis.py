@@ -89,6 +89,19 @@ def test_what_a_family_does_not_heed_is_refused(spoken: Spoken) -> None:
             client.speak(GREETING, language="xx")
 
 
+@pytest.mark.full
+def test_a_language_is_spoken_or_refused_with_what_it_needs(server_of: Callable[[str], TritonServer]) -> None:
+    with Client(server_of("tiny-multilingual").http_url, model="tiny-multilingual") as client:
+        japanese, japanese_again, german = (
+            client.speak("\u3053\u3093\u306b\u3061\u306f\u3001\u4e16\u754c\u3002", language=language, seed=1)
+            for language in ("ja", "ja", "de")
+        )
+        assert japanese.speech_tokens.tolist() == japanese_again.speech_tokens.tolist()
+        assert japanese.speech_tokens.tolist() != german.speech_tokens.tolist()
+        with pytest.raises(InvalidRequest, match="language is 'he', which needs the package dicta_onnx"):
+            client.speak("\u05e9\u05dc\u05d5\u05dd", language="he")
+
+
 def test_sixteen_requests_together_each_equal_the_same_request_alone(spoken: Spoken) -> None:
     calls: list[tuple[str, dict[str, Any]]] = []
     for number in range(16):
