@@ -64,6 +64,7 @@ def say(
     stream: Annotated[
         bool, typer.Option("--stream", help="Write while the server is still speaking; always over gRPC.")
     ] = False,
+    model: Annotated[str, typer.Option(help="Which model of a server that has several.")] = "chatterbox",
     url: Url = None,
     protocol: ProtocolOption = "http",
     timeout: Seconds = DEFAULT_TIMEOUT,
@@ -87,7 +88,8 @@ def say(
         "max_seconds": max_seconds,
     }
     first = ""
-    with one_line_errors(), connect(context, url, "grpc" if stream else protocol, timeout) as client, _progress():
+    protocol = "grpc" if stream else protocol
+    with one_line_errors(), connect(context, url, protocol, timeout, model=model) as client, _progress():
         if stream:
             audio, seconds = _stream(client.stream(words, **arguments), output)
             first = f"the first after {seconds * 1000:.0f} ms, "

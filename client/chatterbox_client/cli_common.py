@@ -21,11 +21,11 @@ ProtocolOption = Annotated[Literal["http", "grpc"], typer.Option(help="How to ta
 Seconds = Annotated[float, typer.Option(help="Seconds to wait for the answer.")]
 
 
-def connect(context: typer.Context, url: str | None, protocol: str, timeout: float) -> Client:
+def connect(context: typer.Context, url: str | None, protocol: str, timeout: float, **others: str) -> Client:
     """A client as the options say."""
     make: Connect = context.obj
     try:
-        return make(url, protocol, timeout=timeout)
+        return make(url, protocol, timeout=timeout, **others)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--url") from error
 

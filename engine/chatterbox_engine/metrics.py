@@ -60,7 +60,7 @@ GAUGES = {
 ERRORS = ("chatterbox_errors_total", "Requests refused or ended without all of their audio, by kind of error")
 MEMORY = ("chatterbox_memory_bytes", "Memory of the engine's process: resident on the host, held by torch on the GPU")
 MEMORY_KINDS = {"host_bytes": "host", "gpu_bytes": "gpu"}
-INFO = ("chatterbox_info", "Always 1; the labels tell what is served and which optimisations are active")
+INFO = ("chatterbox_info", "Always 1; the labels tell what a model serves and which optimisations are active")
 
 ERROR_KINDS = (RequestError.__name__, *sorted(kind.__name__ for kind in RequestError.__subclasses__()))
 """The values of the label `kind`, so that there are never more."""
@@ -116,13 +116,15 @@ class NoMetrics:
 class TritonMetrics:
     """Collects what the engine tells and publishes it, with the engine's status, on Triton's metrics page.
 
-    Between `start` and `close` a thread does so every second; `close` publishes what is left.
+    Between `start` and `close` a thread does so every second; `close` publishes what is left. Every metric has the
+    label `model`, as Triton's own have: the models of a server share one page, and the same metric with the same labels
+    would be one for all of them.
     """
 
-    def __init__(self, family: Any) -> None:
-        """`family` is `pb_utils.MetricFamily`."""
+    def __init__(self, family: Any, model: str) -> None:
+        """`family` is `pb_utils.MetricFamily`, `model` the name of the Triton model."""
         self._events: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
-        self._families = _Families(family)
+        self._families = _Families(family, model)
         counters, gauges = self._families.counter, self._families.gauge
         self._counters = {name: counters(name, text) for name, text in COUNTERS.items()}
         self._counters |= {kind: counters(*ERRORS, kind=kind) for kind in ERROR_KINDS}
@@ -136,7 +138,8 @@ class TritonMetrics:
         """Begins to publish; the labels of `chatterbox_info` come from `about`, the engine's own."""
         self._status = status
         active = ",".join(about["optimizations"])
-        self._info = self._families.gauge(*INFO, model=about["model"], optimizations=active)
+        served = {"checkpoint": about["model"], "family": about["family"]}
+        self._info = self._families.gauge(*INFO, **served, optimizations=active)
         self._info.set(1)
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
@@ -199,20 +202,21 @@ class TritonMetrics:
 
 
 class _Families:
-    """Makes metrics, one family for each name."""
+    """Makes a model's metrics, one family for each name."""
 
-    def __init__(self, family: Any) -> None:
+    def __init__(self, family: Any, model: str) -> None:
         self._class = family
+        self._labels = {"model": model}
         self._made: dict[str, Any] = {}  # kept: Triton drops a family and a metric that nobody refers to
 
     def counter(self, name: str, text: str, **labels: str) -> Any:
-        return self._family(name, text, self._class.COUNTER).Metric(labels=labels)
+        return self._family(name, text, self._class.COUNTER).Metric(labels=self._labels | labels)
 
     def gauge(self, name: str, text: str, **labels: str) -> Any:
-        return self._family(name, text, self._class.GAUGE).Metric(labels=labels)
+        return self._family(name, text, self._class.GAUGE).Metric(labels=self._labels | labels)
 
     def histogram(self, name: str, text: str, bounds: Sequence[float]) -> Any:
-        return self._family(name, text, self._class.HISTOGRAM).Metric(labels={}, buckets=list(bounds))
+        return self._family(name, text, self._class.HISTOGRAM).Metric(labels=self._labels, buckets=list(bounds))
 
     def _family(self, name: str, text: str, kind: Any) -> Any:
         if name not in self._made:

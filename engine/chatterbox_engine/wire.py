@@ -37,6 +37,7 @@ FOLDER_VARIABLE = "CHATTERBOX_SOCKETS"
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
+_FRONT_SUFFIX = "_stream"  # the client adds it too
 _RETRY_SECONDS = 0.1
 
 
@@ -75,6 +76,14 @@ class Failed:
 
     number: int
     error: RequestError
+
+
+def engine_of(front: str) -> str:
+    """The model that owns the engine of a streaming front. Raises ConfigError when the front's name names none."""
+    engine = front.removesuffix(_FRONT_SUFFIX)
+    if engine in (front, ""):
+        raise ConfigError(f"{front} is a streaming front: it must be named as the model that it fronts, with _stream")
+    return engine
 
 
 def socket_path(model: str, folder: str) -> Path:

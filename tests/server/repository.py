@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
@@ -12,13 +11,9 @@ _ORIGINAL = Path(__file__).parents[2] / "model_repository"
 def add_pair(repository: Path, name: str, checkpoint: Path) -> None:
     """Copies `chatterbox` and `chatterbox_stream` as `name` and `name_stream`, which serve this checkpoint."""
     for suffix in ("", "_stream"):
-        folder = repository / f"{name}{suffix}"
-        shutil.copytree(_ORIGINAL / f"chatterbox{suffix}", folder)
-        config = folder / "config.pbtxt"
-        text = re.sub(r'"chatterbox(_stream)?"', rf'"{name}\1"', config.read_text())
-        if not suffix:
-            text += f'\nparameters: {{ key: "checkpoint" value: {{ string_value: "{checkpoint}" }} }}\n'
-        config.write_text(text)
+        shutil.copytree(_ORIGINAL / f"chatterbox{suffix}", repository / f"{name}{suffix}")
+    with (repository / name / "config.pbtxt").open("a") as config:
+        config.write(f'parameters: {{ key: "checkpoint" value: {{ string_value: "{checkpoint}" }} }}\n')
 
 
 def add_voices(repository: Path) -> None:

@@ -63,7 +63,9 @@ def test_the_page_counts_answers_audio_tokens_steps_and_errors(server: TritonSer
     assert grown("chatterbox_t3_step_seconds_total") > 0
     assert grown("chatterbox_ttfa_seconds_count") == 6
     assert grown("chatterbox_s3gen_seconds_count") >= 2
-    assert page.total("chatterbox_info", model=answers[0].stats["model"]) == 1
+    assert (
+        page.total("chatterbox_info", model="chatterbox", checkpoint=answers[0].stats["model"], family="english") == 1
+    )
     assert page.total("chatterbox_memory_bytes", kind="host") > 1 << 26
     assert page.total("chatterbox_slots_free") == 16
 

@@ -45,9 +45,9 @@ class Connections:
         self.transport = transport
         self.calls: list[tuple[Any, Any, Any]] = []
 
-    def __call__(self, url: Any, protocol: Any, *, timeout: Any) -> Client:
+    def __call__(self, url: Any, protocol: Any, *, timeout: Any, **others: Any) -> Client:
         self.calls.append((url, protocol, timeout))
-        return Client(url, protocol, timeout=timeout, transport=self.transport)
+        return Client(url, protocol, timeout=timeout, transport=self.transport, **others)
 
 
 Run = Callable[..., Any]
@@ -145,6 +145,12 @@ def test_the_command_has_an_option_for_every_parameter_of_speak() -> None:
     command = typer.main.get_command(app).commands["say"]  # type: ignore[attr-defined]
     missing = set(inspect.signature(Client.speak).parameters) - {"self"} - {option.name for option in command.params}
     assert not missing
+
+
+def test_one_of_several_models_speaks_and_streams(run: Run, connections: Connections) -> None:
+    for arguments in ([], ["--stream"]):
+        assert run("say", "Hello.", "--model", "turbo", *arguments).exit_code == 0
+    assert [call[0] for call in connections.transport.calls] == ["turbo", "turbo_stream"]
 
 
 def test_the_connections_options_reach_the_client(run: Run, connections: Connections) -> None:

@@ -267,6 +267,17 @@ def test_further_arguments_come_last_and_a_subset_of_models_is_explicit(tmp_path
     assert {"--http-port=1", "--grpc-port=2", "--metrics-port=3"} < set(command)
 
 
+def test_all_models_load_at_once_so_that_no_front_waits_for_an_engine_behind_it(tmp_path: Path) -> None:
+    triton = Triton(tmp_path / "tritonserver", tmp_path, {})
+    repository = tmp_path / "models"
+    repository.mkdir()
+    for models, threads in ((3, 4), (9, 9)):
+        for number in range(models):
+            (repository / f"model{number}").mkdir(exist_ok=True)
+        command = tritonserver_command(ServerOptions(), triton, repository, [1, 2, 3], "prefix_")
+        assert f"--model-load-thread-count={threads}" in command
+
+
 def test_the_command_takes_tritonserver_s_arguments_after_two_dashes() -> None:
     options, address_file, show = parse(
         [

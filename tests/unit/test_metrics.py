@@ -14,7 +14,9 @@ from chatterbox_engine.metrics import COUNTERS, GAUGES, HISTOGRAMS, Status, Trit
 from tests.unit.engine_fakes import WAIT, FakeEngine
 
 STATS = {"audio_seconds": 2.0, "tokens": 50, "segments": 2, "ttfa_ms": 300.0, "total_ms": 500.0, "queue_ms": 20.0}
-ABOUT = {"model": "tiny", "optimizations": ["bfloat16", "cuda_graphs"]}
+ABOUT = {"model": "folder/tiny", "family": "english", "optimizations": ["bfloat16", "cuda_graphs"]}
+
+MODEL = "speaker"
 
 
 class Page:
@@ -34,7 +36,9 @@ class Page:
 
         class Family:
             def Metric(self, labels: dict[str, str], buckets: Any = None) -> Any:  # noqa: N802, Triton's spelling
-                return Metric(page, name + "".join(f"|{key}={value}" for key, value in labels.items()))
+                others = dict(labels)
+                assert others.pop("model") == MODEL, f"{name} does not tell its model"
+                return Metric(page, name + "".join(f"|{key}={value}" for key, value in others.items()))
 
         return Family()
 
@@ -74,7 +78,7 @@ def page() -> Page:
 
 @pytest.fixture
 def metrics(page: Page) -> Iterator[TritonMetrics]:
-    made = TritonMetrics(page)
+    made = TritonMetrics(page, MODEL)
     made.start(lambda: status(slots_active=3, host_bytes=1000), ABOUT)
     yield made
     made.close()
@@ -126,11 +130,11 @@ def test_gauges_are_set_only_when_they_change(metrics: TritonMetrics, page: Page
 
 
 def test_what_is_served_is_told_in_labels(metrics: TritonMetrics, page: Page) -> None:
-    assert page["chatterbox_info|model=tiny|optimizations=bfloat16,cuda_graphs"] == 1
+    assert page["chatterbox_info|checkpoint=folder/tiny|family=english|optimizations=bfloat16,cuda_graphs"] == 1
 
 
 def test_closing_publishes_what_is_left(page: Page) -> None:
-    made = TritonMetrics(page)
+    made = TritonMetrics(page, MODEL)
     made.start(status, ABOUT)
     made.vocoded(0.5, 7)
     made.close()

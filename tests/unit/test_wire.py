@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from chatterbox_engine.errors import Cancelled, ConfigError, EngineFailed, InvalidRequest, RequestError
-from chatterbox_engine.wire import Failed, Host, Link, Outlet, Part, Tensors, socket_path
+from chatterbox_engine.wire import Failed, Host, Link, Outlet, Part, Tensors, engine_of, socket_path
 
 WAIT = 20.0
 INPUTS: Tensors = {"text": np.array([[b"Hello"]], dtype=object)}
@@ -194,3 +194,11 @@ def test_nothing_is_left_open(folder: str) -> None:
         with connected(folder) as (_, _, link):
             link.open(INPUTS, lambda _message: None)
     assert (files(), threading.active_count()) == (before, threads)
+
+
+def test_a_front_is_named_after_its_engine() -> None:
+    assert engine_of("chatterbox_stream") == "chatterbox"
+    assert engine_of("my_stream_stream") == "my_stream"
+    for name in ("chatterbox", "_stream", "stream"):
+        with pytest.raises(ConfigError, match=f"{name} is a streaming front"):
+            engine_of(name)

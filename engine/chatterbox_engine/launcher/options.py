@@ -106,6 +106,9 @@ def tritonserver_command(
         f"--http-port={http}",
         f"--grpc-port={grpc}",
         f"--metrics-port={metrics}",
+        # All at once: a streaming front waits for its engine to listen, and four of them (the default is four threads)
+        # would wait in vain for engines that come after them.
+        f"--model-load-thread-count={max(4, sum(1 for _ in repository.iterdir()))}",
         # So that we can tell our regions from those of other servers, and remove them.
         f"--backend-config=python,shm-region-prefix-name={prefix}",
         # Completing a configuration runs every model.py once more, in a process of its own; ours are complete.

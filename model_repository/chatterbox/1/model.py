@@ -1,6 +1,7 @@
 """Triton model `chatterbox`: whole utterances. A thin adapter over chatterbox_engine: parse, submit, send.
 
-It owns the engine, and hands it to the streaming front over a local socket.
+It owns the engine, and hands it to the streaming front over a local socket. A copy of its folder is another model, with
+an engine of its own.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ class TritonPythonModel:
     that no request waits for the slowest of the batch that Triton formed."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self._host = _listen(args["model_name"])  # first of all: the front learns from it whether there is an engine
+        name = args["model_name"]
+        report = partial(_log, name)
+        self._host = _listen(name)  # first of all: the front learns from it whether there is an engine
         from chatterbox_engine import assemble  # imports torch, which takes seconds
 
         parameters = json.loads(args["model_config"])["parameters"]
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
-        self._metrics = TritonMetrics(pb_utils.MetricFamily)
-        self._engine = assemble.build(config, report=_log, on_failure=_end_process, metrics=self._metrics)
+        self._metrics = TritonMetrics(pb_utils.MetricFamily, name)
+        self._engine = assemble.build(config, report=report, on_failure=_end_process, metrics=self._metrics)
         presets.sampling(self._engine.family, config.preset)  # a wrong one stops the start, not every request
         self._engine.start()
         self._contract: dict[str, Any] = {
@@ -47,7 +50,7 @@ class TritonPythonModel:
         self._attendance = Attendance()
         if self._host is not None:
             self._host.serve(self._stream)
-        _log("ready")
+        report("ready")
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
@@ -114,5 +117,5 @@ def _end_process(error: BaseException) -> None:
     os._exit(1)
 
 
-def _log(line: str) -> None:
-    pb_utils.Logger.log_info(f"chatterbox: {line}")
+def _log(model: str, line: str) -> None:
+    pb_utils.Logger.log_info(f"{model}: {line}")

@@ -1,9 +1,8 @@
 """Triton model `chatterbox_stream`: utterances chunk by chunk. A thin front, without torch, of the model that owns the
-engine, which it reaches over a local socket."""
+engine, which it reaches over a local socket: `X_stream` is the front of `X`."""
 
 from __future__ import annotations
 
-import json
 import os
 import traceback
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from chatterbox_engine.errors import ConfigError, RequestError
 from chatterbox_engine.reply import Attendance, Reply, tensors_of
-from chatterbox_engine.wire import FOLDER_VARIABLE, Failed, Link, Part, socket_path
+from chatterbox_engine.wire import FOLDER_VARIABLE, Failed, Link, Part, engine_of, socket_path
 
 
 class TritonPythonModel:
@@ -24,10 +23,10 @@ class TritonPythonModel:
         folder = os.environ.get(FOLDER_VARIABLE)
         if not folder:
             raise ConfigError(f"{FOLDER_VARIABLE} is not set: start the server with chatterbox-serve, or make a folder")
-        engine = json.loads(args["model_config"])["parameters"]["engine_model"]["string_value"]
-        self._link = Link(socket_path(engine, folder), report=_log)
+        report = partial(_log, args["model_name"])
+        self._link = Link(socket_path(engine_of(args["model_name"]), folder), report=report)
         self._attendance = Attendance()
-        _log("ready")
+        report("ready")
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
@@ -55,5 +54,5 @@ def _answer(reply: Reply, message: Part | Failed) -> None:
         reply.send(message.tensors, last=message.last)
 
 
-def _log(line: str) -> None:
-    pb_utils.Logger.log_info(f"chatterbox_stream: {line}")
+def _log(model: str, line: str) -> None:
+    pb_utils.Logger.log_info(f"{model}: {line}")
