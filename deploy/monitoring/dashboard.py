@@ -106,6 +106,12 @@ PANELS = (
         "none",
     ),
     Panel("Voices in memory", [("", gauge("chatterbox_voices_cached"))], "none"),
+    Panel(
+        "Voices by source",
+        [("{{source}}", f"sum by (source) (rate(chatterbox_voices_total{{{JOB}}}[$__rate_interval]))")],
+        "none",
+        text="Encoded: computed from their clips, which takes a second or so each",
+    ),
     Panel("What is served", [("", f"chatterbox_info{{{JOB}}}")], "none", "table", 24, 5, "Active optimisations"),
 )
 

@@ -92,7 +92,7 @@ def build(
         s3gen=s3gen,
         family=family,
         text=TEXTS[family.text](checkpoint, config),
-        voices=make_voices(config, checkpoint, device),
+        voices=make_voices(config, checkpoint, device, metrics),
         watermarker=make_watermarker(device, enabled=config.watermark),
         about={
             "model": config.checkpoint,
@@ -126,7 +126,7 @@ def open_checkpoint(config: Config) -> Checkpoint:
     return Checkpoint.open(path, base, family=config.family)
 
 
-def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device) -> Voices:
+def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device, metrics: Metrics | None = None) -> Voices:
     """The built-in voice, the store and the encoders. Raises ConfigError or CheckpointError."""
 
     def make_encoder() -> Encoder:
@@ -142,6 +142,7 @@ def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device) ->
         limits=ClipLimits(config.max_clip_mb << 20, config.max_clip_seconds),
         cache_bytes=config.voice_cache_mb << 20,
         prepare_thread=partial(own_stream, device),
+        metrics=metrics,
     )
 
 

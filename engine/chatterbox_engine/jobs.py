@@ -27,10 +27,10 @@ from chatterbox_engine.types import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from chatterbox_engine.metrics import VoiceSource
     from chatterbox_engine.runner import Prompt
     from chatterbox_engine.s3gen.stream import Phase
     from chatterbox_engine.voice_cache import Voice
-    from chatterbox_engine.voices import Source
 
 Answer = Callable[[SynthesisResult | RequestError], None]
 """Called exactly once for every accepted request, from the engine's sender thread."""
@@ -117,7 +117,7 @@ class Job:
     request: SynthesisRequest
     answer: Callable[[Any], None]
     voice: Voice = field(init=False)  # known once it is found
-    voice_from: Source = "memory"
+    voice_from: VoiceSource = "memory"
     utterances: list[Utterance] = field(default_factory=list)
     arrived: float = field(default_factory=time.monotonic)
     voiced: float | None = None

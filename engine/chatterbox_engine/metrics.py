@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from chatterbox_engine.errors import Cancelled, RequestError
 
@@ -57,6 +57,13 @@ GAUGES = {
 }
 """By the field of `Status` that they show."""
 
+VoiceSource = Literal["memory", "store", "encoded"]
+"""Where a voice came from: it was in memory, the store had what is computed from its clip, or that was computed."""
+
+VOICES = ("chatterbox_voices_total", "Voices of requests, and those brought into memory, by where they came from")
+VOICE_SOURCES: tuple[VoiceSource, ...] = get_args(VoiceSource)
+"""The values of its label `source`."""
+
 ERRORS = ("chatterbox_errors_total", "Requests refused or ended without all of their audio, by kind of error")
 MEMORY = ("chatterbox_memory_bytes", "Memory of the engine's process: resident on the host, held by torch on the GPU")
 MEMORY_KINDS = {"host_bytes": "host", "gpu_bytes": "gpu"}
@@ -84,6 +91,9 @@ class Status:
 class Metrics(Protocol):
     """What the engine tells. Every method may be called from any thread and returns at once."""
 
+    def voiced(self, source: VoiceSource) -> None:
+        """A voice was found for a request, or brought into memory."""
+
     def stepped(self, seconds: float, utterances: int) -> None:
         """T3 made one decode step."""
 
@@ -99,6 +109,9 @@ class Metrics(Protocol):
 
 class NoMetrics:
     """Tells nobody."""
+
+    def voiced(self, source: VoiceSource) -> None:
+        """See `Metrics`."""
 
     def stepped(self, seconds: float, utterances: int) -> None:
         """See `Metrics`."""
@@ -128,6 +141,7 @@ class TritonMetrics:
         counters, gauges = self._families.counter, self._families.gauge
         self._counters = {name: counters(name, text) for name, text in COUNTERS.items()}
         self._counters |= {kind: counters(*ERRORS, kind=kind) for kind in ERROR_KINDS}
+        self._counters |= {source: counters(*VOICES, source=source) for source in VOICE_SOURCES}
         self._histograms = {name: self._families.histogram(name, *rest) for name, rest in HISTOGRAMS.items()}
         self._gauges = {name: gauges(*rest) for name, rest in GAUGES.items()}
         self._gauges |= {name: gauges(*MEMORY, kind=kind) for name, kind in MEMORY_KINDS.items()}
@@ -149,6 +163,10 @@ class TritonMetrics:
         self._ended.set()
         self._thread.join()
         self.publish()
+
+    def voiced(self, source: VoiceSource) -> None:
+        """See `Metrics`."""
+        self._events.put((source, 1))
 
     def stepped(self, seconds: float, utterances: int) -> None:
         """See `Metrics`."""

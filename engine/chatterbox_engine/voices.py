@@ -13,19 +13,22 @@ they were last seen, without waiting for it.
 
 from __future__ import annotations
 
+import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 from safetensors import SafetensorError
 
 from chatterbox_engine.clips import ClipLimits, check_bytes, read_clip
 from chatterbox_engine.conditionals import from_bytes, to_bytes
 from chatterbox_engine.errors import EngineFailed, NotFound, RequestError, Unavailable
+from chatterbox_engine.metrics import Metrics, NoMetrics, VoiceSource
 from chatterbox_engine.types import Conditionals, Samples, SynthesisRequest
 from chatterbox_engine.voice_cache import Voice, VoiceCache
 from chatterbox_engine.voice_store import Clip, Entry, VoiceStore, content_hash
@@ -39,7 +42,6 @@ PREPARATION = 1
 _PROGRESS_SECONDS = 5.0
 
 Report = Callable[[str], None]
-Source = Literal["memory", "store", "encoded"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Found:
     """A voice, and where it came from."""
 
     voice: Voice
-    source: Source
+    source: VoiceSource
 
 
 Done = Callable[[Found | RequestError], None]
@@ -58,16 +60,6 @@ class Encoder(Protocol):
 
     def encode(self, audio: Samples, sample_rate: int) -> Conditionals:
         """The voice of a mono clip, [n] float32. Raises InvalidRequest."""
-
-
-@dataclass
-class Counts:
-    """What was done since the start. Written by the lookup and the encoder thread."""
-
-    encoded: int = 0
-    """Clips that went through the encoders."""
-    loaded: int = 0
-    """Voices whose conditionals came from the store."""
 
 
 class Voices:
@@ -83,6 +75,8 @@ class Voices:
         limits: ClipLimits,
         cache_bytes: int,
         prepare_thread: Callable[[], None] = lambda: None,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`identity` is the checkpoint's. `make_encoder` takes seconds, so it is called at the first unknown clip.
         `prepare_thread` is called first on the encoder's thread (to choose a CUDA stream)."""
@@ -97,7 +91,11 @@ class Voices:
         self._lookups = ThreadPoolExecutor(1, thread_name_prefix="voice-lookup")
         self._encodings = ThreadPoolExecutor(1, thread_name_prefix="voice-encoder", initializer=prepare_thread)
         self._report: Report = lambda _line: None
-        self.counts = Counts()
+        self._metrics = metrics or NoMetrics()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self.counts: Counter[VoiceSource] = Counter()
+        """How many voices came from where since the start; guarded by the lock."""
 
     def start(self, report: Report) -> None:
         """Brings all stored voices into memory, as far as they fit. A voice that cannot be read is reported, a store
@@ -120,9 +118,9 @@ class Voices:
         if clip is not None:
             self._guard(done, partial(self._resolve_clip, clip, done))
         elif request.voice == DEFAULT and self._built_in is not None:
-            done(Found(self._built_in, "memory"))
+            self._remembered(self._built_in, done)
         elif self._store.failing and (voice := self._last_seen(request.voice)) is not None:
-            done(Found(voice, "memory"))
+            self._remembered(voice, done)
             self._lookups.submit(self._look_again, request.voice)
         else:
             self._lookups.submit(self._guard, done, partial(self._find, request.voice, done))
@@ -154,11 +152,11 @@ class Voices:
             voice = self._last_seen(name)
             if voice is None:
                 raise
-            done(Found(voice, "memory"))
+            self._remembered(voice, done)
             return
         voice = self._cache.get(entry.content_hash)
         if voice is not None:
-            done(Found(voice, "memory"))
+            self._remembered(voice, done)
             if not entry.prepared:  # it was first heard as an inline clip
                 self._encodings.submit(self._write_back, voice)
         elif not entry.prepared or not self._from_store(entry.content_hash, done):
@@ -192,7 +190,7 @@ class Voices:
     def _from_memory(self, key: str, done: Done) -> bool:
         voice = self._cache.get(key)
         if voice is not None:
-            done(Found(voice, "memory"))
+            self._remembered(voice, done)
         return voice is not None
 
     def _from_store(self, key: str, done: Done) -> bool:
@@ -210,7 +208,7 @@ class Voices:
         except (SafetensorError, KeyError) as error:
             self._report(f"what the store has of the clip {key} is damaged and computed anew: {error}")
             return None
-        self.counts.loaded += 1
+        self._count("store")
         self._cache.put(voice)
         return voice
 
@@ -227,7 +225,7 @@ class Voices:
         if self._encoder is None:
             self._encoder = self._make_encoder()
         voice = Voice(clip.content_hash, self._encoder.encode(samples, rate))
-        self.counts.encoded += 1
+        self._count("encoded")
         self._cache.put(voice)
         if keep:
             self._write_back(voice)
@@ -240,7 +238,7 @@ class Voices:
             self._report(f"a voice could not be written back: {error}")
 
     def _preload(self) -> None:
-        began = shown = time.monotonic()
+        began = shown = self._clock()
         try:
             names = self._store.hashes()
             for number, (name, key) in enumerate(names.items(), start=1):
@@ -248,16 +246,16 @@ class Voices:
                 if self._cache.full:
                     self._report(f"voices: memory holds {len(self._cache)} of {len(names)}; the others load at use")
                     break
-                if time.monotonic() - shown > _PROGRESS_SECONDS:
-                    shown = time.monotonic()
+                if self._clock() - shown > _PROGRESS_SECONDS:
+                    shown = self._clock()
                     self._report(f"voices: {number} of {len(names)}")
         except Unavailable as error:
             self._report(f"voices: {error}; requests for stored voices get 503 until it is back")
             return
-        seconds = time.monotonic() - began
+        seconds = self._clock() - began
         self._report(
-            f"voices: {len(self._cache)} ready in {seconds:.1f} s, {self.counts.loaded} from the store, "
-            f"{self.counts.encoded} computed, {self._cache.bytes / 1e6:.1f} MB"
+            f"voices: {len(self._cache)} ready in {seconds:.1f} s, {self.counts['store']} from the store, "
+            f"{self.counts['encoded']} computed, {self._cache.bytes / 1e6:.1f} MB"
         )
 
     def _preload_one(self, name: str, key: str) -> None:
@@ -271,6 +269,15 @@ class Voices:
             self._report(f"voice {name!r} is left out: {type(error).__name__}: {error}")
 
     # Any thread
+
+    def _remembered(self, voice: Voice, done: Done) -> None:
+        self._count("memory")
+        done(Found(voice, "memory"))
+
+    def _count(self, source: VoiceSource) -> None:
+        with self._lock:
+            self.counts[source] += 1
+        self._metrics.voiced(source)
 
     def _guard(self, done: Done, body: Callable[[], None]) -> None:
         """Runs a stage; what goes wrong is the answer to this request only."""

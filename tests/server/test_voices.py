@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ from chatterbox_client import (
 )
 from chatterbox_client.cli import app
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
+from chatterbox_engine.metrics import VOICE_SOURCES, VOICES
+from loadtest.pages import Pages
 from tests.clips import BAD_CLIPS, encoded, tone
 from tests.postgres import Postgres, sql
 from tests.server.conftest import Spoken
@@ -56,6 +59,17 @@ def client_of(server: TritonServer, protocol: Any = "grpc") -> Client:
     return Client(server.http_url if protocol == "http" else server.grpc_url, protocol)
 
 
+def sources(server: TritonServer, voices: int = 0) -> dict[str, int]:
+    """Where voices came from since the start, as the metrics page tells once it has so many of them."""
+    deadline = time.monotonic() + 20
+    while True:
+        page = Pages.read(server.http_url, server.metrics_url)
+        found = {source: int(page.total(VOICES[0], source=source)) for source in VOICE_SOURCES}
+        if sum(found.values()) >= voices or time.monotonic() > deadline:
+            return found
+        time.sleep(0.2)  # the page changes once a second
+
+
 @pytest.fixture(scope="module")
 def voices_server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     with start(tiny_path, tmp_path_factory.mktemp("voices")) as server:
@@ -74,9 +88,13 @@ def test_requests_with_many_voices_at_once_each_equal_the_same_request_alone(voi
         with client_of(voices_server, ("http", "grpc")[number // 16]) as it:
             return it.speak(LINE, seed=number, max_seconds=1.0, **voice)
 
+    before = sources(voices_server)
     with ThreadPoolExecutor(32) as pool:
         together = list(pool.map(speak, range(32)))
-    assert [audio.stats["voice_from"] for audio in together].count("encoded") == 16
+    after = sources(voices_server, sum(before.values()) + 32)
+    assert {name: after[name] - before[name] for name in after} == {"encoded": 16, "memory": 16, "store": 0}
+    encoded_for = [number for number, audio in enumerate(together) if audio.stats["voice_from"] == "encoded"]
+    assert sorted(number % 16 for number in encoded_for) == list(range(16)), "each clip once, of two requests"
     for number, audio in enumerate(together):
         alone = speak(number)
         assert alone.stats["voice_from"] == "memory"
@@ -230,6 +248,7 @@ def test_after_a_restart_and_an_outage_of_the_database(tiny_path: Path, tmp_path
     with start(tiny_path, tmp_path, store=store) as server, client_of(server) as client:
         after = client.speak(LINE, voice="anna", seed=1, max_seconds=1.0)
         assert after.stats["voice_from"] == "memory"
+        assert sources(server, 2) == {"encoded": 0, "store": 1, "memory": 1}
         np.testing.assert_array_equal(before.samples, after.samples)
         sql(store, "INSERT INTO tts_voices (voice_id, audio_data) VALUES ('seed', :audio)", audio=clip)
         postgres.stop()

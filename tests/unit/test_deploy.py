@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from chatterbox_engine.config import Config
-from chatterbox_engine.metrics import COUNTERS, ERROR_KINDS, ERRORS, GAUGES, HISTOGRAMS, INFO, MEMORY
+from chatterbox_engine.metrics import COUNTERS, ERROR_KINDS, ERRORS, GAUGES, HISTOGRAMS, INFO, MEMORY, VOICES
 from deploy import check
 from deploy.monitoring import dashboard
 
@@ -24,7 +24,15 @@ RULES = yaml.safe_load((DEPLOY / "monitoring" / "rules.yml").read_text())["group
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 
 HISTOGRAM_SERIES = {f"{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "sum", "count")}
-SERIES = {*COUNTERS, *HISTOGRAM_SERIES, *(name for name, _ in GAUGES.values()), ERRORS[0], MEMORY[0], INFO[0]}
+SERIES = {
+    *COUNTERS,
+    *HISTOGRAM_SERIES,
+    *(name for name, _ in GAUGES.values()),
+    ERRORS[0],
+    VOICES[0],
+    MEMORY[0],
+    INFO[0],
+}
 RECORDED = {rule["record"] for group in RULES for rule in group["rules"] if "record" in rule}
 EXPRESSIONS = [
     *(query for panel in dashboard.PANELS for _, query in panel.queries),
@@ -47,7 +55,15 @@ def test_every_query_asks_for_series_that_the_server_has(expression: str) -> Non
 
 def test_the_dashboard_shows_every_family() -> None:
     shown = " ".join(EXPRESSIONS)
-    families = {*COUNTERS, *HISTOGRAMS, *(name for name, _ in GAUGES.values()), ERRORS[0], MEMORY[0], INFO[0]}
+    families = {
+        *COUNTERS,
+        *HISTOGRAMS,
+        *(name for name, _ in GAUGES.values()),
+        ERRORS[0],
+        VOICES[0],
+        MEMORY[0],
+        INFO[0],
+    }
     assert {name for name in families if name not in shown} == set()
 
 

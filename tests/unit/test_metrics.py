@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chatterbox_engine.errors import Cancelled, EngineFailed, InvalidRequest, Overloaded
-from chatterbox_engine.metrics import COUNTERS, GAUGES, HISTOGRAMS, Status, TritonMetrics
+from chatterbox_engine.metrics import COUNTERS, GAUGES, HISTOGRAMS, VOICES, Status, TritonMetrics, VoiceSource
 from tests.unit.engine_fakes import WAIT, FakeEngine
 
 STATS = {"audio_seconds": 2.0, "tokens": 50, "segments": 2, "ttfa_ms": 300.0, "total_ms": 500.0, "queue_ms": 20.0}
@@ -120,6 +120,16 @@ def test_errors_are_counted_by_kind_and_cancellations_by_themselves(metrics: Tri
     assert "chatterbox_errors_total|kind=EngineFailed" in page.values
 
 
+def test_voices_are_counted_by_where_they_came_from(metrics: TritonMetrics, page: Page) -> None:
+    metrics.voiced("encoded")
+    for _ in range(2):
+        metrics.voiced("memory")
+    metrics.publish()
+    assert page["chatterbox_voices_total|source=encoded"] == 1
+    assert page["chatterbox_voices_total|source=memory"] == 2
+    assert "chatterbox_voices_total|source=store" in page.values
+
+
 def test_gauges_are_set_only_when_they_change(metrics: TritonMetrics, page: Page) -> None:
     metrics.publish()
     before = page.calls
@@ -149,7 +159,7 @@ def test_it_publishes_by_itself(metrics: TritonMetrics, page: Page) -> None:
 
 
 def test_names_and_units_follow_prometheus_conventions() -> None:
-    for name in COUNTERS:
+    for name in (*COUNTERS, VOICES[0]):
         assert re.fullmatch(r"chatterbox_[a-z0-9_]+_total", name)
     for name in (*HISTOGRAMS, *(name for name, _ in GAUGES.values())):
         assert re.fullmatch(r"chatterbox_[a-z0-9_]+", name)
@@ -165,7 +175,11 @@ class Told:
         self.steps: list[int] = []
         self.batches: list[int] = []
         self.answers: list[Any] = []
+        self.sources: list[VoiceSource] = []
         self.errors: list[str] = []
+
+    def voiced(self, source: VoiceSource) -> None:
+        self.sources.append(source)
 
     def stepped(self, seconds: float, utterances: int) -> None:
         assert seconds >= 0

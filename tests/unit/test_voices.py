@@ -13,6 +13,7 @@ import torch
 from chatterbox_engine.clips import ClipLimits
 from chatterbox_engine.conditionals import from_bytes, to_bytes
 from chatterbox_engine.errors import EngineFailed, InvalidRequest, NotFound, Unavailable
+from chatterbox_engine.metrics import NoMetrics, VoiceSource
 from chatterbox_engine.types import Conditionals, S3GenConditionals, SynthesisRequest, T3Conditionals
 from chatterbox_engine.voice_cache import Voice, VoiceCache
 from chatterbox_engine.voice_store import VoiceStore, content_hash
@@ -41,6 +42,8 @@ class FakeEncoder:
         self.gate = threading.Event()
         self.gate.set()
         self.error: Exception | None = None
+        self.seconds = 0.0
+        """The time on its clock, of which every clip takes one second."""
 
     def __call__(self) -> FakeEncoder:
         self.made += 1
@@ -50,7 +53,18 @@ class FakeEncoder:
         assert self.gate.wait(WAIT)
         if self.error is not None:
             raise self.error
+        self.seconds += 1
         return conditionals(float(abs(audio).sum()))
+
+
+class Told(NoMetrics):
+    """Remembers what voices tell."""
+
+    def __init__(self) -> None:
+        self.sources: list[VoiceSource] = []
+
+    def voiced(self, source: VoiceSource) -> None:
+        self.sources.append(source)
 
 
 class Desk:
@@ -59,6 +73,7 @@ class Desk:
     def __init__(self, store: str, *, cache_bytes: int = 1 << 20, built_in: bool = True) -> None:
         self.encoder = FakeEncoder()
         self.lines: list[str] = []
+        self.told = Told()
         self.store = VoiceStore(store)
         self.voices = Voices(
             built_in=conditionals(0.0) if built_in else None,
@@ -67,6 +82,8 @@ class Desk:
             make_encoder=self.encoder,
             limits=ClipLimits(),
             cache_bytes=cache_bytes,
+            metrics=self.told,
+            clock=lambda: self.encoder.seconds,
         )
 
     def start(self) -> Desk:
@@ -88,7 +105,7 @@ class Desk:
 
     @property
     def counts(self) -> tuple[int, int]:
-        return self.voices.counts.encoded, self.voices.counts.loaded
+        return self.voices.counts["encoded"], self.voices.counts["store"]
 
 
 @pytest.fixture
@@ -151,6 +168,28 @@ def test_starting_computes_what_nobody_has_and_tells_what_it_did(desk: Desk, ope
     assert all(started.source(f"voice{number}") == "memory" for number in range(12))
 
 
+def test_pre_loading_many_voices_tells_every_few_seconds_how_far_it_is(
+    desk: Desk, open_desk: Callable[..., Desk]
+) -> None:
+    for number in range(40):
+        desk.store.add(f"voice{number}", encoded(tone(0.5, rate=8000, pitch=100 + number), 8000))
+    computed = open_desk().start().lines
+    assert computed[:-1] == [f"voices: {number} of 40" for number in range(6, 40, 6)]
+    assert computed[-1].startswith("voices: 40 ready in 40.0 s, 0 from the store, 40 computed")
+    (loaded,) = open_desk().start().lines
+    assert loaded.startswith("voices: 40 ready in 0.0 s, 40 from the store, 0 computed")
+
+
+def test_the_metrics_are_told_where_every_voice_came_from(desk: Desk, open_desk: Callable[..., Desk]) -> None:
+    desk.store.add("anna", ANNA)
+    for options in ({"voice": "anna"}, {"voice": "anna"}, {"clip": ANNA}, {"clip": BERTA}, {"voice": "default"}):
+        desk.ask(**options)
+    assert desk.told.sources == ["encoded", "memory", "memory", "encoded", "memory"]
+    restarted = open_desk().start()
+    restarted.ask("anna")
+    assert restarted.told.sources == ["store", "memory"]
+
+
 def test_many_requests_for_a_new_clip_wait_for_one_computation(desk: Desk) -> None:
     desk.encoder.gate.clear()
     waiting = [desk.ask_later(clip=ANNA) for _ in range(8)]
@@ -207,7 +246,7 @@ def test_memory_is_bounded_and_keeps_what_was_used_last(desk: Desk, open_desk: C
     assert any("memory holds 3 of 5" in line for line in small.lines)
     assert [small.source(f"voice{number}") for number in (0, 1, 2, 0, 4, 0)].count("memory") >= 2
     assert len(small.voices._cache) == 3
-    assert small.voices.counts.encoded == 0
+    assert small.voices.counts["encoded"] == 0
 
 
 def test_the_cache_counts_bytes_and_drops_the_least_recently_used() -> None:

@@ -1,0 +1,206 @@
+"""Voices: what computing one from its clip costs and where the time goes, and how fast stored ones are there.
+
+Both sides run upstream's encoders with the same random weights; upstream reads its clip from a file.
+"""
+
+from __future__ import annotations
+
+import queue
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.report import Report, Row, say, seconds, synchronize
+from bench.t3 import full_size_checkpoint
+from chatterbox_engine.clips import ClipLimits, read_clip
+from chatterbox_engine.conditionals import to_bytes
+from chatterbox_engine.reference import ReferenceEncoder
+from chatterbox_engine.types import Conditionals, SynthesisRequest
+from chatterbox_engine.voice_store import VoiceStore, content_hash
+from chatterbox_engine.voices import PREPARATION, Found, Voices
+from tests.clips import encoded, tone
+from tests.fidelity import upstream
+from tests.postgres import Postgres, find_binaries
+
+RATE = 44_100
+SECONDS = (6.0, 10.0, 30.0)
+BATCHES = (1, 2, 4, 8)
+STORED, NEW = 200, 10
+LOOK_UPS = 200
+IDENTITY = "bench"
+
+
+def main() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoint = full_size_checkpoint()
+    theirs, encoder = upstream.tts(checkpoint, t3_module=False), ReferenceEncoder(checkpoint, device)
+    theirs.device = str(device)
+    theirs.s3gen.to(device)
+    theirs.ve.to(device)
+    report = Report("voices")
+    compute(report, encoder, theirs)
+    batches(report, encoder, device)
+    with tempfile.TemporaryDirectory() as folder, databases(Path(folder)) as urls:
+        for name, url in urls.items():
+            stored(report, name, url, encoder)
+    report.write(draw)
+
+
+def compute(report: Report, encoder: ReferenceEncoder, theirs: Any) -> None:
+    """One clip after the other, and how much of that is outside of the networks."""
+    for length in SECONDS:
+        clip = encoded(tone(length, RATE), RATE)
+        with tempfile.NamedTemporaryFile(suffix=".wav") as file, network_seconds(encoder) as inside:
+            Path(file.name).write_bytes(clip)
+            ours = seconds(lambda clip=clip: encode(encoder, clip))  # type: ignore[misc]
+            inside.clear()
+            began = time.perf_counter()
+            encode(encoder, clip)
+            outside = time.perf_counter() - began - sum(inside)
+            upstreams = seconds(lambda name=file.name: prepare(theirs, name))  # type: ignore[misc]
+        report.add(
+            f"a clip of {length:g} s",
+            ours=1 / ours,
+            upstream=1 / upstreams,
+            unit="clips/s",
+            ms=1000 * ours,
+            outside_networks_ms=1000 * outside,
+        )
+
+
+def encode(encoder: ReferenceEncoder, clip: bytes) -> Conditionals:
+    return encoder.encode(*read_clip(clip, ClipLimits()))
+
+
+@torch.no_grad()
+def prepare(theirs: Any, path: str) -> None:
+    theirs.prepare_conditionals(path)
+
+
+@contextmanager
+def network_seconds(encoder: ReferenceEncoder) -> Iterator[list[float]]:
+    """Collects the wall time of every pass through a network: all else is resampling, features and copies."""
+    taken: list[float] = []
+    began = 0.0
+
+    def before(*_: object) -> None:
+        nonlocal began
+        synchronize()
+        began = time.perf_counter()
+
+    def after(*_: object) -> None:
+        synchronize()
+        taken.append(time.perf_counter() - began)
+
+    speaker = encoder._speaker
+    networks = (encoder._tokenizer.encoder, encoder._voice.lstm, speaker.head, speaker.xvector)
+    hooks = [
+        hook for it in networks for hook in (it.register_forward_pre_hook(before), it.register_forward_hook(after))
+    ]
+    yield taken
+    for hook in hooks:
+        hook.remove()
+
+
+@torch.no_grad()
+def batches(report: Report, encoder: ReferenceEncoder, device: torch.device) -> None:
+    """Each network with the input of a 10 s clip, several at once: what encoding in batches could gain."""
+    frames = {  # of the mels of 10 s: the tokenizer's, the x-vector's, and the voice encoder's partials of 1.6 s
+        "tokenizer": (
+            lambda x: encoder._tokenizer.quantize(x, torch.full((len(x),), 1000, device=device)),
+            (128, 1000),
+        ),
+        "x-vector": (encoder._speaker.forward, (998, 80)),
+        "voice encoder": (lambda x: encoder._voice(x.flatten(0, 1)), (12, 160, 40)),
+    }
+    for name, (network, shape) in frames.items():
+        alone = 0.0
+        for batch in BATCHES:
+            rows = torch.rand(batch, *shape, device=device)
+            each = seconds(lambda rows=rows, network=network: network(rows)) / batch  # type: ignore[misc]
+            alone = alone or each
+            report.add(
+                f"{name}, {batch} at once",
+                ours=1 / each,
+                upstream=None,
+                unit="clips/s",
+                ms=1000 * each,
+                of_one_alone=alone / each,
+            )
+
+
+@contextmanager
+def databases(folder: Path) -> Iterator[dict[str, str]]:
+    """SQLite, and PostgreSQL where it is installed."""
+    urls = {"SQLite": str(folder / "voices.sqlite")}
+    binaries = find_binaries()
+    if binaries is None:
+        say("bench: no PostgreSQL is installed")
+        yield urls
+        return
+    server = Postgres(binaries)
+    server.start()
+    try:
+        yield urls | {"PostgreSQL": server.url}
+    finally:
+        server.stop()
+        server.remove()
+
+
+def stored(report: Report, name: str, url: str, encoder: ReferenceEncoder) -> None:
+    """Starts with many voices that are computed, and with some that nobody has computed yet, and looks names up."""
+    clips = [encoded(tone(10.0, pitch=90 + number)) for number in range(STORED + NEW)]
+    computed = to_bytes(encode(encoder, clips[0]))
+    store = VoiceStore(url)
+    for number, clip in enumerate(clips[:STORED]):
+        store.add(f"voice{number}", clip)
+        store.put_conditionals(content_hash(clip), f"{IDENTITY}/{PREPARATION}", computed)
+    voices, took = started(url, encoder)
+    report.add(f"{STORED} computed voices, {name}", ours=STORED / took, upstream=None, unit="voices/s", ms=1000 * took)
+    look_ups = seconds(lambda: [look_up(voices, f"voice{number % STORED}") for number in range(LOOK_UPS)])
+    voices.close()
+    report.add(f"a look-up, {name}", ours=LOOK_UPS / look_ups, upstream=None, unit="1/s", ms=1000 * look_ups / LOOK_UPS)
+    for number in range(STORED):
+        store.delete(f"voice{number}")
+    for number, clip in enumerate(clips[STORED:]):
+        store.add(f"new{number}", clip)
+    store.close()
+    voices, took = started(url, encoder)
+    voices.close()
+    report.add(f"{NEW} new voices, {name}", ours=NEW / took, upstream=None, unit="voices/s", ms=1000 * took)
+
+
+def started(url: str, encoder: ReferenceEncoder) -> tuple[Voices, float]:
+    voices = Voices(
+        built_in=None,
+        identity=IDENTITY,
+        store=VoiceStore(url),
+        make_encoder=lambda: encoder,
+        limits=ClipLimits(),
+        cache_bytes=512 << 20,
+    )
+    began = time.perf_counter()
+    voices.start(say)
+    return voices, time.perf_counter() - began
+
+
+def look_up(voices: Voices, name: str) -> None:
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    voices.resolve(SynthesisRequest("Hello.", 1, voice=name), answers.put)
+    answer = answers.get()
+    assert isinstance(answer, Found), answer
+
+
+def draw(axes: Any, rows: Sequence[Row]) -> None:
+    """What batches gain."""
+    for network in ("tokenizer", "x-vector", "voice encoder"):
+        gains = [row["of_one_alone"] for row in rows if row["case"].startswith(f"{network},")]
+        axes.plot(BATCHES, gains, "o-", label=network)
+    axes.set_xlabel("clips at once")
+    axes.set_ylabel("clips a second, of one alone")
+    axes.legend()
