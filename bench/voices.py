@@ -1,25 +1,35 @@
-"""Voices: what computing one from its clip costs and where the time goes, and how fast stored ones are there.
+"""Voices: what computing one from its clip costs, where the time goes and what it takes from decoding, and how fast
+stored ones are there.
 
-Both sides run upstream's encoders with the same random weights; upstream reads its clip from a file.
+On a CPU with the threads that the server gives a network, half of the cores. Both sides run upstream's encoders with the
+same random weights; upstream reads its clip from a file.
 """
 
 from __future__ import annotations
 
 import queue
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.report import Report, Row, say, seconds, synchronize
-from bench.t3 import full_size_checkpoint
+from bench.t3 import full_size_checkpoint, make_runner, step_seconds
+from chatterbox_engine.assemble import choose_dtype, share_of_cores
+from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.clips import ClipLimits, read_clip
 from chatterbox_engine.conditionals import to_bytes
+from chatterbox_engine.config import Config
+from chatterbox_engine.graphs import own_stream
 from chatterbox_engine.reference import ReferenceEncoder
+from chatterbox_engine.t3 import T3
 from chatterbox_engine.types import Conditionals, SynthesisRequest
 from chatterbox_engine.voice_store import VoiceStore, content_hash
 from chatterbox_engine.voices import PREPARATION, Found, Voices
@@ -32,11 +42,14 @@ SECONDS = (6.0, 10.0, 30.0)
 BATCHES = (1, 2, 4, 8)
 STORED, NEW = 200, 10
 LOOK_UPS = 200
+UTTERANCES, STEPS = 4, 100
 IDENTITY = "bench"
 
 
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(share_of_cores(Config()))
     checkpoint = full_size_checkpoint()
     theirs, encoder = upstream.tts(checkpoint, t3_module=False), ReferenceEncoder(checkpoint, device)
     theirs.device = str(device)
@@ -45,6 +58,7 @@ def main() -> None:
     report = Report("voices")
     compute(report, encoder, theirs)
     batches(report, encoder, device)
+    beside_decoding(report, encoder, checkpoint, device)
     with tempfile.TemporaryDirectory() as folder, databases(Path(folder)) as urls:
         for name, url in urls.items():
             stored(report, name, url, encoder)
@@ -130,8 +144,34 @@ def batches(report: Report, encoder: ReferenceEncoder, device: torch.device) -> 
                 upstream=None,
                 unit="clips/s",
                 ms=1000 * each,
-                of_one_alone=alone / each,
+                of_alone=alone / each,
             )
+
+
+def beside_decoding(report: Report, encoder: ReferenceEncoder, checkpoint: Checkpoint, device: torch.device) -> None:
+    """T3's steps alone, and while the encoders work on a thread of their own as in the server."""
+    dtype = choose_dtype("auto", device, say)
+    model = T3.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
+    model.pack()
+    runner = make_runner(model, UTTERANCES)
+    clip = encoded(tone(10.0, RATE), RATE)
+    alone, _ = step_seconds(runner, checkpoint, UTTERANCES, STEPS)
+    ended = threading.Event()
+
+    def encode_on() -> int:
+        count = 0
+        while not ended.is_set():
+            encode(encoder, clip)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(1, initializer=partial(own_stream, device)) as pool:
+        encodings = pool.submit(encode_on)
+        beside, _ = step_seconds(runner, checkpoint, UTTERANCES, STEPS)
+        ended.set()
+        say(f"voices: {encodings.result()} clips encoded meanwhile")
+    for case, took in ((f"T3, {UTTERANCES} utterances", alone), ("the same while clips are encoded", beside)):
+        report.add(case, ours=UTTERANCES / took, upstream=None, unit="tokens/s", ms=1000 * took, of_alone=alone / took)
 
 
 @contextmanager
@@ -199,7 +239,7 @@ def look_up(voices: Voices, name: str) -> None:
 def draw(axes: Any, rows: Sequence[Row]) -> None:
     """What batches gain."""
     for network in ("tokenizer", "x-vector", "voice encoder"):
-        gains = [row["of_one_alone"] for row in rows if row["case"].startswith(f"{network},")]
+        gains = [row["of_alone"] for row in rows if row["case"].startswith(f"{network},")]
         axes.plot(BATCHES, gains, "o-", label=network)
     axes.set_xlabel("clips at once")
     axes.set_ylabel("clips a second, of one alone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.clips import ClipLimits, read_clip
 from chatterbox_engine.conditionals import from_bytes, to_bytes
+from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.reference import ReferenceEncoder
+from chatterbox_engine.types import Conditionals
 from tests.clips import encoded, tone
 from tests.conftest import CheckpointOf
 from tests.fidelity import upstream
@@ -27,36 +31,55 @@ CHECKPOINTS = {"tiny": upstream.tts, "tiny-turbo": upstream.turbo, "full": upstr
 
 
 def cases() -> Iterator[Any]:
-    """All of them, half of the tiny English checkpoint's without the mark `full`: every length at every rate there,
-    every other one in stereo."""
-    for name in CHECKPOINTS:
-        every = itertools.product(enumerate(LENGTHS), enumerate(RATES), (1, 2))
-        for (row, seconds), (column, rate), channels in every:
-            short = name == "tiny" and (row + column + channels) % 2 == 0
-            if name != "tiny-turbo" or seconds > 5:  # it refuses shorter ones (test_reference.py)
-                yield pytest.param(name, seconds, rate, channels, marks=() if short else pytest.mark.full)
+    """Every length at every rate, every other one of them in stereo; what is the other way round is marked `full`."""
+    for (row, seconds), (column, rate) in itertools.product(enumerate(LENGTHS), enumerate(RATES)):
+        channels = 1 + (row + column) % 2
+        yield seconds, rate, channels
+        yield pytest.param(seconds, rate, 3 - channels, marks=pytest.mark.full)
 
 
-@pytest.fixture(scope="module")
-def both(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> tuple[ReferenceEncoder, Any]:
-    """Our encoder and upstream's whole class with one checkpoint."""
+@dataclass(frozen=True)
+class Both:
+    """Our encoder and upstream's class, with one checkpoint."""
+
+    checkpoint: Checkpoint
+    encoder: ReferenceEncoder
+    tts: Any
+
+    def ours(self, clip: bytes) -> Conditionals:
+        return from_bytes(to_bytes(self.encoder.encode(*read_clip(clip, ClipLimits()))))
+
+    @torch.no_grad()
+    def theirs(self, clip: bytes, folder: Path) -> Any:
+        (folder / "clip.wav").write_bytes(clip)
+        self.tts.prepare_conditionals(str(folder / "clip.wav"))
+        return self.tts.conds
+
+
+@pytest.fixture(
+    scope="module", params=["tiny", *(pytest.param(name, marks=pytest.mark.full) for name in ("tiny-turbo", "full"))]
+)
+def both(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Both:
     checkpoint = checkpoint_of(request.param)
-    return ReferenceEncoder(checkpoint, "cpu"), CHECKPOINTS[request.param](checkpoint, t3_module=False)
+    tts = CHECKPOINTS[request.param](checkpoint, t3_module=False)
+    return Both(checkpoint, ReferenceEncoder(checkpoint, "cpu"), tts)
 
 
-@pytest.mark.parametrize(("both", "seconds", "rate", "channels"), list(cases()), indirect=["both"])
+@pytest.mark.parametrize(("seconds", "rate", "channels"), list(cases()))
 def test_a_clip_is_heard_as_upstream_hears_it(
-    both: tuple[ReferenceEncoder, Any], seconds: float, rate: int, channels: int, tmp_path: Path
+    seconds: float, rate: int, channels: int, both: Both, tmp_path: Path
 ) -> None:
-    encoder, tts = both
     samples = tone(seconds, rate, channels=channels)
     samples[:, -1] += 0.01 * np.random.default_rng(0).standard_normal(len(samples)).astype(np.float32)
     clip = encoded(samples, rate)
-    ours = from_bytes(to_bytes(encoder.encode(*read_clip(clip, ClipLimits()))))
-    (tmp_path / "clip.wav").write_bytes(clip)
-    with torch.no_grad():
-        tts.prepare_conditionals(str(tmp_path / "clip.wav"))
-    t3, gen = tts.conds.t3, tts.conds.gen
+    if seconds < both.checkpoint.family.reference.min_seconds:
+        with pytest.raises(InvalidRequest, match="at least"):
+            both.ours(clip)
+        with pytest.raises(AssertionError, match="longer than 5 seconds"):
+            both.theirs(clip, tmp_path)
+        return
+    ours, theirs = both.ours(clip), both.theirs(clip, tmp_path)
+    t3, gen = theirs.t3, theirs.gen
     assert torch.equal(ours.t3.prompt_tokens, t3.cond_prompt_speech_tokens[0])
     assert torch.equal(ours.s3gen.prompt_tokens, gen["prompt_token"][0])
     frames = 2 * len(ours.s3gen.prompt_tokens)  # upstream keeps an odd last frame
