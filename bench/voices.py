@@ -1,8 +1,8 @@
 """Voices: what computing one from its clip costs, where the time goes and what it takes from decoding, and how fast
 stored ones are there.
 
-On a CPU with the threads that the server gives a network, half of the cores. Both sides run upstream's encoders with the
-same random weights; upstream reads its clip from a file.
+On a CPU with the threads that the server gives a network, half of the cores. Both sides run upstream's encoders with
+the same random weights; upstream reads its clip from a file.
 """
 
 from __future__ import annotations

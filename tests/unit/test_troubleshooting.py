@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from chatterbox_engine.config import Config
-from chatterbox_engine.metrics import COUNTERS, ERROR_KINDS, ERRORS, GAUGES, HISTOGRAMS, INFO, MEMORY
+from chatterbox_engine.metrics import COUNTERS, ERROR_KINDS, ERRORS, GAUGES, HISTOGRAMS, INFO, MEMORY, VOICES
 from loadtest.scenarios import SCENARIOS
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +23,16 @@ def test_its_settings_exist_and_take_the_values_it_gives() -> None:
 
 
 def test_its_metrics_exist() -> None:
-    families = {*COUNTERS, *HISTOGRAMS, *(name for name, _ in GAUGES.values()), ERRORS[0], MEMORY[0], INFO[0]}
-    named = set(re.findall(r"`(chatterbox_[a-z0-9_]+)`", PAGE))
+    families = {
+        *COUNTERS,
+        *HISTOGRAMS,
+        *(name for name, _ in GAUGES.values()),
+        ERRORS[0],
+        VOICES[0],
+        MEMORY[0],
+        INFO[0],
+    }
+    named = set(re.findall(r"`(chatterbox_[a-z0-9_]+)(?:\{[^`]*\})?`", PAGE))
     assert len(named) >= 4
     assert named <= families
     kinds = set(re.findall(r"\| `([A-Z]\w+)` \|", PAGE))
