@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import Extent, KVCache
 from chatterbox_engine.runner import Prompt, Runner
@@ -110,7 +111,7 @@ def our_tokens(pair: Pair, text: Tensor, params: SamplingParams, uniforms: Tenso
     model = pair.ours
     cache = KVCache(model.dims, 6 * EXTENT, device=CPU, dtype=torch.float32)
     runner = Runner(model, cache, 3, graphs=Graphs(CPU, enabled=False))
-    rows = (Extent(2 * EXTENT, EXTENT), Extent(EXTENT, EXTENT))[: 2 if params.cfg_weight > 0 else 1]
+    rows = (Extent(2 * EXTENT, EXTENT), Extent(EXTENT, EXTENT))[: 2 if params.cfg_weight else 1]
     prefix = model.conditioning(pair.voice.t3, params.exaggeration)
     prompt = Prompt(1, rows, prefix, text, params, uniforms)
     tokens = runner.prefill([prompt]).read()
@@ -153,6 +154,56 @@ def test_greedy_tokens_are_upstreams(pair: Pair, monkeypatch: pytest.MonkeyPatch
     ours = our_tokens(pair, text, params, torch.zeros(61))
     assert ours == upstream_tokens(pair, monkeypatch, text, params, None)
     assert len(ours) > 1
+
+
+class NoPositions(T3):
+    """Speech without its positions."""
+
+    def decode(self, token: Tensor, speech_position: Tensor, start: Tensor, position: Tensor, cache: KVCache) -> Tensor:
+        return super().decode(token, torch.zeros_like(speech_position), start, position, cache)
+
+
+class LatePositions(T3):
+    """Every token one position too late in the sequence of RoPE and in the cache."""
+
+    def decode(self, token: Tensor, speech_position: Tensor, start: Tensor, position: Tensor, cache: KVCache) -> Tensor:
+        return super().decode(token, speech_position, start, position + 1, cache)
+
+
+class OneBosDims(LlamaDims):
+    bos = 1
+
+
+class OneBos(T3):
+    """A prompt with one BOS instead of two."""
+
+    def __init__(self, dims: LlamaDims) -> None:
+        super().__init__(OneBosDims(**vars(dims)))
+
+    def prompt(self, prefix: Tensor, text: Tensor) -> Tensor:
+        return super().prompt(prefix, text)[:, :-1]
+
+
+@pytest.mark.parametrize(
+    ("mutant", "cfg_weight"),
+    [
+        pytest.param(NoPositions, 0.5, id="no-positions"),
+        pytest.param(LatePositions, 0.5, id="late-positions"),
+        pytest.param(OneBos, 0.5, id="one-bos"),
+        pytest.param(T3, -0.5, id="guidance-of-the-wrong-sign"),
+    ],
+)
+def test_what_would_be_heard_as_wrong_words_gives_other_tokens_than_upstreams(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch, mutant: type[T3], cfg_weight: float
+) -> None:
+    """That the test above can fail."""
+    voice = tiny.conditionals()
+    assert voice is not None
+    state, dims, text = tiny.t3_state(), tiny.dims.t3, text_of(24)
+    wrong = mutant.from_state_dict(state, dims, device=CPU, dtype=torch.float32)
+    pair = Pair(wrong, upstream.t3(dims, state), voice, state)
+    expected = upstream_tokens(pair, monkeypatch, text, SamplingParams(temperature=0.0), None)
+    assert our_tokens(pair, text, SamplingParams(temperature=0.0, cfg_weight=cfg_weight), torch.zeros(61)) != expected
 
 
 COMBINATIONS = [

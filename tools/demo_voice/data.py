@@ -9,6 +9,7 @@ are kept, so an interrupted run goes on where it was.
 from __future__ import annotations
 
 import argparse
+import collections
 import subprocess
 import tempfile
 import time
@@ -27,12 +28,19 @@ from tools.demo_voice.sentences import FIXED, sentences
 from tools.demo_voice.sizes import DIMS
 
 RATE, HOP = 24_000, 480
-SPEAKERS = {"rms": 9000, "slt": 4500}
+SENTENCES = (("rms", 9000), ("slt", 4500), ("rms", 13_500))
+"""Who says how many, in the order of the grammar's draws."""
+SPEAKERS = tuple(dict.fromkeys(speaker for speaker, _ in SENTENCES))
 PITCHED = 1500
 """Sentences of each speaker whose F0 is measured: the vocoder trains on these."""
 SHARD = 250
 FIXED_SHARD = 999
 """The shard of `sentences.FIXED`."""
+
+
+def texts() -> tuple[list[str], list[str]]:
+    """What is said, and what is held out."""
+    return sentences(sum(count for _, count in SENTENCES))
 
 
 def speak(text: str, speaker: str) -> np.ndarray:
@@ -132,14 +140,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    train, held = sentences(sum(SPEAKERS.values()))
+    train, held = texts()
     (arguments.folder / "train.txt").write_text("\n".join(train) + "\n")
     (arguments.folder / "held_out.txt").write_text("\n".join(held) + "\n")
-    jobs, first = [], 0
-    for speaker, count in SPEAKERS.items():
-        texts, first = train[first : first + count], first + count
-        jobs += [(speaker, i, texts[i * SHARD : (i + 1) * SHARD]) for i in range(-(-count // SHARD))]
-        jobs.append((speaker, FIXED_SHARD, list(FIXED)))  # whoever said them above, everybody says them
+    # whoever says the fixed ones below, everybody says them
+    jobs = [(speaker, FIXED_SHARD, list(FIXED)) for speaker in SPEAKERS]
+    shards, first = collections.Counter[str](), 0
+    for speaker, count in SENTENCES:
+        for begin in range(first, first + count, SHARD):
+            jobs.append((speaker, shards[speaker], train[begin : min(begin + SHARD, first + count)]))
+            shards[speaker] += 1
+        first += count
     jobs.sort(key=lambda job: job[1])  # the shards with F0 first
     began = time.monotonic()
     with ProcessPoolExecutor(arguments.workers) as pool:

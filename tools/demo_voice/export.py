@@ -101,24 +101,31 @@ def upstream_form(voice: Conditionals) -> dict[str, dict[str, object]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("checkpoint", type=Path)
-    arguments = parser.parse_args()
-    folder, target = arguments.folder, arguments.checkpoint
+def export_others(folder: Path, target: Path) -> None:
+    """All but T3."""
     torch.manual_seed(0)  # of the estimator's branches that are off
-    target.mkdir(parents=True, exist_ok=True)
-    model = Model()
-    model.load_state_dict(averaged(folder, "t3"))
     save_file(packed(speakers.voice_encoder()), target / FILES.voice_encoder)
-    save_file(packed(model.official()), target / FILES.t3)
     save_file(packed(s3gen_state(folder)), target / FILES.s3gen)
     shutil.copy(folder / "tokenizer.json", target)
     DIMS.save(target)
     encoder = ReferenceEncoder(Checkpoint.open(target))
     torch.save(upstream_form(encoder.encode(clip(folder, DEFAULT), 16_000)), target / FILES.conditionals)
     soundfile.write(target / f"{OTHER}.flac", clip(folder, OTHER), 16_000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--only-t3", action="store_true", help="leave the checkpoint's other files as they are")
+    arguments = parser.parse_args()
+    folder, target = arguments.folder, arguments.checkpoint
+    target.mkdir(parents=True, exist_ok=True)
+    model = Model()
+    model.load_state_dict(averaged(folder, "t3"))
+    save_file(packed(model.official()), target / FILES.t3)
+    if not arguments.only_t3:
+        export_others(folder, target)
     for path in sorted(target.iterdir()):
         print(f"export: {path.name}: {path.stat().st_size / 1e6:.2f} MB")
 

@@ -52,12 +52,10 @@ def x_vector() -> dict[str, Tensor]:
     }
 
 
-def main() -> None:
+def write(folder: Path) -> None:
+    """Writes `speakers-SPEAKER.npy`, [CLIPS, 256]: what the voice encoder makes of some of each speaker's sentences."""
     from chatterbox.models.voice_encoder import VoiceEncoder
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
     encoder = VoiceEncoder()
     encoder.load_state_dict(voice_encoder())
     encoder.eval()
@@ -74,6 +72,12 @@ def main() -> None:
     within = max(float(np.linalg.norm(rows - means[name], axis=1).mean()) for name, rows in found.items())
     between = float(np.linalg.norm(np.subtract(*means.values())))
     print(f"speakers: distance between the voices {between:.3f}, within one {within:.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    write(parser.parse_args().folder)
 
 
 if __name__ == "__main__":

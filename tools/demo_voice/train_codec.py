@@ -21,7 +21,7 @@ from chatterbox_engine.reference import s3_tokenizer
 from tests.fidelity import upstream
 from tools.demo_voice import data
 from tools.demo_voice.sizes import DIMS, LIVE_DIGITS
-from tools.demo_voice.training import Training, begin
+from tools.demo_voice.training import Training, begin, precision
 
 TOKENS = 1200
 """A batch's."""
@@ -128,7 +128,7 @@ def main() -> None:
     training = Training(codec, arguments.folder / "codec.pt", arguments.seconds, rate=1e-3, decay=0.01)
     for _ in training.steps():
         heard, wanted = batches.draw()
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision():
             digits = codec.listen(heard)
             mu = codec.speak(digits)
         error = mu - wanted

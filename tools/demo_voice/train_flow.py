@@ -22,7 +22,7 @@ from tests.fidelity import upstream
 from tools.demo_voice import data
 from tools.demo_voice.sizes import DIMS
 from tools.demo_voice.train_codec import SILENCE, trained
-from tools.demo_voice.training import Training, begin
+from tools.demo_voice.training import Training, begin, precision
 
 FRAMES = 1600
 """A batch's."""
@@ -116,7 +116,7 @@ def main() -> None:
             wanted.append(corpus.mel[at : at + window].T)
             heard.append(corpus.logmel[2 * at : 2 * (at + window)])
         target = torch.from_numpy(np.stack(wanted).astype(np.float32)).clamp(min=SILENCE)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), precision():
             mu = codec.speak(codec.listen(torch.from_numpy(np.stack(heard).astype(np.float32)))).transpose(1, 2)
         prompt = torch.zeros_like(target)
         for row in range(len(target)):

@@ -4,9 +4,9 @@
 
 The sequence is the one of inference: conditioning, text, BOS twice, speech. Sentences of one speaker are joined, as the
 server's segments hold several. Three losses: cross-entropy; the same after upstream's repetition penalty, so that
-sampling with it stays calibrated; and in the first part of the training -log of the attention near the diagonal on one
-head of two layers (guided attention, Tachibana et al., 2017, in a form whose gradient does not vanish when the head
-looks elsewhere). Some rows lose their text, for classifier-free guidance.
+sampling with it stays calibrated; and, weaker in the second half of the training, -log of the attention near the
+diagonal on one head of two layers (guided attention, Tachibana et al., 2017, in a form whose gradient does not vanish
+when the head looks elsewhere). Some rows lose their text, for classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tools.demo_voice import data
 from tools.demo_voice.sentences import FIXED
 from tools.demo_voice.sizes import DIMS, LIVE_DIGITS
 from tools.demo_voice.train_codec import all_digits
-from tools.demo_voice.training import Training
+from tools.demo_voice.training import Training, precision
 
 assert isinstance(DIMS.t3, LlamaDims)
 T3 = DIMS.t3
@@ -114,9 +114,9 @@ class Model(nn.Module):
             1,
         )
 
-    def forward(self, prefix: Tensor, x: Tensor, text: tuple[int, int] | None) -> tuple[Tensor, list[Tensor]]:
-        """Embedded sequences after the prefix, [rows, length, width], to last hidden states, and with `text`, the span
-        of keys in the whole sequence, the attention of the guided heads to it [rows, length, keys]."""
+    def forward(self, prefix: Tensor, x: Tensor, text: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
+        """Embedded sequences after the prefix, [rows, length, width], to last hidden states, and the attention of the
+        guided heads [rows, length, keys] to `text`, a span of keys in the whole sequence."""
         skip, seen = prefix.shape[1], []
         x = torch.cat([prefix, x], 1)
         length = x.shape[1]
@@ -133,7 +133,7 @@ class Model(nn.Module):
             scores = (q.to(v.dtype) @ k.to(v.dtype).transpose(2, 3)).float() * T3.head_dim**-0.5
             weights = (scores + later).softmax(-1)
             mixed = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
-            if text is not None and index in GUIDED_LAYERS:
+            if index in GUIDED_LAYERS:
                 seen.append(weights[:, GUIDED_HEAD, skip:, text[0] : text[1]])
             x = x + attention.o_proj(mixed)
             h = layer.post_attention_layernorm(x)
@@ -153,6 +153,17 @@ class Model(nn.Module):
         state["speech_head.weight"][live] = head[:LIVE].detach()
         state["speech_head.weight"][T3.stop_speech] = head[STOP].detach()
         return state
+
+    @torch.no_grad()
+    def load_official(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `official`; what the digits gave to the tables is in their rows then."""
+        self.t3.load_state_dict(state)
+        live = slice(FIRST, FIRST + LIVE)
+        embedding, head = state["speech_emb.weight"], state["speech_head.weight"]
+        self.embedding.copy_(torch.cat([embedding[live], embedding[T3.start_speech, None]]))
+        self.head.copy_(torch.cat([head[live], head[[T3.stop_speech, 0]]]))
+        self.embedding_digits.zero_()
+        self.head_digits.zero_()
 
 
 class Speaker:
@@ -276,7 +287,7 @@ def voices(rows: Rows, size: int) -> tuple[Tensor, Tensor]:
     return torch.stack(speakers), torch.from_numpy(np.stack(prompts))
 
 
-def losses(model: Model, rows: Rows, guided: bool, training: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def losses(model: Model, rows: Rows, training: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cross-entropy, the same after the repetition penalty, guided attention, accuracy."""
     batch = Batch.of(rows, MISHEARD if training else 0.0)
     count, width = len(rows), int(batch.written.max())
@@ -289,11 +300,10 @@ def losses(model: Model, rows: Rows, guided: bool, training: bool) -> tuple[Tens
     longest_prompt = T3.prompt_tokens
     speakers, prompts = voices(rows, random.randint(25, longest_prompt) if training else longest_prompt)
     emotion = torch.rand(count) * 0.8 + 0.2
-    with torch.autocast("cpu", torch.bfloat16):
+    with precision():
         prefix = model.conditioning(speakers, prompts, emotion, table)
         start = prefix.shape[1]
-        text = (start, start + width) if guided else None
-        hidden, seen = model(prefix, x + places, text)
+        hidden, seen = model(prefix, x + places, (start, start + width))
         hidden = hidden.gather(1, batch.at[..., None].expand(-1, -1, hidden.shape[2]))
         logits = F.linear(hidden, head).float()
     # the tokens that are not in use share a row of the head, and count as many
@@ -309,7 +319,7 @@ def losses(model: Model, rows: Rows, guided: bool, training: bool) -> tuple[Tens
     accuracy = (logits.argmax(-1)[real] == wanted).float().mean()
     guide = torch.zeros(())
     keep = real & ~dropped[:, None]
-    for weights in seen if keep.any() else ():
+    for weights in seen if keep.any() else []:
         mass = (weights.gather(1, batch.at[..., None].expand(-1, -1, width)) * near_diagonal(batch, width)).sum(-1)
         guide = guide - torch.log(mass + 1e-4)[keep].mean()
     return plain, after, guide, accuracy
@@ -339,6 +349,10 @@ def main() -> None:
         start_processes(train, (arguments,), arguments.workers)
 
 
+def training_of(model: Model, folder: Path, seconds: float) -> Training:
+    return Training(model, folder / "t3.pt", seconds, rate=1.5e-3, decay=0.02)
+
+
 def train(rank: int, arguments: argparse.Namespace) -> None:
     """One of the processes."""
     from chatterbox.models.tokenizers import EnTokenizer
@@ -355,17 +369,17 @@ def train(rank: int, arguments: argparse.Namespace) -> None:
     if arguments.workers > 1:
         dist.init_process_group("gloo", init_method=arguments.meeting, rank=rank, world_size=arguments.workers)
         torch.manual_seed(rank)
-    training = Training(model, folder / "t3.pt", arguments.seconds, rate=1.5e-3, decay=0.02)
+    training = training_of(model, folder, arguments.seconds)
     random.seed(f"{rank} {training.step}")
     batches = Batches(speakers, tokenizer.encode(" ")[0])
     for step in training.steps():
-        weight = 0.15 * min(1.0, max(0.0, (0.5 - training.share) / 0.2))
-        plain, after, guide, accuracy = losses(model, batches.draw(), weight > 0, True)
+        weight = 0.15 * min(1.0, max(0.2, (0.5 - training.share) / 0.2))
+        plain, after, guide, accuracy = losses(model, batches.draw(), True)
         loss = 0.6 * plain + 0.4 * after + weight * guide
         training.learn(loss, ce=plain, penalised=after, guide=guide, accuracy=accuracy)
         if step % 250 == 249 and rank == 0:
             with torch.no_grad():
-                figures = [losses(model, rows, True, False) for rows in held]
+                figures = [losses(model, rows, False) for rows in held]
             for name, (plain, after, guide, accuracy) in zip(data.SPEAKERS, figures, strict=True):
                 found = f"ce {plain:.3f} penalised {after:.3f} guide {guide:.3f} accuracy {accuracy:.3f}"
                 print(f"t3: kept aside, {name}: {found}", flush=True)

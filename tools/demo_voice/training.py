@@ -8,6 +8,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -22,6 +23,11 @@ def begin(description: str | None, seconds: float) -> argparse.Namespace:
     torch.manual_seed(0)
     random.seed(0)
     return parser.parse_args()
+
+
+def precision() -> AbstractContextManager[None]:
+    """bfloat16 for the matrix products where the processor has it; elsewhere it would be emulated, slowly."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Training:
