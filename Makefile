@@ -41,9 +41,10 @@ demo: $(VENV)/.ready ## start a server, speak one sentence over HTTP, stream one
 serve: $(VENV)/.ready ## run the server (CHECKPOINT=folder or hub id, default demo)
 	@$(BIN)/chatterbox-serve $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
-# One thread each: the tests' networks are tiny, and servers run beside them, so teams of threads would only spin.
+# One thread each: the tests' networks are tiny, and servers run beside them, so teams of threads would only spin. Two
+# processes: one often waits for a server.
 test: $(VENV)/.ready ## all tests but the full-size ones
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full" --numprocesses 2 --dist worksteal
 
 test-full: $(VENV)/.ready ## all tests
 	@$(BIN)/python -m pytest
