@@ -22,7 +22,7 @@ import torch
 
 from bench.report import Report, Row, say, seconds, synchronize
 from bench.t3 import full_size_checkpoint, make_runner, step_seconds
-from chatterbox_engine.assemble import choose_dtype, share_of_cores
+from chatterbox_engine.assemble import choose_dtype, encoder_batch, share_of_cores
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.clips import ClipLimits, read_clip
 from chatterbox_engine.conditionals import to_bytes
@@ -30,7 +30,7 @@ from chatterbox_engine.config import Config
 from chatterbox_engine.graphs import own_stream
 from chatterbox_engine.reference import ReferenceEncoder
 from chatterbox_engine.t3 import T3
-from chatterbox_engine.types import Conditionals, SynthesisRequest
+from chatterbox_engine.types import Conditionals, ReferenceClip, SynthesisRequest
 from chatterbox_engine.voice_store import VoiceStore, content_hash
 from chatterbox_engine.voices import PREPARATION, Found, Voices
 from tests.clips import encoded, tone
@@ -40,6 +40,7 @@ from tests.postgres import Postgres, find_binaries
 RATE = 44_100
 SECONDS = (6.0, 10.0, 30.0)
 BATCHES = (1, 2, 4, 8)
+TOGETHER = 10.0
 STORED, NEW = 200, 10
 LOOK_UPS = 200
 UTTERANCES, STEPS = 4, 100
@@ -57,11 +58,11 @@ def main() -> None:
     theirs.ve.to(device)
     report = Report("voices")
     compute(report, encoder, theirs)
-    batches(report, encoder, device)
+    batches(report, encoder)
     beside_decoding(report, encoder, checkpoint, device)
     with tempfile.TemporaryDirectory() as folder, databases(Path(folder)) as urls:
         for name, url in urls.items():
-            stored(report, name, url, encoder)
+            stored(report, name, url, encoder, device)
     report.write(draw)
 
 
@@ -88,7 +89,12 @@ def compute(report: Report, encoder: ReferenceEncoder, theirs: Any) -> None:
 
 
 def encode(encoder: ReferenceEncoder, clip: bytes) -> Conditionals:
-    return encoder.encode(*read_clip(clip, ClipLimits()))
+    (voice,) = encoder.encode([prepared(encoder, clip)])
+    return voice
+
+
+def prepared(encoder: ReferenceEncoder, clip: bytes) -> ReferenceClip:
+    return encoder.prepare(*read_clip(clip, ClipLimits()))
 
 
 @torch.no_grad()
@@ -121,31 +127,21 @@ def network_seconds(encoder: ReferenceEncoder) -> Iterator[list[float]]:
         hook.remove()
 
 
-@torch.no_grad()
-def batches(report: Report, encoder: ReferenceEncoder, device: torch.device) -> None:
-    """Each network with the input of a 10 s clip, several at once: what encoding in batches could gain."""
-    frames = {  # of the mels of 10 s: the tokenizer's, the x-vector's, and the voice encoder's partials of 1.6 s
-        "tokenizer": (
-            lambda x: encoder._tokenizer.quantize(x, torch.full((len(x),), 1000, device=device)),
-            (128, 1000),
-        ),
-        "x-vector": (encoder._speaker.forward, (998, 80)),
-        "voice encoder": (lambda x: encoder._voice(x.flatten(0, 1)), (12, 160, 40)),
-    }
-    for name, (network, shape) in frames.items():
-        alone = 0.0
-        for batch in BATCHES:
-            rows = torch.rand(batch, *shape, device=device)
-            each = seconds(lambda rows=rows, network=network: network(rows)) / batch  # type: ignore[misc]
-            alone = alone or each
-            report.add(
-                f"{name}, {batch} at once",
-                ours=1 / each,
-                upstream=None,
-                unit="clips/s",
-                ms=1000 * each,
-                of_alone=alone / each,
-            )
+def batches(report: Report, encoder: ReferenceEncoder) -> None:
+    """Several clips together, all but decoding and resampling them."""
+    alone = 0.0
+    for batch in BATCHES:
+        clips = [prepared(encoder, encoded(tone(TOGETHER, RATE, pitch=100 + row), RATE)) for row in range(batch)]
+        each = seconds(lambda clips=clips: encoder.encode(clips), repeat=3) / batch  # type: ignore[misc]
+        alone = alone or each
+        report.add(
+            f"networks, {batch} clips of {TOGETHER:g} s at once",
+            ours=1 / each,
+            upstream=None,
+            unit="clips/s",
+            ms=1000 * each,
+            of_alone=alone / each,
+        )
 
 
 def beside_decoding(report: Report, encoder: ReferenceEncoder, checkpoint: Checkpoint, device: torch.device) -> None:
@@ -192,7 +188,7 @@ def databases(folder: Path) -> Iterator[dict[str, str]]:
         server.remove()
 
 
-def stored(report: Report, name: str, url: str, encoder: ReferenceEncoder) -> None:
+def stored(report: Report, name: str, url: str, encoder: ReferenceEncoder, device: torch.device) -> None:
     """Starts with many voices that are computed, and with some that nobody has computed yet, and looks names up."""
     clips = [encoded(tone(10.0, pitch=90 + number)) for number in range(STORED + NEW)]
     computed = to_bytes(encode(encoder, clips[0]))
@@ -200,7 +196,7 @@ def stored(report: Report, name: str, url: str, encoder: ReferenceEncoder) -> No
     for number, clip in enumerate(clips[:STORED]):
         store.add(f"voice{number}", clip)
         store.put_conditionals(content_hash(clip), f"{IDENTITY}/{PREPARATION}", computed)
-    voices, took = started(url, encoder)
+    voices, took = started(url, encoder, device)
     report.add(f"{STORED} computed voices, {name}", ours=STORED / took, upstream=None, unit="voices/s", ms=1000 * took)
     look_ups = seconds(lambda: [look_up(voices, f"voice{number % STORED}") for number in range(LOOK_UPS)])
     voices.close()
@@ -210,12 +206,12 @@ def stored(report: Report, name: str, url: str, encoder: ReferenceEncoder) -> No
     for number, clip in enumerate(clips[STORED:]):
         store.add(f"new{number}", clip)
     store.close()
-    voices, took = started(url, encoder)
+    voices, took = started(url, encoder, device)
     voices.close()
     report.add(f"{NEW} new voices, {name}", ours=NEW / took, upstream=None, unit="voices/s", ms=1000 * took)
 
 
-def started(url: str, encoder: ReferenceEncoder) -> tuple[Voices, float]:
+def started(url: str, encoder: ReferenceEncoder, device: torch.device) -> tuple[Voices, float]:
     voices = Voices(
         built_in=None,
         identity=IDENTITY,
@@ -223,6 +219,7 @@ def started(url: str, encoder: ReferenceEncoder) -> tuple[Voices, float]:
         make_encoder=lambda: encoder,
         limits=ClipLimits(),
         cache_bytes=512 << 20,
+        encoder_batch=encoder_batch(device),
     )
     began = time.perf_counter()
     voices.start(say)
@@ -238,9 +235,6 @@ def look_up(voices: Voices, name: str) -> None:
 
 def draw(axes: Any, rows: Sequence[Row]) -> None:
     """What batches gain."""
-    for network in ("tokenizer", "x-vector", "voice encoder"):
-        gains = [row["of_alone"] for row in rows if row["case"].startswith(f"{network},")]
-        axes.plot(BATCHES, gains, "o-", label=network)
+    axes.plot(BATCHES, [row["ours"] for row in rows if row["case"].endswith("at once")], "o-")
     axes.set_xlabel("clips at once")
-    axes.set_ylabel("clips a second, of one alone")
-    axes.legend()
+    axes.set_ylabel("clips a second, prepared before")

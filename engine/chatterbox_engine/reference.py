@@ -6,6 +6,7 @@ upstream's classes, which run once per voice; importing them takes some seconds,
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import librosa
@@ -13,10 +14,17 @@ import numpy as np
 import torch
 from librosa.filters import mel as mel_filters
 
-from chatterbox_engine.checkpoint import Checkpoint, conditionals_from_upstream
+from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.dims import ReferenceDims
 from chatterbox_engine.errors import CheckpointError, InvalidRequest
-from chatterbox_engine.types import SAMPLE_RATE, Conditionals, Samples
+from chatterbox_engine.types import (
+    SAMPLE_RATE,
+    Conditionals,
+    ReferenceClip,
+    S3GenConditionals,
+    Samples,
+    T3Conditionals,
+)
 
 _ENCODER_RATE = 16_000  # of the S3 tokenizer and both speaker encoders
 _S3GEN_SECONDS = 10
@@ -44,8 +52,8 @@ class ReferenceEncoder:
             raise CheckpointError(str(error)) from error
         return module.to(self._device).eval()
 
-    def encode(self, audio: Samples, sample_rate: int) -> Conditionals:
-        """The voice of a clip: `audio` is mono, [n] float32, of any rate; S3Gen hears its first 10 seconds.
+    def prepare(self, audio: Samples, sample_rate: int) -> ReferenceClip:
+        """A clip as the encoders hear it: `audio` is mono, [n] float32, of any rate.
 
         Raises InvalidRequest when the clip is shorter than the family's minimum or not finite.
         """
@@ -55,10 +63,20 @@ class ReferenceEncoder:
         if not np.isfinite(audio).all():
             raise InvalidRequest("reference audio holds values that are not finite")
         wide = self._level(_resample(audio, sample_rate, SAMPLE_RATE))
-        narrow = _resample(wide, SAMPLE_RATE, _ENCODER_RATE)
-        with torch.no_grad():
-            raw = {"t3": self._for_t3(narrow), "gen": self._for_s3gen(wide[: _S3GEN_SECONDS * SAMPLE_RATE])}
-        return conditionals_from_upstream(raw)
+        return ReferenceClip(wide, _resample(wide, SAMPLE_RATE, _ENCODER_RATE))
+
+    @torch.no_grad()
+    def encode(self, clips: Sequence[ReferenceClip]) -> list[Conditionals]:
+        """The voices of clips that go through the networks together; each equals that of its clip alone to rounding.
+
+        S3Gen hears the first 10 seconds of a clip, T3 as many as the family says.
+        """
+        narrow = [clip.narrow for clip in clips]
+        speakers = torch.from_numpy(self._voice.embeds_from_wavs(narrow, sample_rate=_ENCODER_RATE))
+        heard = [audio[: self._preparation.t3_seconds * _ENCODER_RATE] for audio in narrow]
+        t3 = map(T3Conditionals, speakers, self._tokens(heard, max_len=self._prompt_tokens))
+        s3gen = self._for_s3gen([clip.wide[: _S3GEN_SECONDS * SAMPLE_RATE] for clip in clips])
+        return list(map(Conditionals, t3, s3gen))
 
     def _level(self, audio: Samples) -> Samples:
         """Brings a clip to the family's loudness (ITU-R BS.1770); silence, whose loudness is not finite, stays."""
@@ -69,31 +87,33 @@ class ReferenceEncoder:
         gain = 10.0 ** ((self._preparation.loudness - pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(audio)) / 20)
         return audio * np.float32(gain) if np.isfinite(gain) and gain > 0 else audio
 
-    def _for_t3(self, audio: Samples) -> dict[str, Any]:
-        speaker = torch.from_numpy(self._voice.embeds_from_wavs([audio], sample_rate=_ENCODER_RATE))
-        heard = audio[: self._preparation.t3_seconds * _ENCODER_RATE]
-        tokens, _ = self._tokenizer([heard], max_len=self._prompt_tokens)
-        return {
-            "speaker_emb": speaker.mean(dim=0),
-            "cond_prompt_speech_tokens": _plain(tokens),
-            "emotion_adv": 0.5,
-        }
-
-    def _for_s3gen(self, audio: Samples) -> dict[str, Any]:
+    def _for_s3gen(self, clips: Sequence[Samples]) -> list[S3GenConditionals]:
         from chatterbox.models.s3gen.s3gen import get_resampler
         from chatterbox.models.s3gen.utils.mel import mel_spectrogram
 
-        wide = torch.from_numpy(audio).to(self._device)[None]  # [1, samples]
-        narrow = get_resampler(SAMPLE_RATE, _ENCODER_RATE, self._device)(wide)
-        mel = mel_spectrogram(wide).transpose(1, 2)  # [1, frames, mel]
-        tokens, _ = self._tokenizer(narrow)
-        tokens = tokens[:, : mel.shape[1] // 2]
-        return {
-            "prompt_token": _plain(tokens),
-            "prompt_token_len": [tokens.shape[1]],
-            "prompt_feat": _plain(mel),
-            "embedding": _plain(self._speaker.inference(narrow)),
-        }
+        resample = get_resampler(SAMPLE_RATE, _ENCODER_RATE, self._device)
+        wide = [torch.from_numpy(clip).to(self._device)[None] for clip in clips]  # [1, samples]
+        narrow = [resample(clip)[0] for clip in wide]
+        mels = [_plain(mel_spectrogram(clip)[0].T) for clip in wide]  # [frames, mel]
+        parts = zip(self._tokens(narrow), mels, self._x_vectors(narrow), strict=True)
+        # upstream cuts the tokens to the mel, and keeps an odd last frame: see `conditionals_from_upstream`
+        return [
+            S3GenConditionals(tokens[: len(mel) // 2], mel[: 2 * min(len(tokens), len(mel) // 2)], vector)
+            for tokens, mel, vector in parts
+        ]
+
+    def _tokens(self, clips: Sequence[Any], max_len: int | None = None) -> list[torch.Tensor]:
+        """Speech tokens of clips of 16 kHz, of which the tokenizer pads the shorter ones behind its masks."""
+        tokens, lengths = self._tokenizer(clips, max_len=max_len)
+        return [_plain(row[:length]) for row, length in zip(tokens, lengths.tolist(), strict=True)]
+
+    def _x_vectors(self, clips: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Of clips of 16 kHz. The network pools over time without a mask, so equal lengths go together."""
+        found: dict[int, Iterator[torch.Tensor]] = {}
+        for length in {len(clip) for clip in clips}:
+            alike = torch.stack([clip for clip in clips if len(clip) == length])
+            found[length] = iter(_plain(self._speaker.inference(alike)))
+        return [next(found[len(clip)]) for clip in clips]
 
 
 def _resample(audio: Samples, source: int, target: int) -> Samples:

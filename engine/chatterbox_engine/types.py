@@ -28,6 +28,14 @@ Samples = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class ReferenceClip:
+    """A clip as the encoders hear it: mono, [n] float32."""
+
+    wide: Samples  # 24 kHz
+    narrow: Samples  # 16 kHz, of the same length in seconds
+
+
+@dataclass(frozen=True)
 class T3Conditionals:
     """A voice as T3 hears it."""
 

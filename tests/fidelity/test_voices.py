@@ -46,8 +46,10 @@ class Both:
     encoder: ReferenceEncoder
     tts: Any
 
-    def ours(self, clip: bytes) -> Conditionals:
-        return from_bytes(to_bytes(self.encoder.encode(*read_clip(clip, ClipLimits()))))
+    def ours(self, *clips: bytes) -> list[Conditionals]:
+        """The voices of clips that are encoded together."""
+        prepared = [self.encoder.prepare(*read_clip(clip, ClipLimits())) for clip in clips]
+        return [from_bytes(to_bytes(voice)) for voice in self.encoder.encode(prepared)]
 
     @torch.no_grad()
     def theirs(self, clip: bytes, folder: Path) -> Any:
@@ -69,16 +71,33 @@ def both(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Both:
 def test_a_clip_is_heard_as_upstream_hears_it(
     seconds: float, rate: int, channels: int, both: Both, tmp_path: Path
 ) -> None:
-    samples = tone(seconds, rate, channels=channels)
-    samples[:, -1] += 0.01 * np.random.default_rng(0).standard_normal(len(samples)).astype(np.float32)
-    clip = encoded(samples, rate)
+    clip = recording(seconds, rate, channels)
     if seconds < both.checkpoint.family.reference.min_seconds:
         with pytest.raises(InvalidRequest, match="at least"):
             both.ours(clip)
         with pytest.raises(AssertionError, match="longer than 5 seconds"):
             both.theirs(clip, tmp_path)
         return
-    ours, theirs = both.ours(clip), both.theirs(clip, tmp_path)
+    (ours,) = both.ours(clip)
+    assert_alike(ours, both.theirs(clip, tmp_path), f"{seconds} s at {rate} Hz, {channels} channels")
+
+
+def test_clips_that_are_encoded_together_are_heard_as_upstream_hears_each(both: Both, tmp_path: Path) -> None:
+    """Two of them are cut to the same length, the others are padded where the networks know of it."""
+    lengths = [length for length in (12.0, 5.5, 30.0, 1.0) if length >= both.checkpoint.family.reference.min_seconds]
+    clips = [recording(length, 24_000, 1, seed=number) for number, length in enumerate(lengths)]
+    for clip, ours, length in zip(clips, both.ours(*clips), lengths, strict=True):
+        assert_alike(ours, both.theirs(clip, tmp_path), f"{length} s beside others")
+
+
+def recording(seconds: float, rate: int, channels: int, seed: int = 0) -> bytes:
+    """A tone with some noise, of which every seed makes another one."""
+    samples = tone(seconds, rate, channels=channels, pitch=130.0 + 40 * seed)
+    samples[:, -1] += 0.01 * np.random.default_rng(seed).standard_normal(len(samples)).astype(np.float32)
+    return encoded(samples, rate)
+
+
+def assert_alike(ours: Conditionals, theirs: Any, what: str) -> None:
     t3, gen = theirs.t3, theirs.gen
     assert torch.equal(ours.t3.prompt_tokens, t3.cond_prompt_speech_tokens[0])
     assert torch.equal(ours.s3gen.prompt_tokens, gen["prompt_token"][0])
@@ -89,4 +108,4 @@ def test_a_clip_is_heard_as_upstream_hears_it(
         ("x-vector", ours.s3gen.embedding, gen["embedding"][0]),
     ):
         difference = float((one - other).abs().max())
-        assert difference < 1e-4, f"{name} of {seconds} s at {rate} Hz, {channels} channels: {difference:.1e}"
+        assert difference < 1e-4, f"{name} of {what}: {difference:.1e}"

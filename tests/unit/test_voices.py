@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 
-from chatterbox_engine.clips import ClipLimits
+from chatterbox_engine.clips import ClipLimits, read_clip
 from chatterbox_engine.conditionals import from_bytes, to_bytes
 from chatterbox_engine.errors import EngineFailed, InvalidRequest, NotFound, Unavailable
 from chatterbox_engine.metrics import NoMetrics, VoiceSource
-from chatterbox_engine.types import Conditionals, S3GenConditionals, SynthesisRequest, T3Conditionals
+from chatterbox_engine.types import (
+    Conditionals,
+    ReferenceClip,
+    S3GenConditionals,
+    Samples,
+    SynthesisRequest,
+    T3Conditionals,
+)
 from chatterbox_engine.voice_cache import Voice, VoiceCache
 from chatterbox_engine.voice_store import VoiceStore, content_hash
 from chatterbox_engine.voices import Found, Voices
@@ -22,6 +29,7 @@ from tests.clips import encoded, tone
 from tests.postgres import Postgres, sql
 
 WAIT = 20.0
+BATCH = 4
 ANNA, BERTA = (encoded(tone(1.0, pitch=pitch)) for pitch in (120, 220))
 SIZE = 4 * (4 + 80 * 10 + 192) + 8 * (3 + 5)
 
@@ -34,14 +42,25 @@ def conditionals(mark: float) -> Conditionals:
     )
 
 
+def mark(audio: Samples) -> float:
+    return float(abs(audio).sum())
+
+
+def mark_of(clip: bytes) -> float:
+    return mark(read_clip(clip, ClipLimits())[0])
+
+
 class FakeEncoder:
     """Marks a voice with the sum of its clip's samples."""
 
     def __init__(self) -> None:
         self.made = 0
+        self.began = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
-        self.error: Exception | None = None
+        self.broken: Callable[[float], bool] = lambda _mark: False
+        """Which clips break it, by their marks."""
+        self.batches: list[list[float]] = []
         self.seconds = 0.0
         """The time on its clock, of which every clip takes one second."""
 
@@ -49,12 +68,18 @@ class FakeEncoder:
         self.made += 1
         return self
 
-    def encode(self, audio: Any, sample_rate: int) -> Conditionals:
+    def prepare(self, audio: Samples, sample_rate: int) -> ReferenceClip:
+        return ReferenceClip(wide=audio, narrow=audio)
+
+    def encode(self, clips: Sequence[ReferenceClip]) -> list[Conditionals]:
+        self.began.set()
         assert self.gate.wait(WAIT)
-        if self.error is not None:
-            raise self.error
-        self.seconds += 1
-        return conditionals(float(abs(audio).sum()))
+        marks = [mark(clip.wide) for clip in clips]
+        if any(map(self.broken, marks)):
+            raise ValueError("broken part")
+        self.batches.append(marks)
+        self.seconds += len(clips)
+        return [conditionals(number) for number in marks]
 
 
 class Told(NoMetrics):
@@ -82,6 +107,7 @@ class Desk:
             make_encoder=self.encoder,
             limits=ClipLimits(),
             cache_bytes=cache_bytes,
+            encoder_batch=BATCH,
             metrics=self.told,
             clock=lambda: self.encoder.seconds,
         )
@@ -163,9 +189,10 @@ def test_starting_computes_what_nobody_has_and_tells_what_it_did(desk: Desk, ope
     desk.source("voice3")
     started = open_desk().start()
     assert started.counts == (11, 1)
-    assert any("'bad' is left out: InvalidRequest: the reference audio is damaged" in line for line in started.lines)
+    assert any("'bad' is left out: the reference audio is damaged" in line for line in started.lines)
     assert any("voices: 12 ready in" in line and "1 from the store, 11 computed" in line for line in started.lines)
     assert all(started.source(f"voice{number}") == "memory" for number in range(12))
+    assert sorted(len(batch) for batch in started.encoder.batches) == [3, 4, 4]  # the bad one was in one of them
 
 
 def test_pre_loading_many_voices_tells_every_few_seconds_how_far_it_is(
@@ -174,7 +201,7 @@ def test_pre_loading_many_voices_tells_every_few_seconds_how_far_it_is(
     for number in range(40):
         desk.store.add(f"voice{number}", encoded(tone(0.5, rate=8000, pitch=100 + number), 8000))
     computed = open_desk().start().lines
-    assert computed[:-1] == [f"voices: {number} of 40" for number in range(6, 40, 6)]
+    assert computed[:-1] == [f"voices: {number} of 40" for number in range(8, 41, 8)]
     assert computed[-1].startswith("voices: 40 ready in 40.0 s, 0 from the store, 40 computed")
     (loaded,) = open_desk().start().lines
     assert loaded.startswith("voices: 40 ready in 0.0 s, 40 from the store, 0 computed")
@@ -198,6 +225,37 @@ def test_many_requests_for_a_new_clip_wait_for_one_computation(desk: Desk) -> No
     assert [answer.source for answer in answers].count("encoded") == 1
     assert len({id(answer.voice) for answer in answers}) == 1
     assert desk.counts == (1, 0)
+
+
+def wait_together(desk: Desk, clips: Sequence[bytes]) -> list[queue.SimpleQueue[Any]]:
+    """Asks for clips while the encoder is busy with another one, so that all of them wait."""
+    desk.encoder.gate.clear()
+    desk.ask_later(clip=encoded(tone(1.0, pitch=500)))
+    assert desk.encoder.began.wait(WAIT)
+    waiting = [desk.ask_later(clip=clip) for clip in clips]
+    desk.voices._lookups.submit(lambda: None).result(WAIT)
+    desk.encoder.gate.set()
+    return waiting
+
+
+def test_clips_that_wait_are_computed_together_up_to_a_bound_and_each_once(desk: Desk) -> None:
+    clips = [encoded(tone(1.0, pitch=100 + 10 * number)) for number in range(6)]
+    asked = [clips[number] for number in (0, 1, 0, 2, 3, 4, 5, 0)]
+    answers = [answer.get(timeout=WAIT) for answer in wait_together(desk, asked)]
+    marks = [mark_of(clip) for clip in clips]
+    assert desk.encoder.batches[1:] == [marks[:3], marks[3:]]
+    assert [float(found.voice.conditionals.t3.speaker[0]) for found in answers] == [mark_of(clip) for clip in asked]
+    sources = ["encoded", "encoded", "memory", "encoded", "encoded", "encoded", "encoded", "memory"]
+    assert [found.source for found in answers] == sources
+    assert desk.counts == (7, 0)
+
+
+def test_a_clip_that_cannot_be_encoded_fails_alone_among_those_that_wait_with_it(desk: Desk) -> None:
+    desk.encoder.broken = lambda mark: mark == mark_of(BERTA)
+    clips = [encoded(tone(1.0, pitch=300)), BERTA, b"not audio", ANNA]
+    answers = [answer.get(timeout=WAIT) for answer in wait_together(desk, clips)]
+    assert [type(answer) for answer in answers] == [Found, EngineFailed, InvalidRequest, Found]
+    assert desk.counts == (3, 0)
 
 
 def test_a_stored_voice_does_not_wait_for_a_computation(desk: Desk, open_desk: Callable[..., Desk]) -> None:
@@ -269,19 +327,21 @@ def test_a_bad_clip_answers_only_its_own_requests(desk: Desk) -> None:
 
 
 def test_an_encoder_that_breaks_answers_only_its_own_requests(desk: Desk) -> None:
-    desk.encoder.error = ValueError("broken part")
+    desk.encoder.broken = lambda _mark: True
     answer = desk.ask(clip=ANNA)
     assert isinstance(answer, EngineFailed)
     assert "broken part" in str(answer)
-    desk.encoder.error = None
+    desk.encoder.broken = lambda _mark: False
     assert desk.source(clip=ANNA) == "encoded"
 
 
 def test_a_voice_that_breaks_the_encoder_does_not_keep_the_server_from_starting(desk: Desk) -> None:
-    desk.store.add("anna", ANNA)
-    desk.encoder.error = ValueError("broken part")
+    for name, clip in (("anna", ANNA), ("berta", BERTA)):
+        desk.store.add(name, clip)
+    desk.encoder.broken = lambda mark: mark == mark_of(ANNA)
     desk.start()
-    assert "voice 'anna' is left out: ValueError: broken part" in desk.lines
+    assert "voice 'anna' is left out: the voice could not be prepared: ValueError: broken part" in desk.lines
+    assert desk.source("berta") == "memory"
 
 
 def test_what_is_damaged_in_the_store_is_computed_anew(desk: Desk, open_desk: Callable[..., Desk]) -> None:

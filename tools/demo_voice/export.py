@@ -109,7 +109,8 @@ def export_others(folder: Path, target: Path) -> None:
     shutil.copy(folder / "tokenizer.json", target)
     DIMS.save(target)
     encoder = ReferenceEncoder(Checkpoint.open(target))
-    torch.save(upstream_form(encoder.encode(clip(folder, DEFAULT), 16_000)), target / FILES.conditionals)
+    (voice,) = encoder.encode([encoder.prepare(clip(folder, DEFAULT), 16_000)])
+    torch.save(upstream_form(voice), target / FILES.conditionals)
     soundfile.write(target / f"{OTHER}.flac", clip(folder, OTHER), 16_000)
 
 
