@@ -91,7 +91,7 @@ def postgres() -> Iterator[Postgres]:
     server.remove()
 
 
-_databases = itertools.count()
+_schemas = itertools.count()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -100,6 +100,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/voices.sqlite"
     postgres: Postgres = request.getfixturevalue("postgres")
-    name = f"empty{next(_databases)}"
-    sql(postgres.url, f"CREATE DATABASE {name}")
-    return postgres.url_of(name)
+    name = f"empty{next(_schemas)}"
+    sql(postgres.url, f"CREATE SCHEMA {name}")
+    return postgres.url_of_schema(name)

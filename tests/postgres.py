@@ -38,6 +38,10 @@ class Postgres:
         """SQLAlchemy's URL of a database of the cluster."""
         return f"postgresql+psycopg://{USER}@/{database}?host={self.folder}"
 
+    def url_of_schema(self, schema: str) -> str:
+        """SQLAlchemy's URL of a schema, which to its user is a database: made in a millisecond, and without files."""
+        return f"{self.url}&options=-csearch_path%3D{schema}"
+
     def start(self) -> None:
         options = f"-c listen_addresses='' -c unix_socket_directories={self.folder} -c fsync=off"
         self._run("pg_ctl", "start", "--wait", f"--log={self.folder}/log", f"--options={options}")
