@@ -14,8 +14,10 @@ from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.config import Config
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.reference import ReferenceEncoder
 from chatterbox_engine.runner import Runner
 from chatterbox_engine.types import SamplingParams, SynthesisRequest, SynthesisResult
+from tests.clips import tone
 from tests.conftest import CheckpointOf
 from tests.fidelity.t3_loop import SLOTS, Loop, Request, Served
 
@@ -97,6 +99,18 @@ def test_the_gpus_tokens_are_the_cpus(checkpoint: Checkpoint) -> None:
     same = sum(a.tokens == b.tokens for a, b in zip(expected, got, strict=True))
     # A draw at the very edge of a token's share may fall either way.
     assert same >= len(expected) - 1, f"{same} of {len(expected)} requests have the same tokens"
+
+
+def test_clips_that_are_encoded_together_make_the_voices_that_each_makes_alone(checkpoint: Checkpoint) -> None:
+    encoder = ReferenceEncoder(checkpoint, "cuda")
+    lengths = (12.0, 5.5, 30.0, 7.3)
+    clips = [encoder.prepare(tone(length, pitch=20 * length)[:, 0], 24_000) for length in lengths]
+    for together, clip in zip(encoder.encode(clips), clips, strict=True):
+        (alone,) = encoder.encode([clip])
+        assert torch.equal(together.t3.prompt_tokens, alone.t3.prompt_tokens)
+        assert torch.equal(together.s3gen.prompt_tokens, alone.s3gen.prompt_tokens)
+        torch.testing.assert_close(together.t3.speaker, alone.t3.speaker, rtol=0, atol=1e-4)
+        torch.testing.assert_close(together.s3gen.embedding, alone.s3gen.embedding, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
