@@ -275,7 +275,8 @@ class Voices:
         return bad | (self._compute_together(good) if good else {})
 
     def _prepare(self, clip: Clip) -> ReferenceClip:
-        return self._encoder.prepare(*read_clip(clip.audio, self._limits))
+        samples, rate = read_clip(clip.audio, self._limits)  # first: a bad clip makes no encoder
+        return self._encoder.prepare(samples, rate)
 
     def _compute_together(self, clips: Mapping[str, ReferenceClip]) -> dict[str, Voice | RequestError]:
         conditionals = self._attempt(lambda: self._encoder.encode(list(clips.values())))

@@ -76,6 +76,7 @@ def voices_server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         yield server
 
 
+@pytest.mark.timeout(900)  # 64 requests and 16 clips, which take minutes beside other work
 def test_requests_with_many_voices_at_once_each_equal_the_same_request_alone(voices_server: TritonServer) -> None:
     clips = [encoded(tone((0.8, 1.3)[number // 2 % 2], pitch=100 + 20 * number)) for number in range(16)]
     with client_of(voices_server) as client:

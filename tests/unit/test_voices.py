@@ -323,6 +323,7 @@ def test_a_bad_clip_answers_only_its_own_requests(desk: Desk) -> None:
     assert isinstance(desk.ask("bad"), InvalidRequest)
     assert isinstance(desk.ask(clip=b"not audio"), InvalidRequest)
     assert isinstance(desk.ask(clip=bytes(40 << 20)), InvalidRequest)
+    assert desk.encoder.made == 0
     assert desk.source(clip=ANNA) == "encoded"
 
 
