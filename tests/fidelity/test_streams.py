@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -16,11 +15,11 @@ from torch import Tensor
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen, SourceNoise, VocoderJob
 from chatterbox_engine.s3gen.stream import Phase, Window, synthesise
-from chatterbox_engine.streaming import OVERLAP, ChunkPolicy, Cursor, Joiner
+from chatterbox_engine.streaming import OVERLAP, ChunkPolicy, Cursor
 from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, Samples
-from chatterbox_engine.watermark import NoWatermark, PerthWatermark, Watermarker
+from chatterbox_engine.watermark import PerthWatermark, Watermarker
+from tests.fidelity.joins import FRAME, WHOLE, AtJoins, SameMel, around, frames_of, streamed
 
-FRAME = SAMPLES_PER_TOKEN // 2
 chunkings = pytest.mark.parametrize("policy", [ChunkPolicy(), ChunkPolicy(4, 11), ChunkPolicy(7, 2)], ids=str)
 POLICIES = (ChunkPolicy(), ChunkPolicy(1, 1), ChunkPolicy(4, 30), ChunkPolicy(100, 3))
 
@@ -35,20 +34,6 @@ def voice(tiny: Checkpoint, s3gen: S3Gen) -> PreparedVoice:
     conditionals = tiny.conditionals()
     assert conditionals is not None
     return s3gen.prepare(conditionals.s3gen)
-
-
-def streamed(
-    s3gen: Any, tokens: Tensor, voice: Any, policy: ChunkPolicy, mark: Watermarker | None = None
-) -> tuple[Samples, list[int]]:
-    """The stream's samples, and where its joins are."""
-    cursor, joiner, phase, mark = Cursor(policy), Joiner([0.0]), Phase(), mark or NoWatermark()
-    parts: list[Samples] = []
-    while cursor.segment == 0:
-        span = cursor.take(len(tokens), complete=True)
-        assert span is not None
-        window = Window(tokens[span.start : span.stop], voice, 5, span, phase)
-        parts.append(joiner.add(mark.apply(synthesise(s3gen, [window])[0].numpy()), span))
-    return np.concatenate(parts), np.cumsum([len(part) for part in parts])[:-1].tolist()
 
 
 def random_tokens(count: int) -> Tensor:
@@ -75,7 +60,7 @@ def test_a_stream_is_as_long_as_the_utterance_and_begins_like_it(
 def test_a_stream_of_one_chunk_is_the_utterance(s3gen: S3Gen, voice: PreparedVoice, count: int) -> None:
     tokens = random_tokens(count)
     whole = s3gen.synthesise([VocoderJob(tokens, voice, 5)])[0].numpy()
-    samples, joins = streamed(s3gen, tokens, voice, ChunkPolicy(750))
+    samples, joins = streamed(s3gen, tokens, voice, WHOLE)
     assert not joins
     assert np.abs(samples - whole).max() < 1e-4
 
@@ -94,25 +79,12 @@ def test_windows_in_one_batch_are_what_they_are_alone(s3gen: S3Gen, voice: Prepa
         torch.testing.assert_close(together[1], single, atol=1e-4, rtol=0)
 
 
-class SameMel:
-    """The real vocoder behind a mel that does not depend on the window: token t stands for two frames of a real mel."""
-
-    def __init__(self, s3gen: S3Gen, mel: Tensor) -> None:
-        self.dims, self.fade, self.pitch, self.vocode = s3gen.dims, torch.ones(1), s3gen.pitch, s3gen.vocode
-        self._mel = mel
-
-    def mel(self, jobs: Sequence[VocoderJob], noise: Sequence[Tensor]) -> Tensor:
-        (job,) = jobs
-        frames = torch.stack([2 * job.tokens, 2 * job.tokens + 1], dim=1).flatten()
-        return self._mel[None, frames]
-
-
 def test_with_the_mel_of_the_utterance_the_real_vocoder_gives_its_waveform(s3gen: S3Gen, voice: PreparedVoice) -> None:
     tokens = random_tokens(120)
     mel = s3gen.mel([VocoderJob(tokens, voice, 5)])[0]
     fixed = SameMel(s3gen, mel)
-    whole, _ = streamed(fixed, torch.arange(120), voice, ChunkPolicy(750))
-    samples, joins = streamed(fixed, torch.arange(120), voice, ChunkPolicy(10, 20))
+    whole, _ = streamed(fixed, fixed.tokens, voice, WHOLE)
+    samples, joins = streamed(fixed, fixed.tokens, voice, ChunkPolicy(10, 20))
     assert len(joins) == 3
     # HiFT hears some frames beyond the window's end, where it has three tokens of lookahead and the utterance goes on
     difference = np.abs(samples - whole)
@@ -140,7 +112,7 @@ class Voiced:
     def mel(self, jobs: Sequence[VocoderJob], noise: Sequence[Tensor]) -> Tensor:
         (job,) = jobs
         self._windows += 1
-        frames = torch.stack([2 * job.tokens, 2 * job.tokens + 1], dim=1).flatten()
+        frames = frames_of(job.tokens)
         drift = self._drift * torch.sin(torch.arange(len(frames)) / 7 + 2.0 * self._windows)[:, None]
         return (self._frames[frames] * (1 + torch.tensor([0.06, 0.01]) * drift))[None]
 
@@ -155,14 +127,6 @@ class Voiced:
         return (loudness * (torch.sin(angle) / orders).sum(0) * 0.2).float()[None]
 
 
-def log_mel(samples: Samples) -> npt.NDArray[np.float64]:
-    """[frames, 80] natural logarithms, a frame every 20 ms."""
-    import librosa
-
-    mel = librosa.feature.melspectrogram(y=samples, sr=SAMPLE_RATE, n_fft=1024, hop_length=FRAME, n_mels=80)
-    return np.log(np.maximum(mel.T, 1e-5))
-
-
 def speech(drift: float = 1.0) -> Voiced:
     """Eight seconds."""
     frame = torch.arange(400)
@@ -174,17 +138,9 @@ def spoken(policy: ChunkPolicy, drift: float = 1.0, mark: Watermarker | None = N
     return streamed(speech(drift), torch.arange(200), voice, policy, mark)
 
 
-def around(joins: Sequence[int], length: int, before: int, after: int) -> npt.NDArray[np.bool_]:
-    """Where a join is near."""
-    near = np.zeros(length, dtype=bool)
-    for join in joins:
-        near[max(0, join - before) : join + after] = True
-    return near
-
-
 @chunkings
 def test_the_source_goes_on_across_joins_as_if_there_were_none(policy: ChunkPolicy) -> None:
-    whole, _ = spoken(ChunkPolicy(750), drift=0.0)
+    whole, _ = spoken(WHOLE, drift=0.0)
     samples, joins = spoken(policy, drift=0.0)
     assert joins
     assert np.abs(samples - whole).max() < 1e-3
@@ -192,15 +148,12 @@ def test_the_source_goes_on_across_joins_as_if_there_were_none(policy: ChunkPoli
 
 @chunkings
 def test_joins_make_no_step_and_no_sound(policy: ChunkPolicy) -> None:
-    whole, _ = spoken(ChunkPolicy(750))
+    whole, _ = spoken(WHOLE)
     samples, joins = spoken(policy)
-    step = np.abs(np.diff(samples))
-    at_join = around(joins, len(step), 2, OVERLAP + 2)
-    assert step[at_join].max() <= step[~at_join].max()
-    distance = np.abs(log_mel(samples) - log_mel(whole)).mean(axis=1)
-    near = around([join // FRAME for join in joins], len(distance), 3, 4)
-    assert distance[near].mean() < 0.25, "natural logarithm, mean over bands"
-    assert distance[near].max() < 0.5
+    found = AtJoins.measure(samples, joins, whole)
+    assert found.step <= found.inside, found
+    assert found.mean < 0.25, found
+    assert found.worst < 0.5, found
 
 
 @chunkings
@@ -214,7 +167,7 @@ def test_a_stream_is_marked_as_the_utterance_and_the_mark_makes_no_step_at_joins
 
     marked, joins = spoken(policy, mark=watermark)
     plain, _ = spoken(policy)
-    assert abs(detected(marked) - detected(spoken(ChunkPolicy(750), mark=watermark)[0])) < 0.1
+    assert abs(detected(marked) - detected(spoken(WHOLE, mark=watermark)[0])) < 0.1
     assert detected(marked) > detected(plain) + 0.3
     step = np.abs(np.diff(marked - plain))
     at_join = around(joins, len(step), 2, OVERLAP + 2)

@@ -1,0 +1,97 @@
+"""Joins on real speech: a clip of the synthesiser flite through the checkpoint `demo`, trained on such speech.
+
+The clip's first three seconds are the voice, the rest is the utterance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from chatterbox_engine.checkpoint import Checkpoint, locate
+from chatterbox_engine.reference import ReferenceEncoder
+from chatterbox_engine.s3gen import PreparedVoice, S3Gen
+from chatterbox_engine.streaming import ChunkPolicy
+from chatterbox_engine.types import S3GenConditionals, Samples
+from tests.fidelity.joins import WHOLE, AtJoins, SameMel, streamed
+
+VOICE = 75  # tokens
+chunkings = pytest.mark.parametrize("policy", [ChunkPolicy(), ChunkPolicy(7, 2)], ids=str)
+
+
+@dataclass(frozen=True)
+class Speech:
+    """The utterance, its vocoder and the voice."""
+
+    s3gen: Any
+    voice: PreparedVoice
+    tokens: Tensor  # [n]
+    unsplit: Samples
+
+    @classmethod
+    def of(cls, s3gen: Any, voice: PreparedVoice, tokens: Tensor) -> Speech:
+        return cls(s3gen, voice, tokens, streamed(s3gen, tokens, voice, WHOLE)[0])
+
+    def at_joins(self, policy: ChunkPolicy, *, joined: bool = True) -> AtJoins:
+        samples, joins = streamed(self.s3gen, self.tokens, self.voice, policy, joined=joined)
+        assert len(joins) > 2
+        return AtJoins.measure(samples, joins, self.unsplit)
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return Checkpoint.open(locate("demo"))
+
+
+@pytest.fixture(scope="module")
+def clip(checkpoint: Checkpoint) -> S3GenConditionals:
+    """The clip's own mel, and its tokens as the checkpoint's tokenizer hears them."""
+    samples, rate = soundfile.read(checkpoint.path / "slt.flac", dtype="float32")
+    return ReferenceEncoder(checkpoint).encode(samples, rate).s3gen
+
+
+@pytest.fixture(scope="module")
+def spoken(checkpoint: Checkpoint, clip: S3GenConditionals) -> Speech:
+    """The utterance spoken from its tokens."""
+    s3gen = S3Gen.from_state_dict(checkpoint.s3gen_state(), checkpoint.dims.s3gen, device=torch.device("cpu"))
+    voice = S3GenConditionals(clip.prompt_tokens[:VOICE], clip.prompt_mel[: 2 * VOICE], clip.embedding)
+    return Speech.of(s3gen, s3gen.prepare(voice), clip.prompt_tokens[VOICE:])
+
+
+@pytest.fixture(scope="module")
+def vocoded(spoken: Speech, clip: S3GenConditionals) -> Speech:
+    """The utterance vocoded from the clip's own mel, which is the same in all windows."""
+    same = SameMel(spoken.s3gen, clip.prompt_mel[2 * VOICE :])
+    return Speech.of(same, spoken.voice, same.tokens)
+
+
+@chunkings
+def test_vocoded_from_its_own_mel_the_joins_are_not_there(vocoded: Speech, policy: ChunkPolicy) -> None:
+    found = vocoded.at_joins(policy)
+    assert found.step <= found.inside, found
+    assert found.over_unsplit < 1.05, found
+    assert found.mean < 0.01, found
+    assert found.worst < 0.03, found
+
+
+@chunkings
+def test_spoken_from_its_tokens_the_joins_make_no_step_and_no_sound(spoken: Speech, policy: ChunkPolicy) -> None:
+    found = spoken.at_joins(policy)
+    assert found.step <= found.inside, found
+    assert found.over_unsplit < 1.05, found
+    assert found.mean < 0.2, found
+    assert found.worst < 0.5, found
+
+
+@chunkings
+def test_chunks_that_are_not_joined_would_be_heard(vocoded: Speech, policy: ChunkPolicy) -> None:
+    found = vocoded.at_joins(policy, joined=False)
+    assert found.step > found.inside, found
+    assert found.over_unsplit > 5, found
+    assert found.mean > 0.4, found
+    assert found.worst > 5, found
