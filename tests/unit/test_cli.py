@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from chatterbox_client import Client, ConnectionFailed, InvalidRequest
 from chatterbox_client.cli import app
-from tests.unit.client_fakes import METADATA, SAMPLES, FakeTransport
+from tests.unit.client_fakes import METADATA, SAMPLES, FakeTransport, fake_server
 
 OPTIONS: dict[str, tuple[str, Any]] = {
     "voice": ("--voice", "emma"),
@@ -124,6 +124,22 @@ def test_a_stream_is_written_chunk_by_chunk_and_its_first_sound_is_timed(
     assert re.fullmatch(rf"{output}: 0\.12 s of audio, the first after \d+ ms, RTF 0\.250, seed 7\n", done.stderr)
     assert connections.calls[0][1] == "grpc"
     assert connections.transport.calls[0][0] == "chatterbox_stream"
+
+
+def test_a_player_hears_a_stream_that_has_no_end_and_ends_it_by_going() -> None:
+    with fake_server() as server:
+        command = [sys.executable, "-m", "chatterbox_client.cli", "say", "endless", "--stream", "-o", "-"]
+        command += ["--url", server.grpc_url]
+        said = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert said.stdout is not None
+        heard = said.stdout.read(4 * len(SAMPLES) // 3)  # of two chunks
+        said.stdout.close()
+        _, complaint = said.communicate(timeout=60)
+        assert server.given_up.get(timeout=60) == "endless"
+    samples = np.frombuffer(heard, dtype="<i2").astype(np.float32) / 32_768
+    np.testing.assert_allclose(samples, SAMPLES[: len(samples)], atol=1e-4)
+    assert complaint.decode() == "chatterbox: [Errno 32] Broken pipe\n"
+    assert said.returncode == 1
 
 
 def test_without_options_only_the_text_is_sent(run: Run, transport: FakeTransport) -> None:
