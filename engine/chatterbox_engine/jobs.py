@@ -68,6 +68,11 @@ class Utterance:
         rows = 2 if self.job.request.sampling.cfg_weight > 0 else 1
         return [self.prompt_length + self.max_tokens + 1] * rows
 
+    @property
+    def first(self) -> bool:
+        """It is the request's first segment."""
+        return self.index == 0
+
     def take(self, token: int, stop: int) -> bool:
         """Adds a drawn token; True when the utterance ends with it."""
         if token == stop:

@@ -15,6 +15,7 @@ from chatterbox_engine.scheduler import Place, Scheduler
 @dataclass(eq=False)
 class Fake:
     row_positions: list[int] = field(default_factory=lambda: [100, 100])
+    first: bool = True
     place: Place | None = None
 
 
@@ -40,15 +41,33 @@ def test_prefills_of_one_step_are_bounded() -> None:
     assert it.schedule().prefill == fakes[2:]
 
 
-def test_the_head_of_the_queue_is_never_overtaken() -> None:
+def test_first_segments_and_later_ones_take_turns_and_keep_their_order() -> None:
+    it = scheduler(max_slots=1)
+    fakes = [Fake(first=index in (0, 4, 5)) for index in range(6)]
+    for fake in fakes:
+        it.add(fake)
+    admitted = []
+    while not it.idle:
+        (fake,) = it.schedule().prefill
+        admitted.append(fakes.index(fake))
+        it.release(fake)
+    assert admitted == [0, 1, 4, 2, 5, 3]
+
+
+@pytest.mark.parametrize("small_is_first", [True, False])
+def test_the_head_of_a_queue_is_never_overtaken_out_of_turn(small_is_first: bool) -> None:
     it = scheduler(positions=8 * GRAIN)
-    large, small = Fake([7 * GRAIN, 7 * GRAIN]), Fake([1])
+    large, small = Fake([4 * GRAIN, 4 * GRAIN], first=False), Fake([1], first=small_is_first)
     holder = Fake([4 * GRAIN])
     for fake in (holder, large, small):
         it.add(fake)
     assert it.schedule().prefill == [holder]
-    assert it.schedule().prefill == []  # small would fit, but large is first
+    assert it.schedule().prefill == []  # small would fit, but it is large's turn
     assert it.waiting == 2
+    it.release(holder)
+    assert it.schedule().prefill == [large]
+    it.release(large)
+    assert it.schedule().prefill == [small]
 
 
 def test_a_released_slot_is_used_again_and_a_second_release_does_nothing() -> None:
@@ -80,7 +99,7 @@ def test_no_slot_and_no_position_leaks_or_is_shared(data: st.DataObject) -> None
     for _ in range(data.draw(st.integers(1, 40))):
         if data.draw(st.booleans()):
             rows = data.draw(st.sampled_from([1, 2]))
-            fake = Fake([data.draw(st.integers(1, 9 * GRAIN))] * rows)
+            fake = Fake([data.draw(st.integers(1, 9 * GRAIN))] * rows, first=data.draw(st.booleans()))
             alive.append(fake)
             it.add(fake)
         elif alive:
