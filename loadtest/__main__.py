@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from chatterbox_client import ChatterboxClientError, Client
 from chatterbox_engine.errors import ChatterboxError
 from chatterbox_engine.launcher import ServerOptions, TritonServer
 from chatterbox_engine.launcher.options import Addresses
@@ -24,6 +25,7 @@ from loadtest.pages import Pages
 from loadtest.processes import Usage, Watcher
 from loadtest.records import Record
 from loadtest.scenarios import SCENARIOS, Scenario
+from loadtest.voices import provided
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 STOP_SECONDS = 240
@@ -36,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 when every request was answered with good audio, else 1."""
     options = parse(arguments)
     try:
-        with _server(options) as (addresses, stubs):
-            return run(options, addresses, stubs)
-    except (ChatterboxError, OSError) as error:
+        with _server(options) as (addresses, server), _voices(options, addresses) as voices:
+            return run(options, addresses, voices, server)
+    except (ChatterboxError, ChatterboxClientError, OSError) as error:
         _say(str(error))
         return 1
 
@@ -62,7 +64,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scenario", default="mixed", choices=SCENARIOS, metavar="NAME", help="see below")
     parser.add_argument("--users", type=int, default=32, help="the largest number of users at once")
     parser.add_argument("--duration", type=float, default=0.0, help="seconds, instead of the scenario's own")
-    parser.add_argument("--voices", default="default", help="voices to speak with, with commas between them")
+    parser.add_argument(
+        "--voices",
+        default="",
+        help="voices to speak with, commas between them; left out, the built-in one and some added for the test",
+    )
     parser.add_argument("--workers", type=int, default=0, help="Locust processes that make the load; 0: one for all")
     parser.add_argument("--master-port", type=int, default=5557, help="where workers reach the master")
     parser.add_argument("--remote-workers", action="store_true", help="wait for --workers of other machines")
@@ -73,24 +79,25 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, addresses: Addresses, stubs: Sequence[int]) -> int:
-    """Drives one server and writes the report."""
+def run(options: argparse.Namespace, addresses: Addresses, voices: Sequence[str], server: TritonServer | None) -> int:
+    """Drives one server, `server` where it is ours, and writes the report."""
     scenario = SCENARIOS[options.scenario]
     scenario = scenario.lasting(options.duration) if options.duration else scenario
-    _say(f"scenario {options.scenario} ({scenario.about}), {options.users} users, {scenario.seconds:g} s")
-    before = Pages.read(addresses.http, addresses.metrics)
-    with tempfile.TemporaryDirectory(prefix="loadtest-") as folder, _watched(stubs) as usages:
+    spread = f"{options.users} users with {len(voices)} voices"
+    _say(f"scenario {options.scenario} ({scenario.about}), {spread}, {scenario.seconds:g} s")
+    before = _read(addresses)
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as folder, _watched(server) as usages:
         file = Path(folder, "records.json")
-        code = drive(options, addresses, file)
+        code = drive(options, addresses, voices, file)
         collected = json.loads(file.read_text()) if file.exists() else {"records": [], "timeline": []}
     records = [Record(**record) for record in collected["records"]]
     began = collected["timeline"][0][0] if collected["timeline"] else 0.0
     after = _read_again(addresses, before)
     figures = summary.summarise(scenario, options.users, records, began, before, after)
-    problems = find_problems(code, figures, usages, alone=not options.host, soak=options.scenario == "soak")
+    problems = find_problems(code, figures, usages, alone=server is not None, soak=options.scenario == "soak")
     if after is before:
         problems.append("the server no longer answers")
-    about = _about(options, scenario, problems)
+    about = _about(options, scenario, voices, problems)
     page = report.write(options.out / options.scenario, about, figures, records, collected["timeline"], usages)
     _say(f"{figures['requests']} requests, {figures['failed']} failed, {figures['audio_seconds']:.1f} s of audio")
     for problem in problems:
@@ -115,13 +122,13 @@ def find_problems(code: int, figures: dict[str, Any], usages: Sequence[Usage], *
     return problems
 
 
-def drive(options: argparse.Namespace, addresses: Addresses, records: Path) -> int:
+def drive(options: argparse.Namespace, addresses: Addresses, voices: Sequence[str], records: Path) -> int:
     """Runs Locust, with its workers when there are to be any, and returns its exit code."""
     base = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE)]
     command = [*base, "--headless", "--only-summary", "--stop-timeout", str(STOP_SECONDS)]
     command += ["--http-address", addresses.http, "--grpc-address", addresses.grpc, "--records", str(records)]
     command += ["--scenario", options.scenario, "--peak-users", str(options.users)]
-    command += ["--duration", str(options.duration), "--voices", options.voices, "--loglevel", "WARNING"]
+    command += ["--duration", str(options.duration), "--voices", ",".join(voices), "--loglevel", "WARNING"]
     workers: list[subprocess.Popen[bytes]] = []
     if options.workers:
         port = str(options.master_port)
@@ -138,39 +145,56 @@ def drive(options: argparse.Namespace, addresses: Addresses, records: Path) -> i
 
 
 @contextlib.contextmanager
-def _server(options: argparse.Namespace) -> Iterator[tuple[Addresses, Sequence[int]]]:
-    """The addresses of the server to drive, and the processes of its models where they are ours."""
+def _server(options: argparse.Namespace) -> Iterator[tuple[Addresses, TritonServer | None]]:
+    """The addresses of the server to drive, and the server itself where it is ours."""
     if options.host:
-        yield Addresses.of(options.host, [options.http_port, options.grpc_port, options.metrics_port]), ()
+        yield Addresses.of(options.host, [options.http_port, options.grpc_port, options.metrics_port]), None
         return
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "server.log"
     _say(f"starting a Triton server with the checkpoint {options.checkpoint!r}; its log is {log}")
     settings = ServerOptions(environment={"CHATTERBOX_CHECKPOINT": options.checkpoint}, log=log)
     with TritonServer(settings) as server:
-        yield server.addresses, server.stub_pids
+        yield server.addresses, server
+
+
+@contextlib.contextmanager
+def _voices(options: argparse.Namespace, addresses: Addresses) -> Iterator[Sequence[str]]:
+    """The names to speak with."""
+    if options.voices:
+        yield options.voices.split(",")
+        return
+    with Client(addresses.http) as client, provided(client, _say) as names:
+        yield names
+
+
+def _read(addresses: Addresses) -> Pages:
+    """The pages once they count all that has been answered."""
+    time.sleep(PUBLISH_SECONDS)
+    return Pages.read(addresses.http, addresses.metrics)
 
 
 def _read_again(addresses: Addresses, before: Pages) -> Pages:
     """The pages after the load; `before` itself when there is no server any more, so that a report is written still."""
-    time.sleep(PUBLISH_SECONDS)
     try:
-        return Pages.read(addresses.http, addresses.metrics)
+        return _read(addresses)
     except OSError as error:
         _say(str(error))
         return before
 
 
 @contextlib.contextmanager
-def _watched(stubs: Sequence[int]) -> Iterator[list[Usage]]:
-    if not stubs:
+def _watched(server: TritonServer | None) -> Iterator[list[Usage]]:
+    if server is None:
         yield []
         return
-    with Watcher(stubs) as watcher:
+    with Watcher(server) as watcher:
         yield watcher.usages
 
 
-def _about(options: argparse.Namespace, scenario: Scenario, problems: Sequence[str]) -> dict[str, Any]:
+def _about(
+    options: argparse.Namespace, scenario: Scenario, voices: Sequence[str], problems: Sequence[str]
+) -> dict[str, Any]:
     return {
         "scenario": options.scenario,
         "verdict": "failed" if problems else "passed",
@@ -179,6 +203,7 @@ def _about(options: argparse.Namespace, scenario: Scenario, problems: Sequence[s
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "server": options.host or f"its own, checkpoint {options.checkpoint}",
         "users": options.users,
+        "speaking with": ", ".join(voices),
         "seconds": scenario.seconds,
         "workers": options.workers,
     }

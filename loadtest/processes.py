@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-SHARED_MEMORY = Path("/dev/shm")
+from chatterbox_engine.launcher import TritonServer
+
 SETTLING_SECONDS = 60.0
 RESOURCES = ("rss", "threads", "files", "shared_memory")
 
@@ -29,7 +27,7 @@ class Usage:
     threads: int
     files: int
     shared_memory: int
-    """Bytes in use under /dev/shm."""
+    """Bytes of the server's own regions."""
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -39,12 +37,12 @@ class Usage:
 class Watcher:
     """Takes a `Usage` every second in a thread of its own, between `__enter__` and `__exit__`."""
 
-    def __init__(self, stubs: Iterable[int]) -> None:
-        """`stubs` are the processes of the server's Python models; their parent is tritonserver itself."""
-        models = [psutil.Process(pid) for pid in stubs]
-        servers = {model.ppid(): psutil.Process(model.ppid()) for model in models}
+    def __init__(self, server: TritonServer) -> None:
+        models = [psutil.Process(pid) for pid in server.stub_pids]
+        parents = {model.ppid() for model in models}  # one: tritonserver itself
         self.usages: list[Usage] = []
-        self._processes = [*models, *servers.values()]
+        self._server = server
+        self._processes = [*models, *map(psutil.Process, parents)]
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher")
 
@@ -69,7 +67,7 @@ class Watcher:
             rss=sum(process.memory_info().rss for process in self._processes),
             threads=sum(process.num_threads() for process in self._processes),
             files=sum(process.num_fds() for process in self._processes),
-            shared_memory=shutil.disk_usage(SHARED_MEMORY).used,
+            shared_memory=self._server.shared_memory_bytes(),
         )
 
 

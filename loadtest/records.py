@@ -18,6 +18,7 @@ class Record:
     """time.time()"""
     protocol: str
     kind: str
+    voice: str
     latency: float
     """Until all of the audio was there."""
     ttfa: float

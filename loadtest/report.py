@@ -64,6 +64,7 @@ def _page(about: dict[str, Any], summary: dict[str, Any], usages: Sequence[Usage
     lines += _stage_table(summary["stages"])
     lines += _group_table("protocol", summary["protocols"])
     lines += _group_table("text", summary["kinds"])
+    lines += _group_table("voice", summary["voices"])
     lines += ["| the server's own count | |", "| --- | --- |"]
     counts = summary["server"].items()
     lines += [_row([name.replace("_", " "), value]) for name, value in counts if not isinstance(value, dict)]

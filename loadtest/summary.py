@@ -30,6 +30,7 @@ def summarise(
         "audio_seconds": sum(record.audio_seconds for record in good),
         "protocols": {name: figures(part) for name, part in _by(good, lambda record: record.protocol).items()},
         "kinds": {name: figures(part) for name, part in _by(good, lambda record: record.kind).items()},
+        "voices": {name: figures(part) for name, part in _by(good, lambda record: record.voice).items()},
         "stages": _stages(scenario, peak_users, good, began),
         "server": server_figures(before, after),
     }

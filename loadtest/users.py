@@ -53,10 +53,11 @@ class Speaker(User):
         except (ChatterboxClientError, WrongAudio) as error:
             latency = time.perf_counter() - clock
             message = f"{type(error).__name__}: {error}"
-            recorder.add(self.environment, Record(began, self.protocol, line.kind, latency, latency, error=message))
-            return
-        queued = float(audio.stats["queue_ms"]) / 1000
-        recorder.add(self.environment, Record(began, self.protocol, line.kind, latency, ttfa, audio.duration, queued))
+            record = Record(began, self.protocol, line.kind, line.voice, latency, latency, error=message)
+        else:
+            queued = float(audio.stats["queue_ms"]) / 1000
+            record = Record(began, self.protocol, line.kind, line.voice, latency, ttfa, audio.duration, queued)
+        recorder.add(self.environment, record)
 
     def _connect(self, options: Any) -> Client:
         raise NotImplementedError

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from chatterbox_client import Client
 from chatterbox_engine.launcher.ports import ReservedPorts
 from chatterbox_engine.launcher.server import TritonServer
 from loadtest.summary import disagreements
@@ -45,6 +46,12 @@ def test_a_load_test_passes_counts_what_the_server_counts_and_writes_its_report(
     assert (result["verdict"], result["failed"]) == ("passed", 0)
     assert disagreements(result) == []
     assert set(result["protocols"]) == {"http", "grpc", "stream"}
+    offered = set(result["speaking with"].split(", "))
+    assert (len(offered), "default" in offered) == (4, True)
+    assert len(result["voices"]) > 1
+    assert set(result["voices"]) <= offered
+    with Client(server.http_url) as client:
+        assert offered.isdisjoint(voice.name for voice in client.voices.list())
     assert [row["users"] for row in result["stages"]] == [1, 1, 2, 4]
     assert (tmp_path / "mixed" / "concurrency.png").stat().st_size > 5000
     assert "4 users" in done.stderr

@@ -19,7 +19,7 @@ from chatterbox_engine.launcher.log import LogReader
 from chatterbox_engine.launcher.options import Addresses, ServerOptions, find_repository, tritonserver_command
 from chatterbox_engine.launcher.ports import ReservedPorts
 from chatterbox_engine.launcher.processes import describe_exit, ending, read_process
-from chatterbox_engine.launcher.regions import new_prefix, remove_regions, remove_stale_regions
+from chatterbox_engine.launcher.regions import new_prefix, region_bytes, remove_regions, remove_stale_regions
 from chatterbox_engine.launcher.triton import STUB, Interpreter, Triton, check_glibc, find_triton
 from chatterbox_engine.launcher.watch import Watch
 
@@ -173,9 +173,11 @@ def test_a_taken_port_is_refused_and_the_others_are_given_back() -> None:
 
 def test_regions_are_removed_by_prefix(tmp_path: Path) -> None:
     prefix, other = new_prefix(), new_prefix()
-    write(tmp_path / f"{prefix}a")
-    write(tmp_path / f"{other}b")
+    write(tmp_path / f"{prefix}a", "12345")
+    write(tmp_path / f"{other}b", "1")
+    assert region_bytes(prefix, tmp_path) == 5
     remove_regions(prefix, tmp_path)
+    assert region_bytes(prefix, tmp_path) == 0
     assert [path.name for path in tmp_path.iterdir()] == [f"{other}b"]
 
 

@@ -40,7 +40,7 @@ def audio(samples: Any = None, *, tokens: int = 10, seed: int = 7, segments: int
 
 
 def record(began: float = 0.0, latency: float = 1.0, **changes: Any) -> Record:
-    fields = {"protocol": "http", "kind": "prompt", "ttfa": latency, "audio_seconds": 2.0}
+    fields = {"protocol": "http", "kind": "prompt", "voice": "default", "ttfa": latency, "audio_seconds": 2.0}
     return Record(began=began, latency=latency, **{**fields, **changes})
 
 

@@ -6,6 +6,7 @@ of a live one. The pid namespace is part of it: with `--ipc=host` containers sha
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -30,6 +31,15 @@ def remove_regions(prefix: str, folder: Path = SHARED_MEMORY) -> None:
     assert prefix.startswith("chatterbox_")
     for path in folder.glob(f"{prefix}*"):
         path.unlink(missing_ok=True)
+
+
+def region_bytes(prefix: str, folder: Path = SHARED_MEMORY) -> int:
+    """Length of all regions of one server."""
+    length = 0
+    for path in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+            length += path.stat().st_size
+    return length
 
 
 def remove_stale_regions(folder: Path = SHARED_MEMORY) -> list[str]:

@@ -23,7 +23,12 @@ from chatterbox_engine.launcher.options import (
     tritonserver_command,
 )
 from chatterbox_engine.launcher.ports import ReservedPorts
-from chatterbox_engine.launcher.regions import new_prefix, remove_regions, remove_stale_regions
+from chatterbox_engine.launcher.regions import (
+    new_prefix,
+    region_bytes,
+    remove_regions,
+    remove_stale_regions,
+)
 from chatterbox_engine.launcher.triton import find_triton
 from chatterbox_engine.launcher.watch import Watch
 from chatterbox_engine.wire import FOLDER_VARIABLE
@@ -86,6 +91,10 @@ class TritonServer:
         """The processes of the Python models."""
         return tuple(self._watch.stubs)
 
+    def shared_memory_bytes(self) -> int:
+        """Memory that the models' shared-memory regions take, of this server alone."""
+        return region_bytes(self._prefix)
+
     def start(self) -> bool:
         """Starts the server and waits until all models are ready.
 
@@ -135,7 +144,7 @@ class TritonServer:
         triton = find_triton(folder)
         ports = ReservedPorts(options.host, [options.http_port, options.grpc_port, options.metrics_port])
         cleanup.callback(ports.release)
-        prefix = new_prefix()
+        self._prefix = prefix = new_prefix()
         cleanup.callback(remove_regions, prefix)
         self.addresses = Addresses.of(options.host, ports.numbers)
         options.say(f"starting tritonserver with the models in {repository}")
