@@ -11,6 +11,7 @@ import pytest
 
 from chatterbox_client import Client, NotFound
 from chatterbox_engine.launcher.server import TritonServer
+from chatterbox_engine.metrics import ERRORS
 from deploy.monitoring import dashboard
 from loadtest.pages import Pages
 from tests.server.prometheus import Prometheus
@@ -32,29 +33,35 @@ def speak_until(client: Client, done: Callable[[], bool]) -> bool:
     return False
 
 
+def page_after(server: TritonServer, client: Client, refusals: int) -> Pages:
+    """The page once it counts all that was asked of the server before, and these refusals of an unknown voice.
+
+    It changes once a second, and what happened first is counted first. Reading it again takes as long as a pause would.
+    """
+    start = Pages.read(server.http_url, server.metrics_url)
+    for _ in range(refusals):
+        with pytest.raises(NotFound):
+            client.speak(LINE, voice="nobody")
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        page = Pages.read(server.http_url, server.metrics_url)
+        if page.total(ERRORS[0], kind="NotFound") >= start.total(ERRORS[0], kind="NotFound") + refusals:
+            return page
+    raise AssertionError("the page does not change")
+
+
 def test_the_page_counts_answers_audio_tokens_steps_and_errors(server: TritonServer) -> None:
-    before = Pages.read(server.http_url, server.metrics_url)
     with Client(server.grpc_url, "grpc") as client:
+        before = page_after(server, client, refusals=1)
         answers = [client.speak("One more sentence.", seed=seed) for seed in range(5)]
         chunks = list(client.stream("One more sentence.", seed=5))
-        for _ in range(3):
-            with pytest.raises(NotFound):
-                client.speak(LINE, voice="nobody")
+        page = page_after(server, client, refusals=3)
         seconds = sum(audio.duration for audio in answers) + sum(len(chunk.samples) for chunk in chunks) / 24_000
         tokens = sum(len(part.speech_tokens) for part in [*answers, *chunks])
-        page = before
 
-        def grown(name: str, **labels: str) -> float:
-            return page.total(name, **labels) - before.total(name, **labels)
+    def grown(name: str, **labels: str) -> float:
+        return page.total(name, **labels) - before.total(name, **labels)
 
-        def published() -> bool:
-            nonlocal page
-            page = Pages.read(server.http_url, server.metrics_url)
-            return grown("chatterbox_requests_total") >= 6 and grown("chatterbox_errors_total") >= 3
-
-        deadline = time.monotonic() + 20
-        while not published() and time.monotonic() < deadline:
-            time.sleep(0.2)  # the page changes once a second
     assert grown("chatterbox_requests_total") == 6
     assert grown("chatterbox_audio_seconds_total") == pytest.approx(seconds, abs=0.01)
     assert grown("chatterbox_speech_tokens_total") == tokens
