@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
-from loadtest.processes import Usage, growth
+from loadtest.processes import RESOURCES, SETTLING_SECONDS, Usage, growth
 from loadtest.records import Record
 
 MIB = 1 << 20
+IN_BYTES = ("rss", "shared_memory")
 
 
 def write(
@@ -44,7 +46,7 @@ def write(
         "queue": lambda axes: _draw_counts(axes, server["queue_seconds"], "waited for a slot, up to seconds"),
     }
     if usages:
-        pictures["processes"] = lambda axes: _draw_processes(axes, usages, began)
+        pictures |= {name: partial(_draw_usage, usages=usages, name=name) for name in RESOURCES}
     for name, draw in pictures.items():
         figure = Figure(figsize=(8, 4), layout="constrained")
         draw(figure.subplots())
@@ -102,8 +104,7 @@ def _growth_lines(usages: Sequence[Usage]) -> list[str]:
         return []
     lines = ["| server's processes, after the first minute | first fifth | last fifth |", "| --- | ---: | ---: |"]
     for name, values in found.items():
-        in_bytes = name in ("rss", "shared_memory")
-        shown = [f"{value / MIB:.1f} MiB" if in_bytes else f"{value:.0f}" for value in values]
+        shown = [f"{value / MIB:.1f} MiB" if name in IN_BYTES else f"{value:.0f}" for value in values]
         lines.append(_row([name.replace("_", " "), *shown]))
     return [*lines, ""]
 
@@ -148,14 +149,12 @@ def _draw_counts(axes: Any, counts: dict[Any, float], label: str) -> None:
     axes.set(title=label, ylabel="count")
 
 
-def _draw_processes(axes: Any, usages: Sequence[Usage], began: float) -> None:
-    seconds = [usage.at - began for usage in usages]
-    axes.plot(seconds, [usage.rss / MIB for usage in usages], label="RSS, MiB")
-    axes.plot(seconds, [usage.shared_memory / MIB for usage in usages], label="shared memory, MiB")
-    axes.plot(seconds, [usage.threads for usage in usages], label="threads")
-    axes.plot(seconds, [usage.files for usage in usages], label="open files")
-    axes.set(title="The server's processes", xlabel="seconds", yscale="log")
-    axes.legend()
+def _draw_usage(axes: Any, *, usages: Sequence[Usage], name: str) -> None:
+    scale, unit = (MIB, "MiB") if name in IN_BYTES else (1, "count")
+    axes.plot([usage.at - usages[0].at for usage in usages], [getattr(usage, name) / scale for usage in usages])
+    axes.axvline(SETTLING_SECONDS, color="gray", linestyle=":", label="growth counts from here on")
+    axes.set(title=f"The server's processes: {name.replace('_', ' ')}", xlabel="seconds", ylabel=unit, ylim=(0, None))
+    axes.legend(loc="lower right")
 
 
 def _of(row: dict[str, Any], figure: str, percentile: str) -> float | None:

@@ -39,6 +39,9 @@ class Speaker(User):
 
     def on_stop(self) -> None:
         self._client.close()
+        # tritonclient closes its channel once more when it is collected. Left to the end of the process, when gevent's
+        # hub is gone, that can wait for ever for a lock of gRPC's.
+        del self._client
 
     @task
     def speak(self) -> None:

@@ -152,7 +152,15 @@ def test_the_report_has_a_page_a_json_file_and_all_its_pictures(tmp_path: Path) 
     text = page.read_text()
     pictures = {line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
     assert pictures == {file.name for file in page.parent.glob("*.png")}
-    assert {"concurrency.png", "ttfa.png", "throughput.png", "batches.png", "queue.png", "processes.png"} <= pictures
+    assert {
+        "concurrency.png",
+        "ttfa.png",
+        "throughput.png",
+        "batches.png",
+        "queue.png",
+        "rss.png",
+        "shared_memory.png",
+    } <= pictures
     assert "1 of 91 requests failed" in text
     assert "| ServerError: a / b | 1 |" in text
     content = json.loads((page.parent / "report.json").read_text())
