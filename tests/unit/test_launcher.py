@@ -16,7 +16,13 @@ import pytest
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.launcher.cli import parse
 from chatterbox_engine.launcher.log import LogReader
-from chatterbox_engine.launcher.options import Addresses, ServerOptions, find_repository, tritonserver_command
+from chatterbox_engine.launcher.options import (
+    Addresses,
+    ServerOptions,
+    find_repository,
+    model_environment,
+    tritonserver_command,
+)
 from chatterbox_engine.launcher.ports import ReservedPorts
 from chatterbox_engine.launcher.processes import describe_exit, ending, read_process
 from chatterbox_engine.launcher.regions import new_prefix, region_bytes, remove_regions, remove_stale_regions
@@ -169,6 +175,15 @@ def test_a_taken_port_is_refused_and_the_others_are_given_back() -> None:
             ReservedPorts("127.0.0.1", [number, taken])
         with socket.socket() as again:
             again.bind(("127.0.0.1", number))
+
+
+def test_the_models_environment_is_ours_with_defaults_that_everything_else_wins_over() -> None:
+    triton = Triton(Path("tritonserver"), Path("backends"), {"LD_LIBRARY_PATH": "/triton"})
+    cache = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    plain = model_environment(ServerOptions(), triton, {"HOME": "/home", "CHATTERBOX_TRITON_HOME": "/triton"})
+    assert plain == {"HOME": "/home", "LD_LIBRARY_PATH": "/triton", cache: "256"}
+    assert model_environment(ServerOptions(), triton, {cache: "64"})[cache] == "64"
+    assert model_environment(ServerOptions(environment={cache: "32"}), triton, {cache: "64"})[cache] == "32"
 
 
 def test_regions_are_removed_by_prefix(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.launcher.triton import HOME_VARIABLE, Triton
 
 REPOSITORY_VARIABLE = "CHATTERBOX_MODEL_REPOSITORY"
-# oneDNN keeps the programs that it has made for the shapes of tensors, 1,024 of them by default, a quarter of a megabyte
-# each. S3Gen has about 45 for every length of audio, so that an older one is rarely met again while it is kept; to make
-# them anew takes 70 ms, where a CPU takes seconds for the audio. Nothing of it is used on a GPU.
-_DEFAULTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
 _CHECKOUT_REPOSITORY = Path(__file__).parents[3] / "model_repository"
+
+
+# On a CPU oneDNN keeps the programs that it makes for the shapes of tensors, by itself 1,024 of them, a quarter of a
+# megabyte each. S3Gen has about 45 for a length of audio; making them anew takes 70 ms, the audio itself seconds.
+_DEFAULTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
 
 
 def print_log(line: str) -> None:
@@ -89,9 +90,12 @@ def find_repository(options: ServerOptions, environment: Mapping[str, str] | Non
     return repository
 
 
-def model_environment(options: ServerOptions, triton: Triton) -> dict[str, str]:
+def model_environment(
+    options: ServerOptions, triton: Triton, environment: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The whole environment of the server. The launcher's own settings mean nothing to the models and are left out."""
-    inherited = {name: value for name, value in os.environ.items() if name not in (HOME_VARIABLE, REPOSITORY_VARIABLE)}
+    environment = os.environ if environment is None else environment
+    inherited = {name: value for name, value in environment.items() if name not in (HOME_VARIABLE, REPOSITORY_VARIABLE)}
     return {**_DEFAULTS, **inherited, **triton.environment, **options.environment}
 
 
