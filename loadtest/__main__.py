@@ -118,7 +118,7 @@ def find_problems(code: int, figures: dict[str, Any], usages: Sequence[Usage], *
     if alone:
         problems += summary.disagreements(figures)
     if soak:
-        problems += summary.leaks(usages)
+        problems += summary.leaks(usages, figures["settled"])
     return problems
 
 

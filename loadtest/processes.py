@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ import psutil
 
 from chatterbox_engine.launcher import TritonServer
 
-SETTLING_SECONDS = 60.0
 RESOURCES = ("rss", "threads", "files", "shared_memory")
 
 
@@ -71,18 +71,18 @@ class Watcher:
         )
 
 
-def growth(usages: list[Usage], settling: float = SETTLING_SECONDS) -> dict[str, tuple[float, float]]:
-    """Each resource's median in the first and in the last fifth of the time after `settling` seconds.
+def growth(usages: Sequence[Usage], settled: float) -> dict[str, tuple[float, float]]:
+    """Each resource's median in the first and in the last fifth of the time from `settled` (time.time()) on.
 
-    Empty when there are fewer than fifty measurements after that time.
+    Empty when there are fewer than fifty measurements in it.
     """
-    settled = [usage for usage in usages if usage.at - usages[0].at >= settling]
-    fifth = len(settled) // 5
+    usages = [usage for usage in usages if usage.at >= settled]
+    fifth = len(usages) // 5
     if fifth < 10:
         return {}
-    first, last = settled[:fifth], settled[-fifth:]
+    first, last = usages[:fifth], usages[-fifth:]
     return {name: (_median(name, first), _median(name, last)) for name in RESOURCES}
 
 
-def _median(resource: str, usages: list[Usage]) -> float:
+def _median(resource: str, usages: Sequence[Usage]) -> float:
     return float(statistics.median(getattr(usage, resource) for usage in usages))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
-from loadtest.processes import RESOURCES, SETTLING_SECONDS, Usage, growth
+from loadtest.processes import RESOURCES, Usage, growth
 from loadtest.records import Record
 
 MIB = 1 << 20
@@ -46,7 +46,9 @@ def write(
         "queue": lambda axes: _draw_counts(axes, server["queue_seconds"], "waited for a slot, up to seconds"),
     }
     if usages:
-        pictures |= {name: partial(_draw_usage, usages=usages, name=name) for name in RESOURCES}
+        pictures |= {
+            name: partial(_draw_usage, usages=usages, settled=summary["settled"], name=name) for name in RESOURCES
+        }
     for name, draw in pictures.items():
         figure = Figure(figsize=(8, 4), layout="constrained")
         draw(figure.subplots())
@@ -70,7 +72,7 @@ def _page(about: dict[str, Any], summary: dict[str, Any], usages: Sequence[Usage
     lines += ["| the server's own count | |", "| --- | --- |"]
     counts = summary["server"].items()
     lines += [_row([name.replace("_", " "), value]) for name, value in counts if not isinstance(value, dict)]
-    lines += ["", *_growth_lines(usages)]
+    lines += ["", *_growth_lines(usages, summary["settled"])]
     lines += [_row(["error", "requests"]), "| --- | ---: |"] if summary["errors"] else []
     lines += [_row([error.replace("|", "/"), count]) for error, count in summary["errors"].items()]
     lines += [""] + [f"![{name}]({name}.png)\n" for name in pictures]
@@ -98,11 +100,12 @@ def _group_table(title: str, groups: dict[str, dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
-def _growth_lines(usages: Sequence[Usage]) -> list[str]:
-    found = growth(list(usages))
-    if not found:
+def _growth_lines(usages: Sequence[Usage], settled: float | None) -> list[str]:
+    found = {} if settled is None else growth(usages, settled)
+    if settled is None or not found:
         return []
-    lines = ["| server's processes, after the first minute | first fifth | last fifth |", "| --- | ---: | ---: |"]
+    title = f"server's processes from {settled - usages[0].at:.0f} s on, when it had settled"
+    lines = [f"| {title} | first fifth | last fifth |", "| --- | ---: | ---: |"]
     for name, values in found.items():
         shown = [f"{value / MIB:.1f} MiB" if name in IN_BYTES else f"{value:.0f}" for value in values]
         lines.append(_row([name.replace("_", " "), *shown]))
@@ -149,12 +152,13 @@ def _draw_counts(axes: Any, counts: dict[Any, float], label: str) -> None:
     axes.set(title=label, ylabel="count")
 
 
-def _draw_usage(axes: Any, *, usages: Sequence[Usage], name: str) -> None:
+def _draw_usage(axes: Any, *, usages: Sequence[Usage], settled: float | None, name: str) -> None:
     scale, unit = (MIB, "MiB") if name in IN_BYTES else (1, "count")
     axes.plot([usage.at - usages[0].at for usage in usages], [getattr(usage, name) / scale for usage in usages])
-    axes.axvline(SETTLING_SECONDS, color="gray", linestyle=":", label="growth counts from here on")
     axes.set(title=f"The server's processes: {name.replace('_', ' ')}", xlabel="seconds", ylabel=unit, ylim=(0, None))
-    axes.legend(loc="lower right")
+    if settled is not None:
+        axes.axvline(settled - usages[0].at, color="gray", linestyle=":", label="settled")
+        axes.legend(loc="lower right")
 
 
 def _of(row: dict[str, Any], figure: str, percentile: str) -> float | None:

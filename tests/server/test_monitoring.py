@@ -23,6 +23,9 @@ ROUNDS = 150
 
 LINE = "Short."
 
+ABOUT_SPEED = {"ChatterboxSlowFirstAudio", "ChatterboxSlowerThanRealTime"}
+"""Alerts that a machine which is busy with other things may well raise."""
+
 
 def speak_until(client: Client, done: Callable[[], bool]) -> bool:
     """Keeps the server busy until `done`, and tells whether it came to that."""
@@ -93,4 +96,5 @@ def test_prometheus_answers_every_query_of_the_dashboard_under_load(server: Trit
         assert prometheus.ask("up") == [1.0]
         rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
         assert {rule["health"] for rule in rules} == {"ok"}, rules
-        assert prometheus.get("alerts")["alerts"] == []
+        raised = {alert["labels"]["alertname"] for alert in prometheus.get("alerts")["alerts"]}
+        assert raised <= ABOUT_SPEED

@@ -129,18 +129,26 @@ def test_failures_an_empty_test_and_locust_s_own_failure_are_problems() -> None:
     assert find_problems(3, good, [], alone=True, soak=False) == ["Locust ended with exit code 3"]
 
 
-def test_growth_compares_the_ends_of_the_time_after_the_first_minute() -> None:
+def test_a_soak_has_settled_after_a_minute_and_after_two_hundred_answers() -> None:
+    assert summary.settled([record(100 + n / 10) for n in range(300)], 100) == 160
+    assert summary.settled([record(100 + n) for n in range(300)], 100) == 300
+    assert summary.settled([record(100 + n) for n in range(199)], 100) is None
+
+
+def test_growth_compares_the_ends_of_the_time_after_settling() -> None:
     usages = [usage(at, threads=10 if at < 60 else 20 + at // 60) for at in range(260)]
-    assert growth(usages)["threads"] == (21.0, 23.5)
-    assert growth(usages[:105]) == {}
+    assert growth(usages, 60)["threads"] == (21.0, 23.5)
+    assert growth(usages[:105], 60) == {}
 
 
 @pytest.mark.parametrize("name", ["rss", "threads", "files", "shared_memory"])
 def test_a_leak_of_any_resource_is_found_in_a_soak(name: str) -> None:
     steady = [usage(at) for at in range(600)]
     leaking = [usage(at, **{name: getattr(usage(0), name) + at * (1 << 20)}) for at in range(600)]
-    assert summary.leaks(steady) == []
-    assert [leak.split()[0] for leak in summary.leaks(leaking)] == [name]
+    assert summary.leaks(steady, 60) == []
+    assert [leak.split()[0] for leak in summary.leaks(leaking, 60)] == [name]
+    assert "too short" in summary.leaks(leaking, None)[0]
+    assert "too short" in summary.leaks(leaking, 560)[0]
 
 
 def test_the_report_has_a_page_a_json_file_and_all_its_pictures(tmp_path: Path) -> None:
