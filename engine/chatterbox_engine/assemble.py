@@ -10,7 +10,7 @@ import torch
 
 from chatterbox_engine.checkpoint import Checkpoint, file_names, locate
 from chatterbox_engine.clips import ClipLimits
-from chatterbox_engine.config import Config
+from chatterbox_engine.config import Config, cores
 from chatterbox_engine.dims import GPT2Dims, LlamaDims, T3Dims
 from chatterbox_engine.engine import Engine, Parts
 from chatterbox_engine.errors import ConfigError
@@ -103,7 +103,8 @@ def build(
         request_timeout=config.request_timeout,
         segment_chars=config.segment_chars,
         vocoder_graphs=Graphs(device, enabled=config.cuda_graphs),
-        vocoder_batch=config.vocoder_batch,
+        # rows that go one after the other are answered one after the other
+        vocoder_batch=config.vocoder_batch if s3gen.rows_together else 1,
         vocoder_memory=vocoder_memory(device),
         vocoder_delay=config.vocoder_delay,
         vocoder_threads=vocoder_threads(config, device),
@@ -170,10 +171,6 @@ def vocoder_threads(config: Config, device: torch.device) -> tuple[int, int] | N
         return None
     share = share_of_cores(config)
     return share, share if config.cpu_threads else cores() - share + 1
-
-
-def cores() -> int:
-    return os.cpu_count() or 2
 
 
 def choose_device(name: str) -> torch.device:

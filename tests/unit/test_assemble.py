@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chatterbox_engine import assemble
-from chatterbox_engine.config import Config
+from chatterbox_engine.config import Config, cores
 from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.graphs import Graphs
@@ -57,6 +57,6 @@ def test_a_device_without_bfloat16_gets_float32_and_a_line_that_says_so(
 
 def test_s3gen_takes_the_cores_that_t3_leaves_when_it_works_alone() -> None:
     share = assemble.share_of_cores(Config())
-    assert assemble.vocoder_threads(Config(), CPU) == (share, assemble.cores() - share + 1)
+    assert assemble.vocoder_threads(Config(), CPU) == (share, cores() - share + 1)
     assert assemble.vocoder_threads(Config(cpu_threads=3), CPU) == (3, 3)
     assert assemble.vocoder_threads(Config(), torch.device("cuda")) is None

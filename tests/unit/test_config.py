@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chatterbox_engine.config import Config, resolve
+from chatterbox_engine.config import Config, cores, resolve
 from chatterbox_engine.errors import ConfigError
 
 
@@ -98,3 +98,11 @@ def test_an_unknown_parameter_of_a_model_is_refused() -> None:
 
 def test_settings_of_other_parts_are_left_alone() -> None:
     assert Config.load({}, {"CHATTERBOX_URL": "x", "CHATTERBOX_CACHE": "y"}) == Config()
+
+
+def test_the_networks_get_no_more_cores_than_openmp_is_told_to_use() -> None:
+    there = cores({})
+    assert there >= 1
+    assert cores({"OMP_NUM_THREADS": "1"}) == cores({"OMP_NUM_THREADS": "1,4"}) == 1
+    for text in ("100000", "0", "x", ""):
+        assert cores({"OMP_NUM_THREADS": text}) == there
