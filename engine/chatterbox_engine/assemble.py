@@ -19,6 +19,7 @@ from chatterbox_engine.graphs import Graphs, own_stream
 from chatterbox_engine.kv_cache import KVCache, bytes_per_position
 from chatterbox_engine.languages import MultilingualText
 from chatterbox_engine.metrics import Metrics
+from chatterbox_engine.quantize import check_quantization, quantize
 from chatterbox_engine.runner import Runner
 from chatterbox_engine.s3gen import S3Gen
 from chatterbox_engine.scheduler import Scheduler
@@ -70,9 +71,13 @@ def build(
     else:
         # cuDNN's attention makes a plan for every new shape, which costs more than it saves where lengths vary.
         torch.backends.cuda.enable_cudnn_sdp(False)
+    check_quantization(config.quantization, device, dtype)
     report(f"loading T3 and S3Gen on {device} in {str(dtype).removeprefix('torch.')}")
     backbone = BACKBONES[type(checkpoint.dims.t3)]
     model = backbone.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
+    if config.quantization != "none":
+        report(f"quantising T3 to {config.quantization}")
+        quantize(model, config.quantization)
     if not config.compile:
         model.pack()
     s3gen = S3Gen.from_state_dict(
@@ -250,6 +255,8 @@ def optimizations(config: Config, dtype: torch.dtype, graphs: Graphs) -> list[st
     active = ["continuous_batching", "kv_pool", "fused_projections"]
     if dtype == torch.bfloat16:
         active.append("bfloat16")
+    if config.quantization != "none":
+        active.append(config.quantization)
     if graphs.enabled:
         active.append("cuda_graphs")
     if config.compile:

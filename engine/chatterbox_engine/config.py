@@ -34,7 +34,7 @@ _ALIASES = {
 }
 
 _SWITCH = "use_optimizations"
-_PLAIN: Mapping[str, Any] = {"cuda_graphs": False, "compile": False, "dtype": "float32"}
+_PLAIN: Mapping[str, Any] = {"cuda_graphs": False, "compile": False, "dtype": "float32", "quantization": "none"}
 """What the switch means when it is off; on, it leaves every setting as it is."""
 
 
@@ -54,6 +54,8 @@ def cores(environment: Mapping[str, str] | None = None) -> int:
     limit = environment.get("OMP_NUM_THREADS", "").partition(",")[0]  # one number for each level of nesting
     return min(there, int(limit)) if limit.isdigit() and int(limit) else there
 
+
+QUANTIZATIONS = ("none", "int8", "float8")
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -83,6 +85,8 @@ class Config:
     """`auto` (CUDA when there is one), `cuda`, `cuda:1`, `cpu`."""
     dtype: str = "auto"
     """T3's and the flow's weights: `bfloat16`, `float32`, or `auto` (bfloat16 on devices that have it)."""
+    quantization: str = "none"
+    """T3's blocks in `int8` (weights only) or `float8` (products too, on GPUs that have it), or `none`."""
     cpu_threads: int = 0
     """Threads of one network on a CPU; 0 takes half of the cores, since T3 and S3Gen run at the same time and two
     OpenMP teams as large as the machine spin against each other."""
@@ -133,6 +137,8 @@ class Config:
                 raise ConfigError(f"{name} is {value}; it must be between {low} and {high}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
+        if self.quantization not in QUANTIZATIONS:
+            raise ConfigError(f"quantization is {self.quantization!r}; it must be one of {', '.join(QUANTIZATIONS)}")
         if self.preset not in PRESETS:
             raise ConfigError(f"preset is {self.preset!r}; it must be one of {', '.join(PRESETS)}")
         if self.compile_mode not in COMPILE_MODES:

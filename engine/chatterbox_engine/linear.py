@@ -1,10 +1,16 @@
-"""Matrix products of the transformer with weights laid out for the device.
+"""Matrix products of the transformer with weights laid out for the device, or quantised.
 
 On a CPU oneDNN lays a bfloat16 matrix out anew for every product, which takes as long as the product of a few rows.
 Laid out once, the products have the same bits and take about half the time.
+
+Quantised weights are torchao's. Its product of an int8 matrix makes the whole matrix floating-point first, which on a
+CPU costs more than the product of a few rows. torch has a kernel that reads int8, and is made for few rows: decode
+steps take it, prompts torchao's.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +22,8 @@ _ROWS = 64  # what oneDNN chooses the layout for; it serves any number
 def pack(weight: Tensor) -> Tensor:
     """The matrix [outputs, inputs] as `linear` multiplies it fastest: oneDNN's own layout for bfloat16 on a CPU."""
     if (
-        weight.device.type != "cpu"
+        is_quantized(weight)
+        or weight.device.type != "cpu"
         or weight.dtype != torch.bfloat16
         or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     ):
@@ -26,8 +33,26 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` with a plain or a packed weight. x: [..., inputs]."""
-    if not weight.is_mkldnn:
-        return F.linear(x, weight, bias)
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return product
+    """`F.linear` with a plain, packed or quantised weight. x: [..., inputs], [rows, inputs] in a decode step."""
+    if weight.is_mkldnn:
+        packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return packed
+    if weight.device.type == "cpu" and x.dim() == 2 and is_quantized(weight):
+        return _int8_rows(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def is_quantized(weight: Tensor) -> bool:
+    """Whether torchao made it: only its tensors have this (importing torchao to ask for their type takes seconds)."""
+    return hasattr(weight, "qdata")
+
+
+def _int8_rows(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    """The product of an int8 matrix on a CPU, each row with the same bits in any company. x: [rows, inputs].
+
+    The kernel is fast with bfloat16 rows only. It sums in float32; the scales are left to us, as it would round them.
+    """
+    unscaled = torch.ones(len(weight.qdata), dtype=torch.bfloat16)
+    product = torch._weight_int8pack_mm(x.bfloat16(), weight.qdata, unscaled).to(x.dtype)
+    product = product * weight.scale.flatten().to(x.dtype)
+    return product if bias is None else product + bias

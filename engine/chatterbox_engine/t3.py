@@ -71,7 +71,7 @@ class T3(Transformer):
     """The whole network."""
 
     dims: LlamaDims
-    matrices = ("qkv", "out", "gate_up", "down", "head")
+    matrices = ("qkv", "out", "gate_up", "down")
     float32 = ("speaker.", "emotion.", "perceiver.")
     cos: Tensor
     sin: Tensor

@@ -43,7 +43,7 @@ class GPT2(Transformer):
     """The whole network."""
 
     dims: GPT2Dims
-    matrices = ("qkv", "out", "up", "down", "head")
+    matrices = ("qkv", "out", "up", "down")
     float32 = ("speaker.",)
 
     def __init__(self, dims: GPT2Dims) -> None:

@@ -25,10 +25,11 @@ class Transformer(nn.Module, abc.ABC):
     """
 
     dims: T3Dims
+    blocks: nn.ModuleList
     head: nn.Parameter  # [speech_vocab, hidden]
 
     matrices: ClassVar[tuple[str, ...]]
-    """Names of what every position is multiplied with."""
+    """Names of the blocks' matrices."""
 
     float32: ClassVar[tuple[str, ...]]
     """Prefixes of our names of the conditioning's weights, which stay float32: it runs once per voice and its error
@@ -67,7 +68,7 @@ class Transformer(nn.Module, abc.ABC):
         """Lays the matrices of the blocks and the head out for products on a CPU (`linear.pack`). torch.compile cannot
         read them afterwards."""
         for module in self.modules():
-            for name in self.matrices:
+            for name in (*self.matrices, "head"):
                 if isinstance(weight := getattr(module, name, None), nn.Parameter):
                     setattr(module, name, nn.Parameter(pack(weight.data), requires_grad=False))
 

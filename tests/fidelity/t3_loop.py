@@ -12,6 +12,7 @@ from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.families import ENGLISH, Family
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.quantize import quantize
 from chatterbox_engine.runner import Drawn, Prompt, Runner
 from chatterbox_engine.scheduler import Place, Scheduler
 from chatterbox_engine.transformer import Transformer
@@ -19,6 +20,7 @@ from chatterbox_engine.types import SamplingParams, T3Conditionals
 
 CPU = torch.device("cpu")
 SLOTS = 6
+EXTENT = 640  # positions of a row in `teacher_forced`
 CACHE_LEN = 256
 
 
@@ -124,10 +126,19 @@ class Served:
     voice: T3Conditionals
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, device: torch.device = CPU) -> Served:
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        device: torch.device = CPU,
+        *,
+        dtype: torch.dtype = torch.float32,
+        quantization: str = "none",
+    ) -> Served:
         dims, conditionals = checkpoint.dims.t3, checkpoint.conditionals()
         assert conditionals is not None
-        model = BACKBONES[type(dims)].from_state_dict(checkpoint.t3_state(), dims, device=device, dtype=torch.float32)
+        model = BACKBONES[type(dims)].from_state_dict(checkpoint.t3_state(), dims, device=device, dtype=dtype)
+        if quantization != "none":
+            quantize(model, quantization)
         return cls(checkpoint.family, model, conditionals.t3)
 
     def loop(self, **sizes: int) -> Loop:
@@ -138,3 +149,27 @@ class Served:
         names = [item.name for item in fields(SamplingParams) if item.name not in self.family.inputs]
         kept = {name: getattr(self.family.sampling, name) for name in names}
         return replace(request, sampling=replace(request.sampling, **kept), prefix=self.model.dims.prefix)
+
+
+@torch.inference_mode()
+def teacher_forced(
+    model: Transformer, voice: T3Conditionals, text: Tensor, forced: Tensor, *, exaggeration: float = 0.5
+) -> Tensor:
+    """Logits after the prompt and after each forced token: [1 + tokens, rows, vocab]."""
+    prompt = model.prompt(model.conditioning(voice, exaggeration), text)
+    rows, length, _ = prompt.shape
+    cache = KVCache(model.dims, (rows + 1) * EXTENT, device=model.device, dtype=model.dtype)
+    start = EXTENT * torch.arange(rows, 0, -1, device=model.device)
+
+    def each(value: int) -> Tensor:
+        return torch.full((rows,), value, device=model.device)
+
+    where = start[:, None] + torch.arange(length, device=model.device)
+    logits = [model.prefill(prompt, cache, where, each(length - 1))]
+    for step, token in enumerate(forced):
+        logits.append(model.decode(token.expand(rows), each(step + 1), start, each(length + step), cache))
+    return torch.stack(logits)
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())

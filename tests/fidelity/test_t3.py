@@ -18,7 +18,7 @@ from chatterbox_engine.t3 import T3
 from chatterbox_engine.types import Conditionals, SamplingParams
 from tests.conftest import CheckpointOf
 from tests.fidelity import upstream
-from tests.fidelity.t3_loop import Loop, Request
+from tests.fidelity.t3_loop import Loop, Request, relative_error, teacher_forced
 
 CPU = torch.device("cpu")
 EXTENT = 512
@@ -66,23 +66,6 @@ def text_of(length: int) -> Tensor:
     return torch.cat([torch.tensor([255]), ids, torch.tensor([0])])
 
 
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
-
-
-def teacher_forced(model: T3, voice: Conditionals, text: Tensor, forced: Tensor) -> Tensor:
-    """Logits after the prompt and after each forced token: [1 + tokens, 2, vocab]."""
-    prompt = model.prompt(model.conditioning(voice.t3, 0.7), text)
-    length = prompt.shape[1]
-    cache = KVCache(model.dims, 2 * EXTENT, device=CPU, dtype=model.dtype)
-    starts = torch.tensor([EXTENT, 0])
-    logits = [model.prefill(prompt, cache, starts[:, None] + torch.arange(length), torch.full((2,), length - 1))]
-    for step, token in enumerate(forced):
-        position = torch.full((2,), length + step)
-        logits.append(model.decode(token.expand(2), torch.full((2,), step + 1), starts, position, cache))
-    return torch.stack(logits)
-
-
 @torch.inference_mode()
 def test_prefill_and_64_teacher_forced_steps_give_upstreams_logits(pair: Pair) -> None:
     text = text_of(30)
@@ -101,7 +84,7 @@ def test_prefill_and_64_teacher_forced_steps_give_upstreams_logits(pair: Pair) -
         out = theirs.tfmr(inputs_embeds=embed.expand(2, -1, -1), past_key_values=out.past_key_values, use_cache=True)
         expected.append(theirs.speech_head(out.last_hidden_state[:, -1]))
 
-    got = teacher_forced(pair.ours, pair.voice, text, forced)
+    got = teacher_forced(pair.ours, pair.voice.t3, text, forced, exaggeration=0.7)
     errors = [relative_error(ours, theirs) for ours, theirs in zip(got, expected, strict=True)]
     assert max(errors) < 1e-4, f"worst step {max(range(65), key=errors.__getitem__)}: {max(errors):.2e}"
 
@@ -273,6 +256,6 @@ def test_bfloat16_logits_stay_near_float32(pair: Pair) -> None:
     half = T3.from_state_dict(pair.state, pair.ours.dims, device=CPU, dtype=torch.bfloat16)
     text = text_of(40)
     forced = torch.randint(0, 6561, (24,), generator=torch.Generator().manual_seed(2))
-    exact, rounded = (teacher_forced(model, pair.voice, text, forced) for model in (pair.ours, half))
+    exact, rounded = (teacher_forced(model, pair.voice.t3, text, forced) for model in (pair.ours, half))
     error = relative_error(rounded.float(), exact)
     assert error < 2e-2, f"{error:.2e}"

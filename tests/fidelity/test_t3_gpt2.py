@@ -17,6 +17,7 @@ from chatterbox_engine.t3_gpt2 import GPT2
 from chatterbox_engine.types import Conditionals, SamplingParams
 from tests.conftest import CheckpointOf
 from tests.fidelity import upstream
+from tests.fidelity.t3_loop import relative_error, teacher_forced
 
 CPU = torch.device("cpu")
 EXTENT = 640
@@ -60,24 +61,6 @@ def text_of(length: int) -> Tensor:
     return torch.randint(3, 1000, (length,), generator=torch.Generator().manual_seed(length))
 
 
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
-
-
-@torch.inference_mode()
-def teacher_forced(model: GPT2, voice: Conditionals, text: Tensor, forced: Tensor) -> Tensor:
-    """Logits after the prompt and after each forced token: [1 + tokens, vocab]."""
-    prompt = model.prompt(model.conditioning(voice.t3, 0.0), text)
-    length = prompt.shape[1]
-    assert length == model.dims.prefix + len(text) + 1
-    cache = KVCache(model.dims, 2 * EXTENT, device=CPU, dtype=model.dtype)
-    start = torch.tensor([EXTENT])
-    logits = [model.prefill(prompt, cache, start[:, None] + torch.arange(length), torch.tensor([length - 1]))]
-    for step, token in enumerate(forced):
-        logits.append(model.decode(token[None], torch.tensor([step + 1]), start, torch.tensor([length + step]), cache))
-    return torch.cat(logits)
-
-
 @torch.inference_mode()
 def test_prefill_and_64_teacher_forced_steps_give_upstreams_logits(pair: Pair) -> None:
     text, forced = text_of(30), torch.randint(0, 6561, (64,), generator=torch.Generator().manual_seed(1))
@@ -91,8 +74,8 @@ def test_prefill_and_64_teacher_forced_steps_give_upstreams_logits(pair: Pair) -
         out = theirs.tfmr(inputs_embeds=embed, past_key_values=out.past_key_values, use_cache=True)
         expected.append(theirs.speech_head(out[0][:, -1]))
 
-    got = teacher_forced(pair.ours, pair.voice, text, forced)
-    errors = [relative_error(ours, theirs) for ours, theirs in zip(got, torch.cat(expected), strict=True)]
+    got = teacher_forced(pair.ours, pair.voice.t3, text, forced)
+    errors = [relative_error(ours, theirs) for ours, theirs in zip(got, expected, strict=True)]
     assert max(errors) < 1e-4, f"worst step {max(range(65), key=errors.__getitem__)}: {max(errors):.2e}"
 
 
@@ -200,6 +183,6 @@ def test_a_voice_of_a_short_clip_has_a_shorter_prefix(pair: Pair, monkeypatch: p
 def test_bfloat16_logits_stay_near_float32(pair: Pair) -> None:
     half = GPT2.from_state_dict(pair.state, pair.ours.dims, device=CPU, dtype=torch.bfloat16)
     text, forced = text_of(40), torch.randint(0, 6561, (24,), generator=torch.Generator().manual_seed(2))
-    exact, rounded = (teacher_forced(model, pair.voice, text, forced) for model in (pair.ours, half))
+    exact, rounded = (teacher_forced(model, pair.voice.t3, text, forced) for model in (pair.ours, half))
     error = relative_error(rounded.float(), exact)
     assert error < 2e-2, f"{error:.2e}"

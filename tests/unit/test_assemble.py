@@ -10,6 +10,7 @@ from chatterbox_engine.config import Config, cores
 from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.quantize import check_quantization
 
 CPU = torch.device("cpu")
 
@@ -53,6 +54,22 @@ def test_a_device_without_bfloat16_gets_float32_and_a_line_that_says_so(
     assert assemble.choose_dtype("auto", CPU, said.append) == expected
     assert len(said) == lines
     assert assemble.choose_dtype("float32", CPU, said.append) == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float8_is_refused_where_the_device_lacks_it(dtype: torch.dtype) -> None:
+    with pytest.raises(ConfigError, match=r"capability 8\.9 or more and bfloat16, not cpu and (float32|bfloat16)"):
+        check_quantization("float8", CPU, dtype)
+    check_quantization("int8", CPU, dtype)
+    check_quantization("none", CPU, dtype)
+
+
+def test_what_is_quantised_is_told() -> None:
+    plain = assemble.optimizations(Config(), torch.float32, Graphs(CPU, enabled=False))
+    assert assemble.optimizations(Config(quantization="int8"), torch.float32, Graphs(CPU, enabled=False)) == [
+        *plain,
+        "int8",
+    ]
 
 
 def test_s3gen_takes_the_cores_that_t3_leaves_when_it_works_alone() -> None:

@@ -69,6 +69,7 @@ def test_a_file_holds_every_type(tmp_path: Path) -> None:
 def test_optimisations_off_is_the_plain_path_and_on_changes_nothing(tmp_path: Path) -> None:
     plain = Config.load({}, yaml_file(tmp_path, "use_optimizations: false\n"))
     assert (plain.cuda_graphs, plain.compile, plain.dtype) == (False, False, "float32")
+    assert plain.quantization == "none"
     assert Config.load({}, yaml_file(tmp_path, "use_optimizations: true\n")) == Config()
     again = Config.load({"dtype": "bfloat16"}, {"USE_OPTIMIZATIONS": "0"})  # a later source may turn one on again
     assert (again.cuda_graphs, again.dtype) == (False, "bfloat16")
@@ -84,6 +85,8 @@ def test_optimisations_off_is_the_plain_path_and_on_changes_nothing(tmp_path: Pa
         ("", "must hold lines of the form"),
         ("a: b: c", "cannot be read"),
         ("use_optimizations: false\ncompile: true", "contradict each other about compile"),
+        ("use_optimizations: false\nquantization: int8", "contradict each other about quantization"),
+        ("quantization: int4", "quantization is 'int4'; it must be one of none, int8, float8"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:

@@ -1,0 +1,97 @@
+"""T3 with int8 weights against itself in float32, and against itself in other company."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.linear import linear
+from chatterbox_engine.quantize import quantize_weight
+from chatterbox_engine.runner import Runner
+from chatterbox_engine.types import SamplingParams
+from tests.conftest import CheckpointOf
+from tests.fidelity.t3_loop import CPU, SLOTS, Request, Served, relative_error, teacher_forced
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "tiny",
+        "tiny-turbo",
+        pytest.param("full", marks=pytest.mark.full),
+        pytest.param("full-nano", marks=pytest.mark.full),
+    ],
+)
+def checkpoint(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Checkpoint:
+    return checkpoint_of(request.param)
+
+
+@pytest.fixture(scope="module")
+def int8(checkpoint: Checkpoint) -> Served:
+    return Served.of(checkpoint, quantization="int8")
+
+
+def greedy(served: Served) -> list[Request]:
+    """Requests of the best tokens, of different lengths, that come while others are under way."""
+    params = SamplingParams(temperature=0.0)
+    return [served.heeded(Request(9 + 8 * i, params, seed=i, max_tokens=30, arrives=4 * i)) for i in range(SLOTS)]
+
+
+def test_int8_logits_stay_near_float32_and_the_best_token_is_the_same(checkpoint: Checkpoint, int8: Served) -> None:
+    text = Request(40, SamplingParams(), seed=3, max_tokens=1).text()
+    forced = torch.randint(0, 6561, (24,), generator=torch.Generator().manual_seed(2))
+    exact = teacher_forced(Served.of(checkpoint).model, int8.voice, text, forced)
+    rounded = teacher_forced(int8.model, int8.voice, text, forced)
+    error = relative_error(rounded, exact)
+    assert error < 2e-2, f"{error:.2e}"
+    assert torch.equal(rounded.argmax(dim=-1), exact.argmax(dim=-1))
+
+
+def test_greedy_tokens_of_int8_do_not_depend_on_the_company(checkpoint: Checkpoint, int8: Served) -> None:
+    together = greedy(int8)
+    int8.loop(cache_len=640).run(together)
+    lonely = int8.loop(slots=1, cache_len=640)
+    for request in together:
+        alone = replace(request, arrives=0, tokens=[], ending=None, place=None, prompt=None)
+        lonely.run([alone])
+        assert request.ending in ("stop", "length")
+        assert request.tokens == alone.tokens
+
+
+@pytest.mark.full
+def test_compilation_changes_no_tokens_of_int8(int8: Served) -> None:
+    expected, got = greedy(int8), greedy(int8)
+    int8.loop(cache_len=640).run(expected)
+    compiled = int8.loop(cache_len=640)
+    compiled.runner = Runner(
+        int8.model, compiled.cache, SLOTS, family=int8.family, graphs=Graphs(CPU, enabled=False), compile_mode="default"
+    )
+    compiled.run(got)
+    assert [request.tokens for request in got] == [request.tokens for request in expected]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_an_int8_product_has_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(96, 64, generator=generator).to(dtype), torch.randn(37, 64, generator=generator).to(dtype)
+    bias = torch.randn(96, generator=generator).to(dtype)
+    quantized = quantize_weight(weight, "int8")
+    whole = linear(x, quantized, bias)
+    for rows in (slice(0, 1), slice(5, 8), slice(20, 37)):
+        assert torch.equal(linear(x[rows], quantized, bias), whole[rows])
+    as_prompt = linear(x[None], quantized, bias)[0]  # torchao's own product
+    assert relative_error(whole.float(), as_prompt.float()) < 5e-3
+
+
+@pytest.mark.parametrize(("how", "bound"), [("int8", 1e-2), ("float8", 4e-2)])
+def test_a_matrix_stays_near_itself_and_rows_of_zeros_stay_zeros(how: str, bound: float) -> None:
+    weight = torch.randn(96, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight[3] = 0.0
+    again = quantize_weight(weight, how).dequantize()
+    error = relative_error(again.float(), weight.float())
+    assert error < bound, f"{error:.2e}"
+    assert not again[3].any()
