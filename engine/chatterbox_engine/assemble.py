@@ -61,7 +61,7 @@ def build(
     Raises CheckpointError or ConfigError.
     """
     report(f"checkpoint {config.checkpoint}: locating")
-    checkpoint = open_checkpoint(config)
+    checkpoint = open_checkpoint(config, report)
     family = checkpoint.family
     report(f"it is {family.title}")
     device = choose_device(config.device)
@@ -119,16 +119,17 @@ def build(
     return Engine(parts, report=report, on_failure=on_failure or (lambda _error: None), metrics=metrics)
 
 
-def open_checkpoint(config: Config) -> Checkpoint:
+def open_checkpoint(config: Config, report: Report = lambda _line: None) -> Checkpoint:
     """The configured checkpoint, located and opened. Raises CheckpointError or ConfigError."""
     revision, base_revision = config.revision or None, config.base_revision or None
     if not config.base:
-        return Checkpoint.open(locate(config.checkpoint, revision=revision, family=config.family), family=config.family)
+        path = locate(config.checkpoint, revision=revision, family=config.family, report=report)
+        return Checkpoint.open(path, family=config.family)
     others = file_names(config.base, revision=base_revision)
-    path = locate(config.checkpoint, revision=revision, family=config.family, beside=others)
+    path = locate(config.checkpoint, revision=revision, family=config.family, beside=others, report=report)
     own = file_names(str(path))
     family = detect(own, others, candidates(config.family)).name
-    base = locate(config.base, revision=base_revision, family=family, beside=own)
+    base = locate(config.base, revision=base_revision, family=family, beside=own, report=report)
     return Checkpoint.open(path, base, family=config.family)
 
 

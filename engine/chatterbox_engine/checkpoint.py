@@ -16,16 +16,19 @@ import functools
 import hashlib
 import logging
 import shutil
+import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from tqdm import tqdm
 
 from chatterbox_engine import layout, random_checkpoint, weight_files
 from chatterbox_engine.config import cache_folder
@@ -40,6 +43,9 @@ DEMO = "demo"
 _DEMO_FOLDER = Path(__file__).with_name("demo_voice")
 _log = logging.getLogger(__name__)
 
+PROGRESS_SECONDS = 5.0
+"""How often a download says how far it is."""
+
 
 def locate(
     name: str,
@@ -48,6 +54,8 @@ def locate(
     family: str = "auto",
     beside: Collection[str] = (),
     cache_dir: Path | None = None,
+    report: Callable[[str], None] = _log.info,
+    every: float = PROGRESS_SECONDS,
 ) -> Path:
     """The folder of the checkpoint called `name`, downloaded or made when needed.
 
@@ -55,17 +63,19 @@ def locate(
     Face repository `owner/name`. Of a repository the files of one family are fetched, chosen as `Checkpoint.open`
     chooses; the file names `beside` are had elsewhere. An interrupted download goes on where it stopped, and without
     the hub (`HF_HUB_OFFLINE`) what lies in `HF_HOME` is used. `cache_dir` is where random checkpoints are kept:
-    `$CHATTERBOX_CACHE` or `~/.cache/chatterbox-triton` by default. Raises CheckpointError, before it downloads when the
-    repository lacks a file, and ConfigError for a family that does not exist.
+    `$CHATTERBOX_CACHE` or `~/.cache/chatterbox-triton` by default. `report` takes lines: what is fetched, and `every`
+    so many seconds how far it is. Raises CheckpointError, before it downloads when the repository lacks a file, and
+    ConfigError for a family that does not exist.
     """
     if folder := _local(name, cache_dir):
         return folder
     names = file_names(name, revision=revision)
     chosen = _complete(name, names, beside, family)
     wanted = [file for file in chosen.files.all if file in names]
-    _log.info("%s: fetching what is not here yet of %s", name, ", ".join(wanted))
+    report(f"{name}: fetching what is not here yet of {', '.join(wanted)}")
     with _hub_errors(name):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        bar = _bar(partial(_report_bytes, report, name), every)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, tqdm_class=bar))
 
 
 def file_names(name: str, *, revision: str | None = None) -> list[str]:
@@ -82,6 +92,27 @@ def file_names(name: str, *, revision: str | None = None) -> list[str]:
             return sorted(file.filename for file in snapshot_download(name, revision=revision, dry_run=True))
         except DryRunError:  # the hub cannot be reached
             return _names(Path(snapshot_download(name, revision=revision, allow_patterns=[], local_files_only=True)))
+
+
+def _bar(report: Callable[[float, float], None], every: float) -> type[tqdm]:
+    """A progress bar for `snapshot_download` that says what it would draw, as a server's log is no terminal:
+    `report(bytes, bytes in all)` at most once `every` so many seconds."""
+    last = time.monotonic()
+
+    class Bar(tqdm):
+        def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # noqa: ARG002
+            nonlocal last
+            # files are counted by another bar
+            if self.unit == "B" and self.n and time.monotonic() - last >= every:
+                last = time.monotonic()
+                report(self.n, self.total)
+            return True
+
+    return Bar
+
+
+def _report_bytes(report: Callable[[str], None], name: str, done: float, total: float) -> None:
+    report(f"{name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB are here")
 
 
 def _local(name: str, cache_dir: Path | None = None) -> Path | None:

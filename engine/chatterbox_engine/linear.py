@@ -38,7 +38,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return packed
     if weight.device.type == "cpu" and x.dim() == 2 and is_quantized(weight):
-        return _int8_rows(x, weight, bias)
+        quantized: Any = weight
+        product = int8_rows(x, quantized.qdata, quantized.scale.flatten())
+        return product if bias is None else product + bias
     return F.linear(x, weight, bias)
 
 
@@ -47,12 +49,21 @@ def is_quantized(weight: Tensor) -> bool:
     return hasattr(weight, "qdata")
 
 
-def _int8_rows(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-    """The product of an int8 matrix on a CPU, each row with the same bits in any company. x: [rows, inputs].
+# An operator of our own, as inductor (torch 2.11) fails to compile what it calls behind anything else.
+@torch.library.custom_op("chatterbox::int8_rows", mutates_args=())
+def int8_rows(
+    x: Tensor,  # [rows, inputs]
+    weight: Tensor,  # [outputs, inputs] int8
+    scale: Tensor,  # [outputs]
+) -> Tensor:
+    """The product of an int8 matrix on a CPU: [rows, outputs], each row with the same bits in any company.
 
-    The kernel is fast with bfloat16 rows only. It sums in float32; the scales are left to us, as it would round them.
+    torch's kernel is fast with bfloat16 rows only, and sums in float32. It is given no scales, as it would round them.
     """
-    unscaled = torch.ones(len(weight.qdata), dtype=torch.bfloat16)
-    product = torch._weight_int8pack_mm(x.bfloat16(), weight.qdata, unscaled).to(x.dtype)
-    product = product * weight.scale.flatten().to(x.dtype)
-    return product if bias is None else product + bias
+    unscaled = torch.ones(len(weight), dtype=torch.bfloat16)
+    return torch._weight_int8pack_mm(x.bfloat16(), weight, unscaled).to(x.dtype) * scale.to(x.dtype)
+
+
+@int8_rows.register_fake
+def _(x: Tensor, weight: Tensor, _scale: Tensor) -> Tensor:
+    return x.new_empty(len(x), len(weight))

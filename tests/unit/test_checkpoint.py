@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from chatterbox_engine.errors import CheckpointError
 from chatterbox_engine.families import ENGLISH, MULTILINGUAL_V2, MULTILINGUAL_V3, NANO, TURBO, Family
 from chatterbox_engine.random_checkpoint import TINY, tiny_dims
 from tests.conftest import CheckpointOf
+from tests.hub import Hub
 
 T3_FILE = "t3_cfg.safetensors"
 S3GEN_FILE = "s3gen.safetensors"
@@ -206,7 +208,13 @@ class FakeHub:
         self.revisions: list[str | None] = []
 
     def __call__(
-        self, _name: str, *, revision: str | None, dry_run: bool = False, allow_patterns: list[str] | None = None
+        self,
+        _name: str,
+        *,
+        revision: str | None,
+        dry_run: bool = False,
+        allow_patterns: list[str] | None = None,
+        tqdm_class: type | None = None,
     ) -> str | list[SimpleNamespace]:
         self.revisions.append(revision)
         if dry_run:
@@ -256,6 +264,46 @@ def test_a_repository_that_lacks_files_is_refused_before_anything_is_fetched(
     assert hub.fetched == []
     assert locate("owner/name", beside=TURBO.files.required) == tmp_path
     assert sorted(hub.fetched) == sorted(hub.names)
+
+
+def test_a_download_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(FakeHub):
+        def __call__(self, _name: str, *, tqdm_class: Any = None, **options: Any) -> str | list[SimpleNamespace]:
+            if tqdm_class is not None:
+                files, sizes = tqdm_class(total=2, desc="Fetching"), tqdm_class(total=0, unit="B", unit_scale=True)
+                sizes.total = 3_000_000_000
+                for _ in range(2):
+                    sizes.update(1_500_000_000)
+                    sizes.refresh()
+                    files.update()
+            return super().__call__(_name, **options)
+
+    lines: list[str] = []
+    hub = Slow(tmp_path, list(TURBO.files.all))
+    monkeypatch.setattr("chatterbox_engine.checkpoint.snapshot_download", hub)
+    locate("owner/name", report=lines.append, every=0.0)
+    assert lines[0].startswith("owner/name: fetching what is not here yet of t3_turbo_v1.safetensors, ")
+    assert list(dict.fromkeys(lines[1:])) == [f"owner/name: {done} of 3000 MB are here" for done in (1500, 3000)]
+    lines.clear()
+    locate("owner/name", report=lines.append, every=60.0)
+    assert len(lines) == 1
+
+
+@pytest.mark.full
+def test_an_interrupted_download_goes_on_where_it_stopped(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    source = checkpoint_of("tiny-turbo")
+    program = "from chatterbox_engine.checkpoint import locate; print(locate('owner/name', revision='v1', every=0))"
+    with Hub(source.path, broken={TURBO.files.s3gen}).running() as hub:
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert Checkpoint.open(Path(done.stdout.strip())).identity == source.identity
+    assert hub.revisions == {"v1"}
+    # in pieces of 10 MB
+    start = int(hub.ranges[TURBO.files.s3gen].removeprefix("bytes=").removesuffix("-"))
+    assert 0 < start <= source.file(TURBO.files.s3gen).stat().st_size // 2
 
 
 def test_offline_what_was_downloaded_is_used(tmp_path: Path) -> None:
