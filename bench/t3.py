@@ -20,11 +20,12 @@ from bench.report import Report, Row, say, seconds, synchronize
 from chatterbox_engine import random_checkpoint
 from chatterbox_engine.assemble import choose_dtype
 from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.families import ENGLISH, Family
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import ExtentAllocator, KVCache, bytes_per_position
 from chatterbox_engine.runner import Prompt, Runner
 from chatterbox_engine.t3 import T3
-from chatterbox_engine.types import SamplingParams
+from chatterbox_engine.transformer import Transformer
 from tests.fidelity import upstream
 
 TEXT_TOKENS = 60
@@ -103,9 +104,9 @@ def roofline_seconds(model: T3, utterances: int, bandwidth: float) -> float:
     return (weights + cache) / bandwidth
 
 
-def make_runner(model: T3, utterances: int) -> Runner:
-    cache = KVCache(model.dims, 2 * utterances * EXTENT, device=model.device, dtype=model.dtype)
-    runner = Runner(model, cache, utterances, graphs=Graphs(model.device, enabled=True))
+def make_runner(model: Transformer, utterances: int, family: Family = ENGLISH) -> Runner:
+    cache = KVCache(model.dims, family.rows * utterances * EXTENT, device=model.device, dtype=model.dtype)
+    runner = Runner(model, cache, utterances, family=family, graphs=Graphs(model.device, enabled=True))
     runner.warm_up(say)
     return runner
 
@@ -121,9 +122,9 @@ def step_seconds(runner: Runner, checkpoint: Checkpoint, count: int, steps: int)
     prompts = []
     for slot in range(count):
         text = torch.randint(1, 200, (TEXT_TOKENS,), generator=generator)
-        rows = (allocator.allocate(EXTENT), allocator.allocate(EXTENT))
+        rows = tuple(allocator.allocate(EXTENT) for _ in range(runner.family.rows))
         uniforms = torch.rand(steps + 8, generator=generator)
-        prompts.append(Prompt(slot, rows, prefix, text, SamplingParams(), uniforms))
+        prompts.append(Prompt(slot, rows, prefix, text, runner.family.sampling, uniforms))
     prefill = seconds(lambda: runner.prefill(prompts).read(), repeat=1)
     runner.decode(prompts).read()
     synchronize()

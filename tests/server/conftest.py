@@ -17,6 +17,8 @@ from chatterbox_engine.random_checkpoint import TINY
 from tests.conftest import CheckpointOf
 from tests.server.repository import add_pair, add_voices
 
+INT8 = "-int8"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_voice_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -49,14 +51,16 @@ def server_of(
     checkpoint_of: CheckpointOf, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], TritonServer]]:
     """Servers of the families beside English, started when they are first asked for by a name of
-    `random_checkpoint.TINY`, which is the name of their model too."""
+    `random_checkpoint.TINY`, which is the name of their model too; with INT8 behind it, of quantised weights."""
     running: dict[str, TritonServer] = {}
     with contextlib.ExitStack() as stack:
 
         def get(name: str) -> TritonServer:
             if name not in running:
                 folder = tmp_path_factory.mktemp(name)
-                add_pair(folder / "models", name, checkpoint_of(name).path)
+                checkpoint = checkpoint_of(name.removesuffix(INT8))
+                how = "int8" if name.endswith(INT8) else "none"
+                add_pair(folder / "models", name, checkpoint=str(checkpoint.path), quantization=how)
                 add_voices(folder / "models")
                 options = ServerOptions(model_repository=folder / "models", log=folder / "triton.log")
                 running[name] = stack.enter_context(TritonServer(options))
@@ -72,14 +76,15 @@ def server_of(
         "tiny-turbo",
         pytest.param("tiny-multilingual", marks=pytest.mark.full),
         pytest.param("tiny-nano", marks=pytest.mark.full),
+        pytest.param(f"tiny-nano{INT8}", marks=pytest.mark.full),
     ],
 )
 def spoken(request: pytest.FixtureRequest) -> Spoken:
-    """Every family in turn."""
+    """Every family in turn, one of them with quantised weights too."""
     name: str = request.param
     if name == "tiny":
         return Spoken(TINY[name], request.getfixturevalue("server"), "chatterbox")
-    return Spoken(TINY[name], request.getfixturevalue("server_of")(name), name)
+    return Spoken(TINY[name.removesuffix(INT8)], request.getfixturevalue("server_of")(name), name)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from chatterbox_client import Audio, Client, InvalidRequest, Unavailable
 from chatterbox_engine.audio import FORMATS
 from chatterbox_engine.contract import INPUTS, OUTPUTS, SAMPLING
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
-from tests.server.conftest import Spoken
+from tests.server.conftest import INT8, Spoken
 
 pytestmark = pytest.mark.server
 
@@ -63,6 +63,7 @@ def test_a_sentence_comes_back_as_audio(spoken: Spoken, protocol: str) -> None:
     assert audio.seed == 7
     expected = {"seed", "tokens", "segments", "finish_reason", "queue_ms", "ttfa_ms", "t3_ms", "s3gen_ms", "total_ms"}
     assert expected | {"audio_seconds", "rtf", "model", "optimizations"} <= set(audio.stats)
+    assert ("int8" in audio.stats["optimizations"]) == spoken.model.endswith(INT8)
 
 
 def test_only_text_is_needed_and_the_random_seed_is_told(spoken: Spoken) -> None:

@@ -19,14 +19,14 @@ def rows(table: str) -> dict[str, list[str]]:
 
 
 def test_the_engines_of_a_repository_are_found_with_their_parameters(tmp_path: Path) -> None:
-    add_pair(tmp_path, "turbo", Path("/models/turbo"))
+    add_pair(tmp_path, "turbo", checkpoint="/models/turbo")
     add_voices(tmp_path)
     assert parameters_of(tmp_path) == {"turbo": {"checkpoint": "/models/turbo"}}
     assert list(parameters_of(REPOSITORY)) == ["chatterbox"]
 
 
 def test_every_setting_is_shown_with_its_source(tmp_path: Path) -> None:
-    add_pair(tmp_path, "turbo", Path("/models/turbo"))
+    add_pair(tmp_path, "turbo", checkpoint="/models/turbo")
     file = tmp_path / "settings.yaml"
     file.write_text("max_queue: 9\n")
     shown = rows(describe(tmp_path, {"CHATTERBOX_CONFIG": str(file), "USE_TORCH_COMPILE": "1"}))
