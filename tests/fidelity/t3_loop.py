@@ -35,6 +35,7 @@ class Request:
     arrives: int = 0
     cancelled_after: int | None = None
     prefix: int = 34
+    first: bool = True
     place: Place | None = None
     prompt: Prompt | None = None
     tokens: list[int] = field(default_factory=list)

@@ -52,7 +52,9 @@ def checkpoint() -> Checkpoint:
 def clip(checkpoint: Checkpoint) -> S3GenConditionals:
     """The clip's own mel, and its tokens as the checkpoint's tokenizer hears them."""
     samples, rate = soundfile.read(checkpoint.path / "slt.flac", dtype="float32")
-    return ReferenceEncoder(checkpoint).encode(samples, rate).s3gen
+    encoder = ReferenceEncoder(checkpoint)
+    (voice,) = encoder.encode([encoder.prepare(samples, rate)])
+    return voice.s3gen
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def test_two_workers_make_the_load_together_in_several_voices_and_no_record_is_l
 
 
 def test_requests_that_fail_make_the_load_test_fail_and_are_listed(server: TritonServer, tmp_path: Path) -> None:
-    done = drive(tmp_path, *ports_of(server), "--voices", "nobody")
+    done = drive(tmp_path, *ports_of(server), "--voices", "nobody", "--duration", "2")
     assert done.returncode == 1
     assert "requests failed" in done.stderr
     assert any("there is no voice 'nobody'" in error for error in content(tmp_path)["errors"])

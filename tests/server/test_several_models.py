@@ -131,6 +131,7 @@ def settled(server: TritonServer) -> Pages:
             return page
 
 
+@pytest.mark.full
 def test_the_page_counts_each_by_its_own_label(both: TritonServer) -> None:
     before = settled(both)
     tokens = {}
