@@ -11,6 +11,8 @@ import operator
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -139,6 +141,22 @@ def test_a_wrong_stream_is_refused_with_the_typed_error(
 ) -> None:
     with pytest.raises(error, match=message):
         list(client.stream(**{"text": GREETING, **inputs}))
+
+
+@pytest.mark.full
+def test_refused_streams_whose_clients_leave_at_once_do_not_end_the_server(server: TritonServer) -> None:
+    program = (
+        "import sys\n"
+        "from chatterbox_client import Client, NotFound\n"
+        "for _ in range(2000):\n"
+        "    with Client(sys.argv[1], 'grpc', timeout=60) as client:\n"
+        "        try:\n"
+        "            list(client.stream('Hello.', voice='nobody'))\n"
+        "        except NotFound:\n"
+        "            pass\n"
+    )
+    clients = [subprocess.Popen([sys.executable, "-c", program, server.grpc_url]) for _ in range(4)]
+    assert [client.wait() for client in clients] == [0] * 4
 
 
 def test_asyncio_streams_side_by_side(server: TritonServer) -> None:

@@ -2,10 +2,14 @@
 
 Straight on the protocol's stub: `tritonclient` has one stream per client, reads it on a thread of its own, and leaves
 another one behind when a stream is cancelled. Here a stream is an iterator; closing it cancels the request.
+
+Triton (2.51) can end with SIGSEGV when a connection is closed right behind a stream that it has refused: after 4,300 of
+them by four processes. A question on the same connection before it is closed lets Triton finish: none in 20,000.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +25,8 @@ from chatterbox_client.transports import convert
 _OPTIONS = [("grpc.max_receive_message_length", -1)]
 _METADATA = (("triton_grpc_error", "true"),)  # errors as statuses with their code, instead of messages without
 
+_SETTLE_SECONDS = 1.0
+
 
 class StreamChannel:
     """A channel that any number of threads stream over."""
@@ -28,23 +34,30 @@ class StreamChannel:
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         self._metadata = (*_METADATA, *headers.items())
         self._channel = grpc.insecure_channel(url, options=_OPTIONS)
-        self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._refused = False
 
     def stream(
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
     ) -> Generator[Tensors, None, None]:
         """The responses' outputs. Raises the typed error of the status that ends the stream."""
-        call = self._start(iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout)
+        call = self._stub.ModelStreamInfer(
+            iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout
+        )
         try:
             for response in call:
                 yield convert.answer(InferResult(response.infer_response), outputs)
         except grpc.RpcError as error:
+            self._refused = True
             raise _typed(error) from error
         finally:
             call.cancel()  # of what is left, when the caller has had enough
 
     def close(self) -> None:
         """Ends the channel and all its streams."""
+        if self._refused:
+            with contextlib.suppress(grpc.RpcError):  # a server that is gone needs no time
+                self._stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=self._metadata, timeout=_SETTLE_SECONDS)
         self._channel.close()
 
 
@@ -54,23 +67,31 @@ class AsyncStreamChannel:
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         self._metadata = (*_METADATA, *headers.items())
         self._channel = grpc.aio.insecure_channel(url, options=_OPTIONS)
-        self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._refused = False
 
     async def stream(
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
     ) -> AsyncGenerator[Tensors, None]:
         """See `StreamChannel.stream`."""
-        call = self._start(iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout)
+        call = self._stub.ModelStreamInfer(
+            iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout
+        )
         try:
             async for response in call:
                 yield convert.answer(InferResult(response.infer_response), outputs)
         except grpc.RpcError as error:
+            self._refused = True
             raise _typed(error) from error
         finally:
             call.cancel()
 
     async def close(self) -> None:
         """See `StreamChannel.close`."""
+        if self._refused:
+            with contextlib.suppress(grpc.RpcError):
+                live = self._stub.ServerLive
+                await live(service_pb2.ServerLiveRequest(), metadata=self._metadata, timeout=_SETTLE_SECONDS)
         await self._channel.close()
 
 
