@@ -22,7 +22,7 @@ from loadtest.pages import Pages
 from tests.clips import encoded, tone
 from tests.conftest import CheckpointOf
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.full]  # two engines and two servers beside: half a minute
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = re.findall(r"```bash\n(cp -r model_repository.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -131,7 +131,6 @@ def settled(server: TritonServer) -> Pages:
             return page
 
 
-@pytest.mark.full
 def test_the_page_counts_each_by_its_own_label(both: TritonServer) -> None:
     before = settled(both)
     tokens = {}
