@@ -4,7 +4,8 @@ Straight on the protocol's stub: `tritonclient` has one stream per client, reads
 another one behind when a stream is cancelled. Here a stream is an iterator; closing it cancels the request.
 
 Triton (2.51) can end with SIGSEGV when a connection is closed right behind a stream that it has refused: after 4,300 of
-them by four processes. A question on the same connection before it is closed lets Triton finish, nearly always: none in 20,000.
+them by four processes. A question on the same connection before it is closed lets Triton finish, nearly always: none in
+20,000.
 """
 
 from __future__ import annotations
