@@ -166,6 +166,8 @@ def test_asyncio_streams_side_by_side(server: TritonServer) -> None:
 
     async def main() -> list[Audio]:
         async with AsyncClient(server.grpc_url, "grpc") as client:
+            with pytest.raises(NotFound):
+                await anext(aiter(client.stream(GREETING, voice="nobody")))
             return await asyncio.gather(*(speak(client, seed) for seed in range(4)))
 
     assert [audio.seed for audio in asyncio.run(main())] == [0, 1, 2, 3]
