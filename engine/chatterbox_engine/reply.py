@@ -26,13 +26,14 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 ASK_SECONDS = 0.1
 """Between two questions whether a client is gone. Each costs some 50 us of the server's and the model's processes."""
 
-_CODES: tuple[tuple[type[RequestError] | tuple[type[RequestError], ...], str], ...] = (
-    (InvalidRequest, "INVALID_ARG"),
-    (NotFound, "NOT_FOUND"),
-    ((Overloaded, Unavailable, DeadlineExceeded), "UNAVAILABLE"),
-    (Cancelled, "CANCELLED"),
-    (RequestError, "INTERNAL"),
+_CODES: tuple[tuple[type[RequestError] | tuple[type[RequestError], ...], str, str], ...] = (
+    (InvalidRequest, "INVALID_ARG", "INVALID_ARGUMENT"),
+    (NotFound, "NOT_FOUND", "NOT_FOUND"),
+    ((Overloaded, Unavailable, DeadlineExceeded), "UNAVAILABLE", "UNAVAILABLE"),
+    (Cancelled, "CANCELLED", "CANCELLED"),
+    (RequestError, "INTERNAL", "INTERNAL"),
 )
+"""What Triton calls an error, and what gRPC does."""
 
 
 def tensors_of(request: Any) -> dict[str, npt.NDArray[Any]]:
@@ -41,10 +42,15 @@ def tensors_of(request: Any) -> dict[str, npt.NDArray[Any]]:
 
 
 class Reply:
-    """The answer to one request: responses, the last one marked as such. Any thread may use it."""
+    """The answer to one request: responses, the last one marked as such. Any thread may use it.
 
-    def __init__(self, pb_utils: Any, request: Any) -> None:
+    Of an error inside a gRPC stream Triton sends the message alone, so a stream's begins with its gRPC status:
+    "NOT_FOUND: ...".
+    """
+
+    def __init__(self, pb_utils: Any, request: Any, *, stream: bool = False) -> None:
         self._pb_utils = pb_utils
+        self._stream = stream
         self._sender = request.get_response_sender()
         self._lock = threading.Lock()
         self._ended = False
@@ -56,8 +62,9 @@ class Reply:
 
     def fail(self, error: RequestError) -> None:
         """Sends an error, with the code that HTTP and gRPC turn into their own status."""
-        code = next(code for kinds, code in _CODES if isinstance(error, kinds))
-        failure = self._pb_utils.TritonError(str(error), getattr(self._pb_utils.TritonError, code))
+        code, status = next((code, status) for kinds, code, status in _CODES if isinstance(error, kinds))
+        message = f"{status}: {error}" if self._stream else str(error)
+        failure = self._pb_utils.TritonError(message, getattr(self._pb_utils.TritonError, code))
         self._send(self._pb_utils.InferenceResponse(output_tensors=[], error=failure), last=True)
 
     def abandoned(self) -> bool | None:

@@ -50,9 +50,8 @@ CANCELLATIONS = "chatterbox_cancellations_total"
 LONG = "This is one more sentence of a text that is too long for one segment, is it not? " * 6
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def client(server: TritonServer) -> Iterator[Client]:
-    """One connection for all: Triton 2.51 can end when one is closed right behind a refused stream."""
     with Client(server.grpc_url, "grpc", timeout=120) as it:
         yield it
 

@@ -121,6 +121,14 @@ METADATA: dict[str, Any] = {
 CODES = {"400": "INVALID_ARGUMENT", "404": "NOT_FOUND", "503": "UNAVAILABLE", "500": "INTERNAL"}
 """A request whose text is one of these HTTP statuses is refused with it, or with its gRPC code."""
 
+TRITONS_OWN = {
+    "Request for unknown model: 'chatterbox_stream' is not found": "NOT_FOUND",
+    "Request for unknown model: 'chatterbox_stream' has no available versions": "UNAVAILABLE",
+    "GRPC server is shutting down and has stopped accepting new requests.": "UNAVAILABLE",
+    "response output count mismatch": None,
+}
+"""A stream whose text is one of Triton's own messages ends with it; the status that Triton leaves out."""
+
 Received = dict[str, tuple[str, list[int], bytes]]  # by input name: Triton type, shape, raw content
 
 
@@ -249,11 +257,17 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         request = next(requests)
         text = request.raw_input_contents[0][4:].decode()
         context.add_callback(lambda: self._fake.given_up.put(text))
-        self._refuse(request, context)
+        if status := self._fake.refusal(_received(request)):
+            yield _stream_error(f"{CODES[status]}: refused with {status}")
+            return
+        if text in TRITONS_OWN:
+            yield _stream_error(text)
+            return
         chunks = spoken_chunks()
         for number in itertools.count() if text == "endless" else range(2 if text == "short" else 3):
             if text == "break" and number == 1:
-                context.abort(grpc.StatusCode.INTERNAL, "the process of the engine has ended")
+                yield _stream_error("INTERNAL: the process of the engine has ended")
+                return
             if not context.is_active():
                 return
             response = _response(request, chunks[min(number, 1) if text == "endless" else number])
@@ -264,12 +278,19 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         return _response(request, spoken())
 
     def _refuse(self, request: Any, context: Any) -> None:
-        received = {
-            tensor.name: (tensor.datatype, list(tensor.shape), content)
-            for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True)
-        }
-        if status := self._fake.refusal(received):
+        if status := self._fake.refusal(_received(request)):
             context.abort(grpc.StatusCode[CODES[status]], f"refused with {status}")
+
+
+def _received(request: Any) -> Received:
+    return {
+        tensor.name: (tensor.datatype, list(tensor.shape), content)
+        for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True)
+    }
+
+
+def _stream_error(message: str) -> Any:
+    return service_pb2.ModelStreamInferResponse(error_message=message)
 
 
 def _response(request: Any, outputs: Tensors) -> Any:

@@ -25,7 +25,17 @@ from chatterbox_client import (
     Unavailable,
     concatenate,
 )
-from tests.unit.client_fakes import SAMPLES, STATS, TOKENS, FakeAsyncTransport, FakeServer, FakeTransport, fake_server
+from chatterbox_client.errors import from_status
+from tests.unit.client_fakes import (
+    SAMPLES,
+    STATS,
+    TOKENS,
+    TRITONS_OWN,
+    FakeAsyncTransport,
+    FakeServer,
+    FakeTransport,
+    fake_server,
+)
 
 WAIT = 20.0
 both = pytest.mark.parametrize("kind", [Client, AsyncClient])
@@ -100,6 +110,17 @@ def test_a_status_in_the_stream_is_its_typed_error(
     assert caught.value.message == (
         "the process of the engine has ended" if text == "break" else f"refused with {text}"
     )
+
+
+@both
+@pytest.mark.parametrize(("text", "status"), TRITONS_OWN.items())
+def test_tritons_own_message_in_the_stream_is_its_typed_error(
+    server: FakeServer, kind: Any, text: str, status: str | None
+) -> None:
+    with pytest.raises(ChatterboxClientError) as caught:
+        chunks(kind, server.grpc_url, text)
+    assert type(caught.value) is type(from_status(text, status))
+    assert (caught.value.message, caught.value.status) == (text, status)
 
 
 @both

@@ -62,8 +62,8 @@ PB_UTILS = SimpleNamespace(
 )
 
 
-def reply_to(sender: Sender) -> Reply:
-    return Reply(PB_UTILS, SimpleNamespace(get_response_sender=lambda: sender))
+def reply_to(sender: Sender, *, stream: bool = False) -> Reply:
+    return Reply(PB_UTILS, SimpleNamespace(get_response_sender=lambda: sender), stream=stream)
 
 
 def test_responses_are_sent_and_the_last_is_marked() -> None:
@@ -76,26 +76,27 @@ def test_responses_are_sent_and_the_last_is_marked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "code", "status"),
     [
-        (InvalidRequest("x"), TritonError.INVALID_ARG),
-        (NotFound("x"), TritonError.NOT_FOUND),
-        (Overloaded("x"), TritonError.UNAVAILABLE),
-        (Unavailable("x"), TritonError.UNAVAILABLE),
-        (DeadlineExceeded("x"), TritonError.UNAVAILABLE),
-        (Cancelled("x"), TritonError.CANCELLED),
-        (EngineFailed("x"), TritonError.INTERNAL),
-        (RequestError("x"), TritonError.INTERNAL),
+        (InvalidRequest("x"), TritonError.INVALID_ARG, "INVALID_ARGUMENT"),
+        (NotFound("x"), TritonError.NOT_FOUND, "NOT_FOUND"),
+        (Overloaded("x"), TritonError.UNAVAILABLE, "UNAVAILABLE"),
+        (Unavailable("x"), TritonError.UNAVAILABLE, "UNAVAILABLE"),
+        (DeadlineExceeded("x"), TritonError.UNAVAILABLE, "UNAVAILABLE"),
+        (Cancelled("x"), TritonError.CANCELLED, "CANCELLED"),
+        (EngineFailed("x"), TritonError.INTERNAL, "INTERNAL"),
+        (RequestError("x"), TritonError.INTERNAL, "INTERNAL"),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_every_error_has_its_code_and_ends_the_answer(error: RequestError, code: int) -> None:
-    sender = Sender()
-    reply = reply_to(sender)
-    reply.fail(error)
-    ((response, flags),) = sender.sent
-    assert (response.error.message, response.error.code, flags) == ("x", code, 1)
-    assert reply.abandoned() is None
+def test_every_error_has_its_code_and_ends_the_answer(error: RequestError, code: int, status: str) -> None:
+    for stream, message in ((False, "x"), (True, f"{status}: x")):
+        sender = Sender()
+        reply = reply_to(sender, stream=stream)
+        reply.fail(error)
+        ((response, flags),) = sender.sent
+        assert (response.error.message, response.error.code, flags) == (message, code, 1)
+        assert reply.abandoned() is None
 
 
 def attended(check: Callable[[Attendance], None]) -> None:

@@ -31,7 +31,7 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
-            reply = Reply(pb_utils, request)
+            reply = Reply(pb_utils, request, stream=True)
             try:
                 number = self._link.open(tensors_of(request), partial(_answer, reply))
             except RequestError as error:
