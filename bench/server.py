@@ -209,7 +209,7 @@ def serve_directly(end: Connection, checkpoint: str) -> None:
 
     config = Config(checkpoint=checkpoint)
     engine = assemble.build(config)
-    limits = {"max_text_chars": config.max_text_chars, "max_seconds": config.max_seconds}
+    terms = contract.Terms(config.max_text_chars, config.max_seconds, family=engine.family)
     engine.start()
     end.send("ready")
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -217,7 +217,7 @@ def serve_directly(end: Connection, checkpoint: str) -> None:
         text, seed, seconds = order
         tensors = speech_request(text, seed=seed, max_seconds=seconds)
         arrived = time.monotonic_ns()
-        parsed = contract.parse(tensors, family=engine.family, **limits)
+        parsed = contract.parse(tensors, terms)
         called = time.monotonic_ns()
         engine.submit(parsed.request, answers.put)
         answer = answers.get()

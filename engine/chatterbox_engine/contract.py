@@ -67,6 +67,17 @@ STREAM_OUTPUTS = (*OUTPUTS, "chunk_index", "is_last")
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What a model takes."""
+
+    max_text_chars: int
+    max_seconds: float
+    family: Family = ENGLISH
+    preset: str = "upstream"
+    """That of requests which name none."""
+
+
+@dataclass(frozen=True)
 class Call:
     """A parsed request and the form its audio is wanted in."""
 
@@ -81,36 +92,22 @@ class StreamCall(Call):
     policy: ChunkPolicy
 
 
-def parse_stream(
-    tensors: Tensors,
-    *,
-    family: Family = ENGLISH,
-    preset: str = "upstream",
-    max_text_chars: int,
-    max_seconds: float,
-) -> StreamCall:
+def parse_stream(tensors: Tensors, terms: Terms) -> StreamCall:
     """`parse` for a request whose answer comes in chunks."""
     limits = Number(1, LARGEST)
     sizes = {
         field: int(limits.check(name, _scalar(tensors, name))) for name, field in CHUNKING.items() if name in tensors
     }
     others = {name: tensor for name, tensor in tensors.items() if name not in CHUNKING}
-    call = parse(others, family=family, preset=preset, max_text_chars=max_text_chars, max_seconds=max_seconds)
+    call = parse(others, terms)
     if call.format not in STREAM_FORMATS:
         raise InvalidRequest(f"format is {call.format!r}; a stream's must be one of {', '.join(STREAM_FORMATS)}")
     return StreamCall(call.request, call.format, ChunkPolicy(**sizes))
 
 
-def parse(
-    tensors: Tensors,
-    *,
-    family: Family = ENGLISH,
-    preset: str = "upstream",
-    max_text_chars: int,
-    max_seconds: float,
-) -> Call:
-    """Checks a request's tensors for a model of this family. `preset` is that of requests which name none. Raises
-    InvalidRequest saying what is wrong with which input."""
+def parse(tensors: Tensors, terms: Terms) -> Call:
+    """Checks a request's tensors. Raises InvalidRequest saying what is wrong with which input."""
+    family = terms.family
     _refuse_unsupported(tensors, family)
     audio_format = _text(tensors, "format", "pcm")
     if audio_format not in FORMATS:
@@ -125,17 +122,17 @@ def parse(
         for name, limits in SAMPLING.items()
         if name in tensors
     }
-    seconds = Number(0.0, max_seconds, open_low=True)
+    seconds = Number(0.0, terms.max_seconds, open_low=True)
     request = SynthesisRequest(
-        text=validate_text(_bytes(tensors, "text"), max_text_chars),
+        text=validate_text(_bytes(tensors, "text"), terms.max_text_chars),
         seed=int(_scalar(tensors, "seed")) if "seed" in tensors else secrets.randbits(63),
         voice=_text(tensors, "voice", "default"),
         reference_audio=clip_bytes(_bytes(tensors, "reference_audio")) if "reference_audio" in tensors else None,
         language=language,
-        sampling=replace(presets.sampling(family, _text(tensors, "preset", preset)), **chosen),
+        sampling=replace(presets.sampling(family, _text(tensors, "preset", terms.preset)), **chosen),
         max_seconds=seconds.check("max_seconds", _number(tensors, "max_seconds"))
         if "max_seconds" in tensors
-        else min(SynthesisRequest.max_seconds, max_seconds),
+        else min(SynthesisRequest.max_seconds, terms.max_seconds),
     )
     return Call(request, audio_format)
 

@@ -19,12 +19,15 @@ from chatterbox_engine.types import SynthesisChunk
 CONFIG = Path(__file__).parents[2] / "model_repository" / "chatterbox_stream" / "config.pbtxt"
 
 
+TERMS = contract.Terms(max_text_chars=100, max_seconds=10.0)
+
+
 def parse(**inputs: Any) -> contract.StreamCall:
     tensors = {"text": np.array([[b"Hello."]], dtype=object)}
     tensors |= {
         name: np.array([[value]], dtype=object if isinstance(value, bytes) else None) for name, value in inputs.items()
     }
-    return contract.parse_stream(tensors, max_text_chars=100, max_seconds=10.0)
+    return contract.parse_stream(tensors, TERMS)
 
 
 def chunk(*, last: bool) -> SynthesisChunk:
@@ -55,7 +58,7 @@ def test_a_file_format_is_refused_for_chunks(audio_format: bytes) -> None:
 def test_whole_answers_refuse_chunk_sizes() -> None:
     tensors = {"text": np.array([[b"Hello."]], dtype=object), "chunk_tokens": np.array([[5]])}
     with pytest.raises(InvalidRequest, match="unknown input 'chunk_tokens'"):
-        contract.parse(tensors, max_text_chars=100, max_seconds=10.0)
+        contract.parse(tensors, TERMS)
 
 
 @pytest.mark.parametrize("last", [False, True])

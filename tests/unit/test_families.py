@@ -59,7 +59,7 @@ def test_a_fine_tuned_t3_takes_the_rest_from_its_base() -> None:
 
 def parse(family: Family, **inputs: Any) -> Any:
     tensors = {name: np.array([[value]]) for name, value in {"text": "Hello.", **inputs}.items()}
-    return contract.parse(tensors, family=family, max_text_chars=100, max_seconds=10.0).request
+    return contract.parse(tensors, contract.Terms(max_text_chars=100, max_seconds=10.0, family=family)).request
 
 
 @families

@@ -181,9 +181,9 @@ def test_the_models_environment_is_ours_with_defaults_that_everything_else_wins_
     triton = Triton(Path("tritonserver"), Path("backends"), {"LD_LIBRARY_PATH": "/triton"})
     cache = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     plain = model_environment(ServerOptions(), triton, {"HOME": "/home", "CHATTERBOX_TRITON_HOME": "/triton"})
-    assert plain == {"HOME": "/home", "LD_LIBRARY_PATH": "/triton", cache: "256"}
-    assert model_environment(ServerOptions(), triton, {cache: "64"})[cache] == "64"
-    assert model_environment(ServerOptions(environment={cache: "32"}), triton, {cache: "64"})[cache] == "32"
+    assert plain == {"HOME": "/home", "LD_LIBRARY_PATH": "/triton", cache: "64"}
+    assert model_environment(ServerOptions(), triton, {cache: "16"})[cache] == "16"
+    assert model_environment(ServerOptions(environment={cache: "32"}), triton, {cache: "16"})[cache] == "32"
 
 
 def test_regions_are_removed_by_prefix(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from chatterbox_engine.types import SamplingParams
 def parse(family: Family = ENGLISH, preset: str = "upstream", **inputs: Any) -> SamplingParams:
     tensors = {"text": np.array([[b"Hi."]], dtype=np.object_)}
     tensors |= {name: np.array([[value]]) for name, value in inputs.items()}
-    call = contract.parse(tensors, family=family, preset=preset, max_text_chars=100, max_seconds=10.0)
-    return call.request.sampling
+    terms = contract.Terms(max_text_chars=100, max_seconds=10.0, family=family, preset=preset)
+    return contract.parse(tensors, terms).request.sampling
 
 
 def test_a_preset_sets_what_it_names_and_a_parameter_of_the_request_wins() -> None:
@@ -30,7 +30,7 @@ def test_a_preset_sets_what_it_names_and_a_parameter_of_the_request_wins() -> No
 def test_a_requests_preset_wins_over_the_servers() -> None:
     assert parse(preset="fast", language=b"en") != SamplingParams()
     tensors = {name: np.array([[text]], dtype=np.object_) for name, text in (("text", b"Hi."), ("preset", b"upstream"))}
-    call = contract.parse(tensors, preset="fast", max_text_chars=100, max_seconds=10.0)
+    call = contract.parse(tensors, contract.Terms(max_text_chars=100, max_seconds=10.0, preset="fast"))
     assert call.request.sampling == SamplingParams()
 
 

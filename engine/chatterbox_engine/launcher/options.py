@@ -17,7 +17,8 @@ _CHECKOUT_REPOSITORY = Path(__file__).parents[3] / "model_repository"
 
 # On a CPU oneDNN keeps the programs that it makes for the shapes of tensors, by itself 1,024 of them, a quarter of a
 # megabyte each. S3Gen has about 45 for a length of audio; making them anew takes 70 ms, the audio itself seconds.
-_DEFAULTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
+# Lengths seldom come again, and what is kept splits malloc's free space: more than one length's saves no time.
+_DEFAULTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 
 
 def print_log(line: str) -> None:

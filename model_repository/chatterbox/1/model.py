@@ -40,12 +40,9 @@ class TritonPythonModel:
         self._engine = assemble.build(config, report=report, on_failure=_end_process, metrics=self._metrics)
         presets.sampling(self._engine.family, config.preset)  # a wrong one stops the start, not every request
         self._engine.start()
-        self._contract: dict[str, Any] = {
-            "family": self._engine.family,
-            "preset": config.preset,
-            "max_text_chars": config.max_text_chars,
-            "max_seconds": config.max_seconds,
-        }
+        self._terms = contract.Terms(
+            config.max_text_chars, config.max_seconds, family=self._engine.family, preset=config.preset
+        )
         self._metrics.start(self._engine.status, self._engine.about)
         self._attendance = Attendance()
         if self._host is not None:
@@ -69,14 +66,14 @@ class TritonPythonModel:
         self._metrics.close()
 
     def _speak(self, reply: Reply, tensors: Tensors) -> None:
-        call = contract.parse(tensors, **self._contract)
+        call = contract.parse(tensors, self._terms)
         number = self._engine.submit(call.request, partial(_answer, reply, call.format))
         self._attendance.watch(reply, partial(self._engine.cancel, number))
 
     def _stream(self, tensors: Tensors, outlet: Outlet) -> Callable[[], None]:
         """Begins a stream for the front."""
         try:
-            call = contract.parse_stream(tensors, **self._contract)
+            call = contract.parse_stream(tensors, self._terms)
             number = self._engine.stream(call.request, call.policy, partial(_pass_on, outlet, call.format))
         except Exception as error:
             raise self._refusal(error) from error
