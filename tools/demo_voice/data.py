@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import os
 import subprocess
 import tempfile
 import time
@@ -137,7 +138,7 @@ def load(folder: Path, speaker: str, pitched: bool = False, logmel: bool = True)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     train, held = texts()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
@@ -28,6 +27,7 @@ from tools.demo_voice import data, speakers, train_flow
 from tools.demo_voice.sizes import DIMS
 from tools.demo_voice.train_codec import all_digits, token_ids, trained
 from tools.demo_voice.train_t3 import Model
+from tools.demo_voice.training import read
 
 DEFAULT, OTHER = "rms", "slt"
 CLIP_SECONDS = 6.0
@@ -35,7 +35,7 @@ FILES = ENGLISH.files
 
 
 def averaged(folder: Path, name: str) -> dict[str, Tensor]:
-    state: dict[str, Any] = torch.load(folder / f"{name}.pt", weights_only=True)
+    state = read(folder / f"{name}.pt")
     print(f"export: {name}: {state['step']} steps, {state['used']:.0f} s")
     return dict(state["averaged"])
 

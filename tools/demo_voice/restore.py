@@ -13,6 +13,8 @@ import argparse
 import shutil
 from pathlib import Path
 
+import torch
+
 from chatterbox_engine.checkpoint import Checkpoint
 from tools.demo_voice import speakers
 from tools.demo_voice.train_codec import Codec, write_tokens
@@ -36,7 +38,7 @@ def main() -> None:
     shutil.copy(arguments.checkpoint / "tokenizer.json", folder)
     model = Model()
     model.load_official(checkpoint.t3_state())
-    training_of(model, folder, seconds=0.0).save()
+    training_of(model, folder, 0.0, torch.device("cpu")).save()
     write_tokens(codec(checkpoint), folder)
     speakers.write(folder)
 

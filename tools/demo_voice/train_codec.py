@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from chatterbox_engine.reference import s3_tokenizer
 from tests.fidelity import upstream
 from tools.demo_voice import data
 from tools.demo_voice.sizes import DIMS, LIVE_DIGITS
-from tools.demo_voice.training import Training, begin, precision
+from tools.demo_voice.training import Training, begin, precision, read
 
 TOKENS = 1200
 """A batch's."""
@@ -39,7 +38,7 @@ def all_digits() -> torch.Tensor:
 
 def token_ids(digits: torch.Tensor) -> torch.Tensor:
     """S3 tokens of digits [..., 8]."""
-    return ((digits + 1) * 3.0 ** torch.arange(8)).sum(-1).long()
+    return ((digits + 1) * 3.0 ** torch.arange(8, device=digits.device)).sum(-1).long()
 
 
 class Codec(nn.Module):
@@ -60,7 +59,7 @@ class Codec(nn.Module):
 
     def listen(self, logmel: torch.Tensor) -> torch.Tensor:
         """[batch, frames, 128] at 100 Hz to digits [batch, frames // 4, 8]."""
-        lengths = torch.full((len(logmel),), logmel.shape[1])
+        lengths = torch.full((len(logmel),), logmel.shape[1], device=logmel.device)
         hidden, _ = self.encoder(logmel.transpose(1, 2), lengths)
         soft = self.project_down(hidden).float().tanh() * 0.9990000128746033
         soft = torch.cat([soft[..., :LIVE_DIGITS], torch.zeros_like(soft[..., LIVE_DIGITS:])], -1)
@@ -68,7 +67,7 @@ class Codec(nn.Module):
 
     def speak(self, digits: torch.Tensor) -> torch.Tensor:
         """To upstream's mu, [batch, 2 * tokens, 80]."""
-        lengths = torch.full((len(digits),), digits.shape[1])
+        lengths = torch.full((len(digits),), digits.shape[1], device=digits.device)
         hidden, _ = self.flow.encoder(self.embedding(digits), lengths)
         return self.flow.encoder_proj(hidden).float()
 
@@ -94,17 +93,27 @@ class Batches:
         return torch.from_numpy(self._corpora[0].mel[:100_000].astype(np.float32).mean(0))
 
 
+def losses(codec: Codec, heard: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """L1 of the mel, and the perplexity of the tokens; of what `Batches.draw` returns."""
+    with precision():
+        digits = codec.listen(heard)
+        mu = codec.speak(digits)
+    share = torch.bincount(token_ids(digits.detach()).flatten(), minlength=6561).float() / digits[..., 0].numel()
+    return (mu - wanted).abs().mean(), torch.exp(-(share * (share + 1e-9).log()).sum())
+
+
 def write_tokens(codec: Codec, folder: Path) -> None:
     """Writes `tokens-SPEAKER.npz`: the tokens of all sentences in a row and where each begins. Each sentence is heard
     whole, as the server hears a clip."""
     codec.eval()
+    device = codec.project_down.weight.device
     for speaker in data.SPEAKERS:
         corpus = data.load(folder / "data", speaker)
         spoken = []
         with torch.no_grad():
             for begin, end in zip(2 * corpus.begin[:-1], 2 * corpus.begin[1:], strict=True):
-                heard = torch.from_numpy(corpus.logmel[begin:end].astype(np.float32))[None]
-                spoken.append(token_ids(codec.listen(heard))[0].numpy().astype(np.int16))
+                heard = torch.from_numpy(corpus.logmel[begin:end].astype(np.float32))[None].to(device)
+                spoken.append(token_ids(codec.listen(heard))[0].cpu().numpy().astype(np.int16))
         tokens = np.concatenate(spoken)
         used = len(np.unique(tokens))
         print(f"codec: {speaker}: {len(spoken)} sentences, {len(tokens)} tokens, {used} different", flush=True)
@@ -114,8 +123,7 @@ def write_tokens(codec: Codec, folder: Path) -> None:
 def trained(folder: Path) -> Codec:
     """The codec as far as it is trained, with its averaged weights."""
     codec = Codec()
-    state: dict[str, Any] = torch.load(folder / "codec.pt", weights_only=True)
-    codec.load_state_dict(state["averaged"])
+    codec.load_state_dict(read(folder / "codec.pt")["averaged"])
     return codec.eval()
 
 
@@ -125,18 +133,12 @@ def main() -> None:
     batches = Batches(arguments.folder / "data")
     with torch.no_grad():
         codec.flow.encoder_proj.bias.copy_(batches.mean())
-    training = Training(codec, arguments.folder / "codec.pt", arguments.seconds, rate=1e-3, decay=0.01)
+    path = arguments.folder / "codec.pt"
+    training = Training(codec, path, arguments.seconds, arguments.device, rate=1e-3, decay=0.01)
     for _ in training.steps():
-        heard, wanted = batches.draw()
-        with precision():
-            digits = codec.listen(heard)
-            mu = codec.speak(digits)
-        error = mu - wanted
-        loss = error.abs().mean()
-        share = torch.bincount(token_ids(digits.detach()).flatten(), minlength=6561).float() / digits[..., 0].numel()
-        perplexity = torch.exp(-(share * (share + 1e-9).log()).sum())
+        loss, perplexity = losses(codec, *(part.to(training.device) for part in batches.draw()))
         training.learn(loss, l1=loss, perplexity=perplexity)
-    write_tokens(trained(arguments.folder), arguments.folder)
+    write_tokens(trained(arguments.folder).to(training.device), arguments.folder)
 
 
 if __name__ == "__main__":

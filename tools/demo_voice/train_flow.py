@@ -89,41 +89,53 @@ def fresh() -> nn.Module:
     return estimator
 
 
-def flow_loss(estimator: Any, wanted: Tensor, mu: Tensor, prompt: Tensor, training: bool) -> Tensor:
+def draw(corpora: list[data.Corpus]) -> tuple[Tensor, Tensor]:
+    """Windows of all corpora: mel [batch, 80, frames], log-mel [batch, 2 * frames, 128]."""
+    window = random.choice(WINDOWS)
+    wanted, heard = [], []
+    for index in range(FRAMES // window):
+        corpus = corpora[index % len(corpora)]
+        at = 2 * random.randrange((len(corpus.mel) - window) // 2)
+        wanted.append(corpus.mel[at : at + window].T)
+        heard.append(corpus.logmel[2 * at : 2 * (at + window)])
+    stack = lambda arrays: torch.from_numpy(np.stack(arrays).astype(np.float32))  # noqa: E731
+    return stack(wanted).clamp(min=SILENCE), stack(heard)
+
+
+def prompts(wanted: Tensor) -> Tensor:
+    """Beginnings of most rows of [batch, mel, frames], zeros behind them."""
+    prompt = torch.zeros_like(wanted)
+    for row in range(len(wanted)):
+        if random.random() < 0.7:
+            known = random.randrange(int(0.6 * wanted.shape[2]))
+            prompt[row, :, :known] = wanted[row, :, :known]
+    return prompt
+
+
+def flow_loss(estimator: Any, wanted: Tensor, mu: Tensor, prompt: Tensor) -> Tensor:
     """Mean squared error of the velocity. All [batch, mel, frames]; the speaker is zero, as the x-vector network's."""
-    count = len(wanted)
-    time = 1 - torch.cos(torch.rand(count) * 0.5 * torch.pi)
+    count, device = len(wanted), wanted.device
+    time = 1 - torch.cos(torch.rand(count, device=device) * 0.5 * torch.pi)
     noise = torch.randn_like(wanted)
     mixed = (1 - (1 - SMALLEST) * time)[:, None, None] * noise + time[:, None, None] * wanted
-    kept = (torch.rand(count) > 0.2)[:, None, None] if training else torch.ones(count, 1, 1, dtype=torch.bool)
-    mask = torch.ones(count, 1, wanted.shape[2])
-    found = estimator(mixed, mask, mu * kept, time, torch.zeros(count, DIMS.s3gen.mel), prompt * kept)
+    kept = (torch.rand(count, device=device) > 0.2)[:, None, None]
+    mask = torch.ones(count, 1, wanted.shape[2], device=device)
+    found = estimator(mixed, mask, mu * kept, time, torch.zeros(count, DIMS.s3gen.mel, device=device), prompt * kept)
     return F.mse_loss(found.float(), wanted - (1 - SMALLEST) * noise)
 
 
 def main() -> None:
     arguments = begin(__doc__, 2400)
-    codec = trained(arguments.folder)
+    codec = trained(arguments.folder).to(arguments.device)
     corpora = [data.load(arguments.folder / "data", speaker) for speaker in data.SPEAKERS]
     estimator = fresh()
-    training = Training(estimator, arguments.folder / "flow.pt", arguments.seconds, rate=4e-4, betas=(0.9, 0.98))
+    path = arguments.folder / "flow.pt"
+    training = Training(estimator, path, arguments.seconds, arguments.device, rate=4e-4, betas=(0.9, 0.98))
     for _ in training.steps():
-        window = random.choice(WINDOWS)
-        wanted, heard = [], []
-        for index in range(FRAMES // window):
-            corpus = corpora[index % len(corpora)]
-            at = 2 * random.randrange((len(corpus.mel) - window) // 2)
-            wanted.append(corpus.mel[at : at + window].T)
-            heard.append(corpus.logmel[2 * at : 2 * (at + window)])
-        target = torch.from_numpy(np.stack(wanted).astype(np.float32)).clamp(min=SILENCE)
+        wanted, heard = (part.to(training.device) for part in draw(corpora))
         with torch.no_grad(), precision():
-            mu = codec.speak(codec.listen(torch.from_numpy(np.stack(heard).astype(np.float32)))).transpose(1, 2)
-        prompt = torch.zeros_like(target)
-        for row in range(len(target)):
-            if random.random() < 0.7:
-                known = random.randrange(int(0.6 * window))
-                prompt[row, :, :known] = target[row, :, :known]
-        loss = flow_loss(estimator, target, mu.contiguous(), prompt, True)
+            mu = codec.speak(codec.listen(heard)).transpose(1, 2)
+        loss = flow_loss(estimator, wanted, mu.contiguous(), prompts(wanted))
         training.learn(loss, loss=loss)
 
 

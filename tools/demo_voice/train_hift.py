@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tests.fidelity import upstream
 from tools.demo_voice import data
@@ -23,11 +25,11 @@ BATCH, FRAMES = 6, 24
 RESOLUTIONS = ((480, 120), (1024, 256), (2048, 512))
 
 
-def spectral(ours: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+def spectral(ours: Tensor, true: Tensor) -> Tensor:
     """Multi-resolution STFT loss of [batch, samples]."""
-    total = torch.zeros(())
+    total = ours.new_zeros(())
     for size, hop in RESOLUTIONS:
-        window = torch.hann_window(size)
+        window = torch.hann_window(size, device=ours.device)
         both = torch.stft(torch.cat([ours, true]), size, hop, window=window, return_complex=True)
         a, b = (both.real.square() + both.imag.square() + 1e-7).sqrt().chunk(2)
         total = (
@@ -42,7 +44,7 @@ class Batches:
     def __init__(self, folder: Path) -> None:
         self._corpora = [data.load(folder, speaker, pitched=True, logmel=False) for speaker in data.SPEAKERS]
 
-    def draw(self, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def draw(self, frames: int = FRAMES) -> tuple[Tensor, Tensor, Tensor]:
         mels: list[np.ndarray] = []
         pitches: list[np.ndarray] = []
         waves: list[np.ndarray] = []
@@ -59,29 +61,33 @@ class Batches:
         )
 
 
-def main() -> None:
+def losses(vocoder: Any, mel: Tensor, f0: Tensor, wave: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the spectra, of upstream's mel and of the pitch; of what `Batches.draw` returns."""
     from chatterbox.models.s3gen.utils.mel import mel_spectrogram
 
+    predicted = vocoder.f0_predictor(mel)
+    source, _, _ = vocoder.m_source(vocoder.f0_upsamp(f0[:, None]).transpose(1, 2))
+    ours = vocoder.decode(x=mel, s=source.transpose(1, 2))[:, : wave.shape[1]]
+    stft = spectral(ours, wave)
+    mels = (mel_spectrogram(ours) - mel_spectrogram(wave)).abs().mean()
+    return stft, mels, (predicted - f0).abs().mean() / 100
+
+
+def main() -> None:
     arguments = begin(__doc__, 6000)
     vocoder = upstream.mel2wav(DIMS.s3gen)
     vocoder.train()
     with torch.no_grad():
         vocoder.conv_post.bias[:9] = -4.0  # near the level of speech, not at exp(0)
-    for block in [*vocoder.resblocks, *vocoder.source_resblocks]:
-        block.compile(dynamic=False)
+    if arguments.device.type == "cpu":  # compiling for a GPU takes much of its short budget
+        for block in [*vocoder.resblocks, *vocoder.source_resblocks]:
+            block.compile(dynamic=False)
     batches = Batches(arguments.folder / "data")
-    training = Training(
-        vocoder, arguments.folder / "hift.pt", arguments.seconds, rate=2e-3, betas=(0.8, 0.98), clip=5.0
-    )
+    path = arguments.folder / "hift.pt"
+    training = Training(vocoder, path, arguments.seconds, arguments.device, rate=2e-3, betas=(0.8, 0.98), clip=5.0)
     for _ in training.steps(report=100):
-        mel, f0, wave = batches.draw()
-        predicted = vocoder.f0_predictor(mel)
-        source, _, _ = vocoder.m_source(vocoder.f0_upsamp(f0[:, None]).transpose(1, 2))
-        ours = vocoder.decode(x=mel, s=source.transpose(1, 2))[:, : wave.shape[1]]
-        stft = spectral(ours, wave)
-        mels = (mel_spectrogram(ours) - mel_spectrogram(wave)).abs().mean()
-        pitch = (predicted - f0).abs().mean() / 100
-        training.learn(stft + mels + pitch, stft=stft, mel=mels, pitch=pitch)
+        stft, mel, pitch = losses(vocoder, *(part.to(training.device) for part in batches.draw()))
+        training.learn(stft + mel + pitch, stft=stft, mel=mel, pitch=pitch)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import itertools
 import random
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from tools.demo_voice import data
 from tools.demo_voice.sentences import FIXED
 from tools.demo_voice.sizes import DIMS, LIVE_DIGITS
 from tools.demo_voice.train_codec import all_digits
-from tools.demo_voice.training import Training, precision
+from tools.demo_voice.training import Training, command_line, precision
 
 assert isinstance(DIMS.t3, LlamaDims)
 T3 = DIMS.t3
@@ -121,7 +121,7 @@ class Model(nn.Module):
         x = torch.cat([prefix, x], 1)
         length = x.shape[1]
         cos, sin = self.cos[:length], self.sin[:length]
-        later = torch.full((length, length), -torch.inf).triu(1)
+        later = torch.full((length, length), -torch.inf, device=x.device).triu(1)
         for index, layer in enumerate(self.t3.tfmr.layers):
             attention, mlp = layer.self_attn, layer.mlp
             h = layer.input_layernorm(x)
@@ -274,6 +274,9 @@ class Batch:
             batch.is_text[i, :t] = True
         return batch
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 def voices(rows: Rows, size: int) -> tuple[Tensor, Tensor]:
     """A speaker embedding and a prompt of `size` live tokens for each row, from other sentences of its speaker."""
@@ -290,34 +293,35 @@ def voices(rows: Rows, size: int) -> tuple[Tensor, Tensor]:
 def losses(model: Model, rows: Rows, training: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cross-entropy, the same after the repetition penalty, guided attention, accuracy."""
     batch = Batch.of(rows, MISHEARD if training else 0.0)
-    count, width = len(rows), int(batch.written.max())
+    count, width, device = len(rows), int(batch.written.max()), model.head.device
+    batch = batch.to(device)
     table, head = model.tables()
     text_position, speech_position = model.t3.text_pos_emb.emb.weight, model.t3.speech_pos_emb.emb.weight
-    dropped = torch.rand(count) < (0.12 if training else 0.0)
+    dropped = torch.rand(count, device=device) < (0.12 if training else 0.0)
     x = torch.cat([model.t3.text_emb.weight, table])[batch.ids] * ~(batch.is_text & dropped[:, None])[..., None]
     written = batch.positions.clamp(max=len(text_position) - 1)  # of speech too, which has more of them
     places = torch.where(batch.is_text[..., None], text_position[written], speech_position[batch.positions])
     longest_prompt = T3.prompt_tokens
     speakers, prompts = voices(rows, random.randint(25, longest_prompt) if training else longest_prompt)
-    emotion = torch.rand(count) * 0.8 + 0.2
+    emotion = torch.rand(count, device=device) * 0.8 + 0.2
     with precision():
-        prefix = model.conditioning(speakers, prompts, emotion, table)
+        prefix = model.conditioning(speakers.to(device), prompts.to(device), emotion, table)
         start = prefix.shape[1]
         hidden, seen = model(prefix, x + places, (start, start + width))
         hidden = hidden.gather(1, batch.at[..., None].expand(-1, -1, hidden.shape[2]))
         logits = F.linear(hidden, head).float()
     # the tokens that are not in use share a row of the head, and count as many
-    logits = logits + F.pad(torch.zeros(LIVE + 1), (0, 1), value=float(np.log(T3.speech_vocab - LIVE - 1)))
+    logits = logits + F.pad(logits.new_zeros(LIVE + 1), (0, 1), value=float(np.log(T3.speech_vocab - LIVE - 1)))
     real = batch.wanted >= 0
     wanted = batch.wanted[real]
     plain = F.cross_entropy(logits[real], wanted)
     with torch.no_grad():
-        past = torch.zeros(*batch.fed.shape, LIVE + 2).scatter_(2, batch.fed[..., None], 1.0).cumsum_(1) > 0
+        past = logits.new_zeros(*batch.fed.shape, LIVE + 2).scatter_(2, batch.fed[..., None], 1.0).cumsum_(1) > 0
         past[..., LIVE:] = False  # BOS, whose place here is the stop token's
         factor = 1 + past * ((logits > 0) * (1 / PENALTY - PENALTY) + PENALTY - 1)
     after = F.cross_entropy((logits * factor)[real], wanted)
     accuracy = (logits.argmax(-1)[real] == wanted).float().mean()
-    guide = torch.zeros(())
+    guide = logits.new_zeros(())
     keep = real & ~dropped[:, None]
     for weights in seen if keep.any() else []:
         mass = (weights.gather(1, batch.at[..., None].expand(-1, -1, width)) * near_diagonal(batch, width)).sum(-1)
@@ -327,17 +331,18 @@ def losses(model: Model, rows: Rows, training: bool) -> tuple[Tensor, Tensor, Te
 
 def near_diagonal(batch: Batch, width: int) -> Tensor:
     """[rows, longest, width]: how near each text token is to where the speech is, from 0 to 1."""
-    time = (torch.arange(batch.wanted.shape[1])[None, :, None] + 0.5) / batch.spoken[:, None, None]
-    place = (torch.arange(width)[None, None] + 0.5) / batch.written[:, None, None]
+    device = batch.wanted.device
+    time = (torch.arange(batch.wanted.shape[1], device=device)[None, :, None] + 0.5) / batch.spoken[:, None, None]
+    place = (torch.arange(width, device=device)[None, None] + 0.5) / batch.written[:, None, None]
     return torch.exp(-((place - time) ** 2) / (2 * 0.1**2)) * (place < 1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seconds", type=float, default=4500)
-    parser.add_argument("--workers", type=int, default=1, help="processes that train together, one core each")
+    parser = command_line(__doc__, 4500)
+    parser.add_argument("--workers", type=int, default=1, help="on a CPU: processes that train together, a core each")
     arguments = parser.parse_args()
+    if arguments.workers > 1 and arguments.device.type != "cpu":
+        parser.error("--workers is for a CPU: leave it out, or add --device cpu")
     path = arguments.folder / "tokenizer.json"
     if not path.exists():
         write_tokenizer((arguments.folder / "data" / "train.txt").read_text().splitlines(), path)
@@ -349,8 +354,8 @@ def main() -> None:
         start_processes(train, (arguments,), arguments.workers)
 
 
-def training_of(model: Model, folder: Path, seconds: float) -> Training:
-    return Training(model, folder / "t3.pt", seconds, rate=1.5e-3, decay=0.02)
+def training_of(model: Model, folder: Path, seconds: float, device: torch.device) -> Training:
+    return Training(model, folder / "t3.pt", seconds, device, rate=1.5e-3, decay=0.02)
 
 
 def train(rank: int, arguments: argparse.Namespace) -> None:
@@ -369,7 +374,7 @@ def train(rank: int, arguments: argparse.Namespace) -> None:
     if arguments.workers > 1:
         dist.init_process_group("gloo", init_method=arguments.meeting, rank=rank, world_size=arguments.workers)
         torch.manual_seed(rank)
-    training = training_of(model, folder, arguments.seconds)
+    training = training_of(model, folder, arguments.seconds, arguments.device)
     random.seed(f"{rank} {training.step}")
     batches = Batches(speakers, tokenizer.encode(" ")[0])
     for step in training.steps():

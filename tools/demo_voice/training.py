@@ -1,42 +1,58 @@
-"""What the training scripts share: a budget in wall time, learning rate, averaged weights, checkpoints, progress."""
+"""What the training scripts share: device, a budget in wall time, learning rate, averaged weights, files, progress."""
 
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import random
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 
-def begin(description: str | None, seconds: float) -> argparse.Namespace:
-    """The command line of a training, `folder` and `seconds`; seeds all random numbers."""
+def command_line(description: str | None, seconds: float) -> argparse.ArgumentParser:
+    """The options of a training: `folder`, `seconds` and `device`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=float, default=seconds, help="of wall time, over all runs")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=torch.device, default=device, help="cuda where there is one, else cpu")
+    return parser
+
+
+def begin(description: str | None, seconds: float) -> argparse.Namespace:
+    """Reads the command line; seeds the random numbers of every device."""
     torch.manual_seed(0)
     random.seed(0)
-    return parser.parse_args()
+    # Networks this small wait for no products, and TF32 would move the analytic estimator's velocities, which are
+    # differences of large numbers (`train_flow`), by 0.17 where they are 2.1 (means, its rounding emulated).
+    torch.backends.cudnn.allow_tf32 = False
+    return command_line(description, seconds).parse_args()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `Training` wrote, on the CPU wherever it was trained."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def precision() -> AbstractContextManager[None]:
-    """bfloat16 for the matrix products where the processor has it; elsewhere it would be emulated, slowly."""
+    """bfloat16 for the matrix products of a CPU that has it; others emulate it, slowly, and a GPU stays at float32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Training:
-    """A module trained for `seconds` of wall time in all, over as many runs as it takes.
+    """A module, moved to `device`, trained for `seconds` of wall time in all, over as many runs as it takes.
 
     The state on disk (`path`) holds weights, their running average, the optimiser and the time used, so that a run that
-    was cut off goes on where it was. With torch.distributed gradients and time are averaged over the processes, and the
-    first one writes and reports. The learning rate warms up over `warm` steps, then falls to a twentieth along a
-    cosine of the time used.
+    was cut off goes on where it was, on the same device or another. With torch.distributed (processes on a CPU)
+    gradients and time are averaged over the processes, and the first one writes and reports. The learning rate warms up
+    over `warm` steps, then falls to a twentieth along a cosine of the time used.
     """
 
     def __init__(
@@ -44,6 +60,7 @@ class Training:
         module: torch.nn.Module,
         path: Path,
         seconds: float,
+        device: torch.device,
         *,
         rate: float,
         betas: tuple[float, float] = (0.9, 0.98),
@@ -52,16 +69,17 @@ class Training:
         warm: int = 200,
         average: float = 0.998,
     ) -> None:
-        self.module, self.path, self.seconds = module, path, seconds
+        self.module, self.path, self.seconds, self.device = module.to(device), path, seconds, device
         self._rate, self._clip, self._warm, self._average = rate, clip, warm, average
         self._wanted = [weight for weight in module.parameters() if weight.requires_grad]
         self._optimiser = torch.optim.AdamW(self._wanted, lr=rate, betas=betas, weight_decay=decay)
-        self.averaged = copy.deepcopy(module.state_dict())
+        self.averaged = {key: value.clone() for key, value in module.state_dict().items()}
         self.step, self.used = 0, 0.0
         if path.exists():
-            state = torch.load(path, weights_only=True)
+            state = read(path)
             module.load_state_dict(state["module"])
-            self.averaged, self.step, self.used = state["averaged"], state["step"], state["used"]
+            self.averaged = {key: value.to(device) for key, value in state["averaged"].items()}
+            self.step, self.used = state["step"], state["used"]
             self._optimiser.load_state_dict(state["optimiser"])
         self._sums: dict[str, float] = {}
         self._count = 0
@@ -120,7 +138,7 @@ class Training:
         self.step += 1
         self._count += 1
         for key, value in losses.items():
-            self._sums[key] = self._sums.get(key, 0.0) + float(value)
+            self._sums[key] = self._sums.get(key, 0.0) + float(value.detach())
         momentum = min(self._average, 1 - 1 / (self.step / 10 + 1))
         with torch.no_grad():
             for key, value in self.module.state_dict().items():

@@ -1,0 +1,194 @@
+"""The demo voice's trainings: what is kept between runs, and one step of each on another device than the host.
+
+That device is a GPU where there is one, and everywhere one of shapes without values. Mixing its tensors with the
+host's raises.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+from tests.fidelity import upstream
+from tools.demo_voice import data, train_codec, train_flow, train_hift, train_t3
+from tools.demo_voice.sizes import DIMS
+from tools.demo_voice.training import Training
+
+HOST = torch.device("cpu")
+CUDA = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+)
+
+
+def small(path: Path, device: torch.device) -> Training:
+    torch.manual_seed(0)
+    return Training(nn.Linear(3, 2), path, 1.0, device, rate=0.1)
+
+
+def learn(training: Training) -> None:
+    training.learn(training.module(torch.ones(4, 3, device=training.device)).square().mean())
+
+
+def weights(training: Training) -> list[Tensor]:
+    return [*training.module.state_dict().values(), *training.averaged.values()]
+
+
+def test_a_training_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    one = small(tmp_path / "small.pt", HOST)
+    learn(one)
+    one.save()
+    other = small(tmp_path / "small.pt", HOST)
+    assert other.step == 1
+    for training in (one, other):
+        learn(training)  # from the same moments, or the weights differ
+    torch.testing.assert_close(weights(other), weights(one), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*is a no-op:UserWarning")  # weights without values
+@pytest.mark.parametrize("where", ["meta", CUDA])
+def test_what_was_saved_on_the_host_goes_on_elsewhere(tmp_path: Path, where: str) -> None:
+    first = small(tmp_path / "small.pt", HOST)
+    learn(first)
+    first.save()
+    second = small(tmp_path / "small.pt", torch.device(where))
+    learn(second)
+    assert {tensor.device.type for tensor in weights(second)} == {where}
+    moments = second._optimiser.state.values()
+    assert {(moment["exp_avg"].device.type, moment["step"].device.type) for moment in moments} == {(where, "cpu")}
+
+
+def test_what_was_saved_on_a_gpu_goes_on_on_the_host(tmp_path: Path) -> None:
+    first = small(tmp_path / "first.pt", HOST)
+    learn(first)
+    first.save()
+    with zipfile.ZipFile(first.path) as saved, zipfile.ZipFile(tmp_path / "second.pt", "w") as second:
+        for name in saved.namelist():
+            second.writestr(name, saved.read(name).replace(b"\3\0\0\0cpu", b"\6\0\0\0cuda:0"))
+    read = small(tmp_path / "second.pt", HOST)
+    learn(read)
+    learn(first)
+    torch.testing.assert_close(weights(read), weights(first), rtol=0, atol=0)
+
+
+ELSEWHERE = torch.device("lazy")
+"""A device that torch needs no driver for, not even for backward."""
+
+
+class Elsewhere(FakeTensorMode):
+    """Makes `ELSEWHERE` a device of shapes without values; the host stays as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+
+    def dispatch(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        away = any(isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, kwargs)))
+        if not away and kwargs.get("device") != ELSEWHERE:
+            return function(*args, **kwargs)
+        if function in READ:
+            return READ[function](args[0])
+        if function in COUNTED:
+            new = torch.ops.aten.empty.memory_format
+            return super().dispatch(new, (), (COUNTED[function](*args),), {"dtype": torch.int64, "device": ELSEWHERE})
+        return super().dispatch(function, types, args, kwargs)
+
+
+READ: dict[Any, Callable[[Tensor], bool]] = {
+    torch.ops.aten._local_scalar_dense.default: lambda tensor: tensor.dtype == torch.bool,  # true, or 0
+    torch.ops.aten.equal.default: lambda _tensor: False,
+}
+"""What is read of the values."""
+COUNTED: dict[Any, Callable[..., list[int]]] = {
+    torch.ops.aten.nonzero.default: lambda mask: [mask.numel(), mask.ndim],  # all of it
+    torch.ops.aten.bincount.default: lambda _numbers, _weights, least: [least],
+}
+"""Shapes that depend on values."""
+
+
+@pytest.fixture(params=["elsewhere", CUDA])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    if request.param == "cuda":
+        yield torch.device("cuda")
+        return
+    with Elsewhere():
+        yield ELSEWHERE
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `data`, `train_codec` and `speakers` write, of noise."""
+    folder, random = tmp_path_factory.mktemp("training"), np.random.default_rng(0)
+    (folder / "data").mkdir()
+    frames = np.full(60, 20)
+    total, text = int(frames.sum()), np.array([f"sentence {number}" for number in range(len(frames))])
+    for speaker in data.SPEAKERS:
+        np.savez(
+            folder / "data" / f"{speaker}-000.npz",
+            wav=random.integers(-9999, 9999, total * data.HOP).astype(np.int16),
+            mel=random.normal(-6, 2, (total, 80)).astype(np.float16),
+            logmel=random.normal(0, 1, (2 * total, 128)).astype(np.float16),
+            f0=random.uniform(80, 300, total).astype(np.float32),
+            frames=frames,
+            text=text,
+        )
+        tokens = random.integers(0, train_t3.LIVE, total // 2) + train_t3.FIRST
+        begin = np.concatenate([[0], np.cumsum(frames // 2)])
+        np.savez(folder / f"tokens-{speaker}.npz", tokens=tokens.astype(np.int16), begin=begin, text=text)
+        np.save(folder / f"speakers-{speaker}.npy", random.normal(size=(3, 256)).astype(np.float32))
+    return folder
+
+
+def codec_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
+    codec = train_codec.Codec()
+    training = Training(codec, folder / "new.pt", 1.0, device, rate=1e-3)
+    batch = train_codec.Batches(folder / "data").draw()
+    loss, _ = train_codec.losses(codec, *(part.to(device) for part in batch))
+    return training, loss
+
+
+def hift_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
+    vocoder = upstream.mel2wav(DIMS.s3gen)
+    training = Training(vocoder, folder / "new.pt", 1.0, device, rate=1e-3)
+    batch = train_hift.Batches(folder / "data").draw()
+    return training, sum(train_hift.losses(vocoder, *(part.to(device) for part in batch)), torch.zeros(()))
+
+
+def flow_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
+    estimator = train_flow.fresh()
+    training = Training(estimator, folder / "new.pt", 1.0, device, rate=1e-3)
+    wanted, _ = (part.to(device) for part in train_flow.draw([data.load(folder / "data", "rms")]))
+    return training, train_flow.flow_loss(estimator, wanted, wanted.clone(), train_flow.prompts(wanted))
+
+
+def t3_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
+    speakers = [train_t3.Speaker(folder, name, lambda text: list(text.encode())) for name in data.SPEAKERS]
+    model = train_t3.Model()
+    training = train_t3.training_of(model, folder, 1.0, device)
+    rows = train_t3.Batches(speakers, space=2).draw()
+    with torch.no_grad():
+        train_t3.losses(model, rows, False)
+    plain, after, guide, _ = train_t3.losses(model, rows, True)
+    return training, plain + after + guide
+
+
+@pytest.mark.parametrize("step", [codec_step, hift_step, flow_step, t3_step])
+def test_a_step_mixes_no_tensors_of_the_host_with_the_networks(
+    step: Callable[[Path, torch.device], tuple[Training, Tensor]], folder: Path, device: torch.device
+) -> None:
+    training, loss = step(folder, device)
+    training.learn(loss, loss=loss)
+    assert {tensor.device.type for tensor in (loss, *weights(training))} == {device.type}
+
+
+def test_mixing_them_raises() -> None:
+    with Elsewhere(), pytest.raises(RuntimeError, match="two different devices"):
+        torch.zeros(3) + torch.zeros(3, device=ELSEWHERE)
