@@ -180,6 +180,7 @@ def t3_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
     return training, plain + after + guide
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("step", [codec_step, hift_step, flow_step, t3_step])
 def test_a_step_mixes_no_tensors_of_the_host_with_the_networks(
     step: Callable[[Path, torch.device], tuple[Training, Tensor]], folder: Path, device: torch.device
@@ -189,6 +190,7 @@ def test_a_step_mixes_no_tensors_of_the_host_with_the_networks(
     assert {tensor.device.type for tensor in (loss, *weights(training))} == {device.type}
 
 
+@pytest.mark.full
 def test_mixing_them_raises() -> None:
     with Elsewhere(), pytest.raises(RuntimeError, match="two different devices"):
         torch.zeros(3) + torch.zeros(3, device=ELSEWHERE)

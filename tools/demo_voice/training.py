@@ -74,7 +74,7 @@ class Training:
         self._wanted = [weight for weight in module.parameters() if weight.requires_grad]
         self._optimiser = torch.optim.AdamW(self._wanted, lr=rate, betas=betas, weight_decay=decay)
         self.averaged = {key: value.clone() for key, value in module.state_dict().items()}
-        self.step, self.used = 0, 0.0
+        self.step, self.used, self._last = 0, 0.0, time.monotonic()
         if path.exists():
             state = read(path)
             module.load_state_dict(state["module"])
@@ -92,19 +92,17 @@ class Training:
     def steps(self, report: int = 50, save: float = 60.0) -> Iterator[int]:
         """Yields until the time is used, prints mean losses every `report` steps, writes the state every `save` s."""
         name = self.path.stem
-        last = saved = time.monotonic()
+        self._last = saved = time.monotonic()
         while self.used < self.seconds:
             cosine = 0.5 * (1 + math.cos(math.pi * self.share))
             for group in self._optimiser.param_groups:
                 group["lr"] = self._rate * min(1.0, (self.step + 1) / self._warm) * max(0.05, cosine)
             yield self.step
-            now = time.monotonic()
-            self.used, last = self.used + now - last, now
             if self.step % report == 0 and self._first:
                 losses = " ".join(f"{key} {value / self._count:.4f}" for key, value in self._sums.items())
                 print(f"{name}: step {self.step}, {self.used:.0f} of {self.seconds:.0f} s, {losses}", flush=True)
                 self._sums, self._count = {}, 0
-            if now - saved > save and self._first:
+            if time.monotonic() - saved > save and self._first:
                 self.save()
                 saved = time.monotonic()
         if self._first:
@@ -115,6 +113,7 @@ class Training:
         return not dist.is_initialized() or dist.get_rank() == 0
 
     def _share_gradients(self) -> None:
+        """And the time used, so that all processes end after the same step."""
         if not dist.is_initialized():
             return
         time = torch.tensor([self.used])
@@ -132,6 +131,8 @@ class Training:
         """One optimiser step; `losses` are for the report."""
         self._optimiser.zero_grad()
         loss.backward()
+        now = time.monotonic()
+        self.used, self._last = self.used + now - self._last, now
         self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self._wanted, self._clip)
         self._optimiser.step()
