@@ -224,8 +224,9 @@ def test_drawn_tokens_are_upstreams_given_the_same_uniform_numbers(
     assert our_tokens(pair, text, params, uniforms) == upstream_tokens(pair, monkeypatch, text, params, uniforms)
 
 
-def test_a_request_of_3000_positions_on_a_cache_planned_for_1200_gives_upstreams_tokens(
-    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("positions", "planned"), [(1000, 400), pytest.param(3000, 1200, marks=pytest.mark.full)])
+def test_a_request_longer_than_the_cache_was_planned_for_gives_upstreams_tokens(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch, positions: int, planned: int
 ) -> None:
     state = dict(tiny.t3_state())
     head = state["speech_head.weight"].clone()
@@ -236,9 +237,9 @@ def test_a_request_of_3000_positions_on_a_cache_planned_for_1200_gives_upstreams
     model = T3.from_state_dict(state, tiny.dims.t3, device=CPU, dtype=torch.float32)
     pair = Pair(model, upstream.t3(tiny.dims.t3, state), voice, state)
 
-    request = Request(text_length=60, sampling=SamplingParams(), seed=1, max_tokens=3000 - 34 - 62 - 2)
+    request = Request(text_length=60, sampling=SamplingParams(), seed=1, max_tokens=positions - 34 - 62 - 2)
     uniforms = torch.rand(request.max_tokens + 1, generator=torch.Generator().manual_seed(request.seed))
-    Loop(model, voice.t3, slots=6, cache_len=1200).run([request])
+    Loop(model, voice.t3, slots=6, cache_len=planned).run([request])
     assert (request.ending, len(request.tokens)) == ("length", request.max_tokens)
     assert request.tokens == upstream_tokens(pair, monkeypatch, request.text(), request.sampling, uniforms)
 

@@ -16,7 +16,7 @@ from tests.conftest import CheckpointOf
 from tests.fidelity.t3_loop import CPU, SLOTS, Loop, Request, Served
 
 
-@pytest.fixture(scope="module", params=["tiny", "tiny-turbo"])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("tiny-turbo", marks=pytest.mark.full)])
 def served(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Served:
     return Served.of(checkpoint_of(request.param))
 

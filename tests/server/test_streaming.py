@@ -338,8 +338,8 @@ def many_streams(server: TritonServer, count: int, clients: int) -> None:
     assert not failures, failures[:5]
 
 
-def test_sixty_four_streams_at_thirty_two_clients_all_end(server: TritonServer) -> None:
-    many_streams(server, 64, 32)
+def test_forty_streams_at_twenty_clients_all_end(server: TritonServer) -> None:
+    many_streams(server, 40, 20)
 
 
 @pytest.mark.full
