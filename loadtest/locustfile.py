@@ -5,6 +5,7 @@ locust -f loadtest/locustfile.py --http-address localhost:8000 --grpc-address lo
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from grpc.experimental.gevent import init_gevent
@@ -39,6 +40,13 @@ def _prepare(environment: Environment, **_: Any) -> None:
     assert environment.parsed_options is not None
     protocols = SCENARIOS[environment.parsed_options.scenario].protocols
     environment.user_classes = [SPEAKERS[protocol] for protocol in protocols]
+
+
+@events.quit.add_listener
+def _collect(**_: Any) -> None:
+    """A channel of gRPC that is in a cycle of references would be collected at the end of the process, when gevent's
+    hub is gone; it can wait for ever then."""
+    gc.collect()
 
 
 def scenario_of(options: Any) -> Scenario:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,6 +112,20 @@ def test_a_status_in_the_stream_is_its_typed_error(
     assert caught.value.message == (
         "the process of the engine has ended" if text == "break" else f"refused with {text}"
     )
+
+
+def test_a_refused_stream_leaves_nothing_that_keeps_its_connection(server: FakeServer) -> None:
+    """An error that its own traceback refers to would, until it is collected; under gevent that can be too late."""
+    gc.disable()
+    try:
+        client = Client(server.grpc_url, "grpc")
+        transport = weakref.ref(client._transport)
+        with client, pytest.raises(NotFound) as caught:
+            list(client.stream("404"))
+        del client, caught
+        assert transport() is None
+    finally:
+        gc.enable()
 
 
 @both

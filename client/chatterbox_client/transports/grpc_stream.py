@@ -52,14 +52,14 @@ class StreamChannel:
             iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout
         )
         try:
-            refusal = None
+            refusal = ""
             for response in call:  # to its end behind an error, too: cancelling would leave Triton its state
                 if response.error_message:
-                    refusal = _refused(response.error_message)
+                    refusal = response.error_message
                 else:
                     yield convert.answer(InferResult(response.infer_response), outputs)
             if refusal:
-                raise refusal
+                raise _refused(refusal)
         except grpc.RpcError as error:
             raise _typed(error) from error
         finally:
@@ -86,14 +86,14 @@ class AsyncStreamChannel:
             iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout
         )
         try:
-            refusal = None
+            refusal = ""
             async for response in call:  # to its end behind an error, too: cancelling would leave Triton its state
                 if response.error_message:
-                    refusal = _refused(response.error_message)
+                    refusal = response.error_message
                 else:
                     yield convert.answer(InferResult(response.infer_response), outputs)
             if refusal:
-                raise refusal
+                raise _refused(refusal)
         except grpc.RpcError as error:
             raise _typed(error) from error
         finally:
