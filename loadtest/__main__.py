@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,8 @@ from loadtest.voices import provided
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 STOP_SECONDS = 240
 """What requests in flight have when the last stage is over."""
+END_SECONDS = 60
+"""What Locust has besides, to start and to end."""
 PUBLISH_SECONDS = 2.5
 """The server publishes its own metrics once a second."""
 
@@ -123,7 +126,8 @@ def find_problems(code: int, figures: dict[str, Any], usages: Sequence[Usage], *
 
 
 def drive(options: argparse.Namespace, addresses: Addresses, voices: Sequence[str], records: Path) -> int:
-    """Runs Locust, with its workers when there are to be any, and returns its exit code."""
+    """Runs Locust, with its workers when there are to be any, and returns its exit code. One that does not end, although
+    every request is given up by then, is killed; it has written its records before."""
     base = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE)]
     command = [*base, "--headless", "--only-summary", "--stop-timeout", str(STOP_SECONDS)]
     command += ["--http-address", addresses.http, "--grpc-address", addresses.grpc, "--records", str(records)]
@@ -136,11 +140,17 @@ def drive(options: argparse.Namespace, addresses: Addresses, voices: Sequence[st
         if not options.remote_workers:
             worker = [*base, "--worker", "--master-port", port, "--loglevel", "WARNING"]
             workers = [subprocess.Popen(worker) for _ in range(options.workers)]
+    scenario = SCENARIOS[options.scenario]
+    seconds = (options.duration or scenario.seconds) + STOP_SECONDS + END_SECONDS
+    limit = None if options.remote_workers else seconds  # which may come at any time
     try:
-        return subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode
+        return subprocess.run(command, check=False, stdin=subprocess.DEVNULL, timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        _say(f"Locust has not ended after {seconds:g} s")
+        return -signal.SIGKILL
     finally:
         for process in workers:
-            process.terminate()
+            process.kill()
             process.wait()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from chatterbox_client import Audio
+from chatterbox_engine.launcher.options import Addresses
+from loadtest import __main__ as program
 from loadtest import report, summary
 from loadtest.__main__ import find_problems
 from loadtest.pages import Pages, parse
@@ -46,6 +49,19 @@ def record(began: float = 0.0, latency: float = 1.0, **changes: Any) -> Record:
 
 def usage(at: float, **changes: int) -> Usage:
     return Usage(**{"at": at, "rss": 1 << 30, "threads": 50, "files": 80, "shared_memory": 1 << 20, **changes})
+
+
+def test_a_locust_that_does_not_end_is_killed_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def hang(command: list[str], timeout: float, **_: Any) -> None:
+        assert timeout == 5 + program.STOP_SECONDS + program.END_SECONDS
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    options = program.parse(["--duration", "5"])
+    code = program.drive(options, Addresses.of("localhost", [1, 2, 3]), ["default"], tmp_path / "records.json")
+    assert find_problems(code, {"failed": 0, "requests": 1}, [], alone=False, soak=False) == [
+        "Locust ended with exit code -9"
+    ]
 
 
 def test_every_scenario_reaches_all_its_users_and_then_ends() -> None:
