@@ -126,8 +126,8 @@ def find_problems(code: int, figures: dict[str, Any], usages: Sequence[Usage], *
 
 
 def drive(options: argparse.Namespace, addresses: Addresses, voices: Sequence[str], records: Path) -> int:
-    """Runs Locust, with its workers when there are to be any, and returns its exit code. One that does not end, although
-    every request is given up by then, is killed; it has written its records before."""
+    """Runs Locust, with its workers when there are to be any, and returns its exit code. One that does not end,
+    although every request is given up by then, is killed; it has written its records before."""
     base = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE)]
     command = [*base, "--headless", "--only-summary", "--stop-timeout", str(STOP_SECONDS)]
     command += ["--http-address", addresses.http, "--grpc-address", addresses.grpc, "--records", str(records)]
