@@ -209,7 +209,7 @@ def serve_directly(end: Connection, checkpoint: str) -> None:
 
     config = Config(checkpoint=checkpoint)
     engine = assemble.build(config)
-    terms = contract.Terms(config.max_text_chars, config.max_seconds, family=engine.family)
+    terms = contract.Terms(max_text_chars=config.max_text_chars, max_seconds=config.max_seconds, family=engine.family)
     engine.start()
     end.send("ready")
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()

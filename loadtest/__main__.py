@@ -126,8 +126,7 @@ def find_problems(code: int, figures: dict[str, Any], usages: Sequence[Usage], *
 
 
 def drive(options: argparse.Namespace, addresses: Addresses, voices: Sequence[str], records: Path) -> int:
-    """Runs Locust, with its workers when there are to be any, and returns its exit code. One that does not end,
-    although every request is given up by then, is killed; it has written its records before."""
+    """Runs Locust, with its workers when there are to be any, and returns its exit code."""
     base = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE)]
     command = [*base, "--headless", "--only-summary", "--stop-timeout", str(STOP_SECONDS)]
     command += ["--http-address", addresses.http, "--grpc-address", addresses.grpc, "--records", str(records)]
@@ -142,16 +141,22 @@ def drive(options: argparse.Namespace, addresses: Addresses, voices: Sequence[st
             workers = [subprocess.Popen(worker) for _ in range(options.workers)]
     scenario = SCENARIOS[options.scenario]
     seconds = (options.duration or scenario.seconds) + STOP_SECONDS + END_SECONDS
-    limit = None if options.remote_workers else seconds  # which may come at any time
     try:
-        return subprocess.run(command, check=False, stdin=subprocess.DEVNULL, timeout=limit).returncode
-    except subprocess.TimeoutExpired:
-        _say(f"Locust has not ended after {seconds:g} s")
-        return -signal.SIGKILL
+        return call(command, None if options.remote_workers else seconds)  # workers of others may come at any time
     finally:
         for process in workers:
             process.kill()
             process.wait()
+
+
+def call(command: Sequence[str], limit: float | None) -> int:
+    """The exit code of a program, -9 when it had to be killed after `limit` seconds. A Locust that hangs at its end,
+    when every request is answered or given up, has written its records."""
+    try:
+        return subprocess.run(command, check=False, stdin=subprocess.DEVNULL, timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        _say(f"Locust has not ended after {limit:g} s and was killed")
+        return -signal.SIGKILL
 
 
 @contextlib.contextmanager

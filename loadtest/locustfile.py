@@ -37,12 +37,12 @@ def _options(parser: LocustArgumentParser) -> None:
 @events.init.add_listener
 def _prepare(environment: Environment, **_: Any) -> None:
     init_gevent()  # else a waiting gRPC call would hold up every other user
+    events.quit.add_listener(_collect)  # behind the recorder's, which writes the records
     assert environment.parsed_options is not None
     protocols = SCENARIOS[environment.parsed_options.scenario].protocols
     environment.user_classes = [SPEAKERS[protocol] for protocol in protocols]
 
 
-@events.quit.add_listener
 def _collect(**_: Any) -> None:
     """A channel of gRPC that is in a cycle of references would be collected at the end of the process, when gevent's
     hub is gone; it can wait for ever then."""

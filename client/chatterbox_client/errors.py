@@ -16,7 +16,7 @@ class ChatterboxClientError(Exception):
     """Base of all errors of this package.
 
     `message` is the server's own where there is one; `status` is the HTTP status ("400") or the gRPC code
-    ("INVALID_ARGUMENT") that came with it, None when no server answered.
+    ("INVALID_ARGUMENT") that came with it; None when no server answered, or a stream's message names none.
     """
 
     def __init__(self, message: str, *, status: str | None = None) -> None:

@@ -66,9 +66,9 @@ STREAM_FORMATS = ("pcm", "s16")
 STREAM_OUTPUTS = (*OUTPUTS, "chunk_index", "is_last")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What a model takes."""
+    """What a model takes: its limits, and the defaults of its requests."""
 
     max_text_chars: int
     max_seconds: float

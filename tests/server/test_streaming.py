@@ -143,6 +143,24 @@ def test_a_wrong_stream_is_refused_with_the_typed_error(
         list(client.stream(**{"text": GREETING, **inputs}))
 
 
+def test_a_stream_of_a_model_that_is_not_there_is_refused_as_a_call_is(server: TritonServer) -> None:
+    with Client(server.grpc_url, "grpc", model="nothing") as client:
+        with pytest.raises(NotFound, match="unknown model"):
+            list(client.stream(GREETING))
+        with pytest.raises(NotFound, match="unknown model"):
+            client.speak(GREETING)
+
+
+def test_a_stream_with_an_input_that_the_server_does_not_know_is_refused_as_a_call_is(server: TritonServer) -> None:
+    with Client(server.grpc_url, "grpc") as client:
+        transport: Any = client._transport
+        inputs = {"text": np.array([[b"Hi."]], dtype=object), "mood": np.ones((1, 1), dtype=np.float32)}
+        with pytest.raises(InvalidRequest, match="unexpected inference input 'mood'"):
+            list(transport.stream("chatterbox_stream", inputs, ("audio",), 60.0))
+        with pytest.raises(InvalidRequest, match="unexpected inference input 'mood'"):
+            transport.infer("chatterbox", inputs, ("audio",), 60.0)
+
+
 @pytest.mark.full
 def test_refused_streams_whose_clients_leave_at_once_do_not_end_the_server(server: TritonServer) -> None:
     program = (
@@ -189,7 +207,8 @@ def test_json_callers_get_events_with_raw_samples(server: TritonServer, client: 
     assert json.loads(events[-1]["stats"])["seed"] == 3
     with pytest.raises(urllib.error.HTTPError) as caught:
         generate_stream(server, text=GREETING, format="mp3")
-    assert "a stream's must be one of pcm, s16" in caught.value.read().decode()
+    refusal = caught.value.read().decode()
+    assert "INVALID_ARGUMENT: format is 'mp3'; a stream's must be one of pcm, s16" in refusal
     caught.value.close()
 
 

@@ -123,7 +123,7 @@ CODES = {"400": "INVALID_ARGUMENT", "404": "NOT_FOUND", "503": "UNAVAILABLE", "5
 
 TRITONS_OWN = {
     "Request for unknown model: 'chatterbox_stream' is not found": "NOT_FOUND",
-    "Request for unknown model: 'chatterbox_stream' has no available versions": "UNAVAILABLE",
+    "unexpected inference input 'mood' for model 'chatterbox_stream'": "INVALID_ARGUMENT",
     "GRPC server is shutting down and has stopped accepting new requests.": "UNAVAILABLE",
     "response output count mismatch": None,
 }
@@ -267,7 +267,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         for number in itertools.count() if text == "endless" else range(2 if text == "short" else 3):
             if text == "break" and number == 1:
                 yield _stream_error("INTERNAL: the process of the engine has ended")
-                return
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the server went with it")
             if not context.is_active():
                 return
             response = _response(request, chunks[min(number, 1) if text == "endless" else number])

@@ -18,7 +18,7 @@ CASES = [
     (2, 32, [1, 64, 200]),
     (4, 64, [700, 65]),
     (2, 16, [599]),
-    (4, 64, [5] * 40),  # many rows: a single split
+    (16, 16, [5] * 33),  # so many rows that they are not split
 ]
 
 

@@ -43,4 +43,5 @@ def test_the_kernels_compile_for_compute_capability_9(dtype: str) -> None:
 def test_small_batches_are_split_and_large_ones_are_not() -> None:
     assert attention_cuda.splits_for(2, 16) == 16
     assert attention_cuda.splits_for(16, 16) == 4
+    assert attention_cuda.splits_for(33, 16) == 1
     assert attention_cuda.splits_for(256, 16) == 1

@@ -114,16 +114,22 @@ def test_a_status_in_the_stream_is_its_typed_error(
     )
 
 
-def test_a_refused_stream_leaves_nothing_that_keeps_its_connection(server: FakeServer) -> None:
-    """An error that its own traceback refers to would, until it is collected; under gevent that can be too late."""
+@pytest.mark.parametrize(
+    ("text", "there", "error"), [("404", True, NotFound), ("hang", True, Timeout), ("Hi.", False, ConnectionFailed)]
+)
+def test_an_error_leaves_nothing_that_keeps_its_connection(
+    server: FakeServer, text: str, there: bool, error: type[ChatterboxClientError]
+) -> None:
+    """One that its own traceback refers to would, until it is collected; under gevent that can be too late."""
     gc.disable()
     try:
-        client = Client(server.grpc_url, "grpc")
-        transport = weakref.ref(client._transport)
-        with client, pytest.raises(NotFound) as caught:
-            list(client.stream("404"))
-        del client, caught
-        assert transport() is None
+        client = Client(server.grpc_url if there else "127.0.0.1:9", "grpc", timeout=0.5)
+        transport: Any = client._transport
+        channel = weakref.ref(transport._streams)
+        with client, pytest.raises(error) as caught:
+            list(client.stream(text))
+        del client, transport, caught
+        assert channel() is None
     finally:
         gc.enable()
 

@@ -73,6 +73,7 @@ def test_what_was_saved_on_a_gpu_goes_on_on_the_host(tmp_path: Path) -> None:
     with zipfile.ZipFile(first.path) as saved, zipfile.ZipFile(tmp_path / "second.pt", "w") as second:
         for name in saved.namelist():
             second.writestr(name, saved.read(name).replace(b"\3\0\0\0cpu", b"\6\0\0\0cuda:0"))
+        assert b"cuda:0" in second.read("first/data.pkl")
     read = small(tmp_path / "second.pt", HOST)
     learn(read)
     learn(first)

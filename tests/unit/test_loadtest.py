@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 
 from chatterbox_client import Audio
-from chatterbox_engine.launcher.options import Addresses
-from loadtest import __main__ as program
 from loadtest import report, summary
-from loadtest.__main__ import find_problems
+from loadtest.__main__ import call, find_problems
 from loadtest.pages import Pages, parse
 from loadtest.processes import Usage, growth
 from loadtest.records import Record, WrongAudio, check
@@ -51,17 +49,11 @@ def usage(at: float, **changes: int) -> Usage:
     return Usage(**{"at": at, "rss": 1 << 30, "threads": 50, "files": 80, "shared_memory": 1 << 20, **changes})
 
 
-def test_a_locust_that_does_not_end_is_killed_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def hang(command: list[str], timeout: float, **_: Any) -> None:
-        assert timeout == 5 + program.STOP_SECONDS + program.END_SECONDS
-        raise subprocess.TimeoutExpired(command, timeout)
-
-    monkeypatch.setattr(subprocess, "run", hang)
-    options = program.parse(["--duration", "5"])
-    code = program.drive(options, Addresses.of("localhost", [1, 2, 3]), ["default"], tmp_path / "records.json")
-    assert find_problems(code, {"failed": 0, "requests": 1}, [], alone=False, soak=False) == [
-        "Locust ended with exit code -9"
-    ]
+def test_a_locust_that_does_not_end_is_killed_and_a_problem() -> None:
+    code = call([sys.executable, "-c", "import time; time.sleep(60)"], 0.2)
+    problems = find_problems(code, {"failed": 0, "requests": 1}, [], alone=False, soak=False)
+    assert problems == ["Locust ended with exit code -9"]
+    assert call([sys.executable, "-c", "raise SystemExit(3)"], None) == 3
 
 
 def test_every_scenario_reaches_all_its_users_and_then_ends() -> None:

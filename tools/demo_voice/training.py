@@ -26,11 +26,11 @@ def command_line(description: str | None, seconds: float) -> argparse.ArgumentPa
 
 
 def begin(description: str | None, seconds: float) -> argparse.Namespace:
-    """Reads the command line; seeds the random numbers of every device."""
+    """Reads the command line; seeds the random numbers of every device, and has all of them compute in float32."""
     torch.manual_seed(0)
     random.seed(0)
-    # Networks this small wait for no products, and TF32 would move the analytic estimator's velocities, which are
-    # differences of large numbers (`train_flow`), by 0.17 where they are 2.1 (means, its rounding emulated).
+    # TF32 would make networks this small no faster, and move the analytic estimator's velocities, which are differences
+    # of large numbers (`train_flow`), by 0.17 where they are 2.1 (means, its rounding emulated).
     torch.backends.cudnn.allow_tf32 = False
     return command_line(description, seconds).parse_args()
 

@@ -29,11 +29,11 @@ _OPTIONS = [("grpc.max_receive_message_length", -1)]
 _STATUS = re.compile(rf"({'|'.join(code.name for code in grpc.StatusCode)}): (.*)", re.DOTALL)
 
 _TRITONS_OWN = (
-    ("is not found", "NOT_FOUND"),
-    ("has no available versions", "UNAVAILABLE"),
+    ("Request for unknown model", "NOT_FOUND"),
+    ("unexpected inference input", "INVALID_ARGUMENT"),
     ("stopped accepting", "UNAVAILABLE"),
 )
-"""What Triton says itself of a model and of its own end; no model has put a status in front."""
+"""What Triton itself says of a request, and the status that it gives a call which is no stream."""
 
 
 class StreamChannel:
@@ -51,19 +51,21 @@ class StreamChannel:
         call = self._stub.ModelStreamInfer(
             iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout
         )
+        refusal = ""
         try:
-            refusal = ""
-            for response in call:  # to its end behind an error, too: cancelling would leave Triton its state
+            for response in call:  # behind an error too, so that Triton ends the stream itself
                 if response.error_message:
                     refusal = response.error_message
                 else:
                     yield convert.answer(InferResult(response.infer_response), outputs)
-            if refusal:
-                raise _refused(refusal)
         except grpc.RpcError as error:
-            raise _typed(error) from error
+            if not refusal:  # which is why the rest of the stream is missing
+                # without its traceback: that refers to the error again, and to the channel, until it is collected
+                raise _typed(error) from error.with_traceback(None)
         finally:
             call.cancel()  # of what is left, when the caller has had enough
+        if refusal:
+            raise _refused(refusal)
 
     def close(self) -> None:
         """Ends the channel and all its streams."""
@@ -85,19 +87,21 @@ class AsyncStreamChannel:
         call = self._stub.ModelStreamInfer(
             iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout
         )
+        refusal = ""
         try:
-            refusal = ""
-            async for response in call:  # to its end behind an error, too: cancelling would leave Triton its state
+            async for response in call:  # behind an error too, so that Triton ends the stream itself
                 if response.error_message:
                     refusal = response.error_message
                 else:
                     yield convert.answer(InferResult(response.infer_response), outputs)
-            if refusal:
-                raise _refused(refusal)
         except grpc.RpcError as error:
-            raise _typed(error) from error
+            if not refusal:  # which is why the rest of the stream is missing
+                # without its traceback: that refers to the error again, and to the channel, until it is collected
+                raise _typed(error) from error.with_traceback(None)
         finally:
             call.cancel()
+        if refusal:
+            raise _refused(refusal)
 
     async def close(self) -> None:
         """See `StreamChannel.close`."""

@@ -41,7 +41,10 @@ class TritonPythonModel:
         presets.sampling(self._engine.family, config.preset)  # a wrong one stops the start, not every request
         self._engine.start()
         self._terms = contract.Terms(
-            config.max_text_chars, config.max_seconds, family=self._engine.family, preset=config.preset
+            max_text_chars=config.max_text_chars,
+            max_seconds=config.max_seconds,
+            family=self._engine.family,
+            preset=config.preset,
         )
         self._metrics.start(self._engine.status, self._engine.about)
         self._attendance = Attendance()
