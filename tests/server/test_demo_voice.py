@@ -134,6 +134,7 @@ def test_a_text_of_several_segments_is_understood(hear: Hear, tmp_path: Path) ->
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)  # a processor without bfloat16 emulates it: five minutes, more beside other work
 def test_bfloat16_is_as_well_understood(hear: Hear, tmp_path: Path) -> None:
     heard = heard_from({"CHATTERBOX_DTYPE": "bfloat16"}, tmp_path, SENTENCES[:8], hear)
     found = error_rate(SENTENCES[:8], heard)
