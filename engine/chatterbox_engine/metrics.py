@@ -159,10 +159,14 @@ class TritonMetrics:
         self._thread.start()
 
     def close(self) -> None:
-        """Publishes what is left and ends the thread."""
+        """Publishes what is left, ends the thread and takes the metrics back."""
         self._ended.set()
         self._thread.join()
         self.publish()
+        # Triton's process for the model would take them back at its end, when what it needs for that is gone (SIGSEGV)
+        for made in (self._counters, self._gauges, self._histograms):
+            made.clear()
+        del self._info, self._families
 
     def voiced(self, source: VoiceSource) -> None:
         """See `Metrics`."""

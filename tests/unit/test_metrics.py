@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ class Page:
         self.values: dict[str, Any] = {}
         self.calls = 0
         self.published = threading.Event()
+        self.held: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __call__(self, *, name: str, description: str, kind: str) -> Any:
         assert f"{name}/kind" not in self.values, f"{name} is made twice"
@@ -38,9 +40,13 @@ class Page:
             def Metric(self, labels: dict[str, str], buckets: Any = None) -> Any:  # noqa: N802, Triton's spelling
                 others = dict(labels)
                 assert others.pop("model") == MODEL, f"{name} does not tell its model"
-                return Metric(page, name + "".join(f"|{key}={value}" for key, value in others.items()))
+                metric = Metric(page, name + "".join(f"|{key}={value}" for key, value in others.items()))
+                page.held.add(metric)
+                return metric
 
-        return Family()
+        family = Family()
+        self.held.add(family)
+        return family
 
     def __getitem__(self, name: str) -> Any:
         return self.values.get(name)
@@ -143,11 +149,13 @@ def test_what_is_served_is_told_in_labels(metrics: TritonMetrics, page: Page) ->
     assert page["chatterbox_info|checkpoint=folder/tiny|family=english|optimizations=bfloat16,cuda_graphs"] == 1
 
 
-def test_closing_publishes_what_is_left(page: Page) -> None:
+def test_closing_publishes_what_is_left_and_takes_the_metrics_back(page: Page) -> None:
     made = TritonMetrics(page, MODEL)
     made.start(status, ABOUT)
     made.vocoded(0.5, 7)
+    assert len(page.held) > 20
     made.close()
+    assert not page.held, "Triton's process for the model would take them back when it no longer can"
     assert page["chatterbox_s3gen_batch_size"] == [7]
     assert page["chatterbox_s3gen_seconds"] == [0.5]
 
