@@ -46,6 +46,8 @@ TEXTS: dict[Text, Callable[[Checkpoint, Config], TextPreparation]] = {
 
 # Left free on a GPU, beside the vocoder's batches and graphs, for T3's activations and graphs and the clip encoders.
 GPU_RESERVE = 2 << 30
+LONG_STEP = 64 << 20
+"""Bytes of weights that T3 reads for a step which is worth a second thread."""
 LARGEST_VOCODER_MEMORY = 12 << 30
 
 
@@ -113,6 +115,7 @@ def build(
         vocoder_memory=vocoder_memory(device),
         vocoder_delay=config.vocoder_delay,
         vocoder_threads=vocoder_threads(config, device),
+        t3_threads=t3_threads(config, model),
     )
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the engine's threads read what was made here on streams of their own
@@ -177,6 +180,14 @@ def vocoder_threads(config: Config, device: torch.device) -> tuple[int, int] | N
         return None
     share = share_of_cores(config)
     return share, share if config.cpu_threads else cores() - share + 1
+
+
+def t3_threads(config: Config, model: Transformer) -> tuple[int, int] | None:
+    """The same for T3, where a step is long: in float32, of many weights. Of a short one, as Nano's in bfloat16, the
+    waiting at barriers takes more than a second thread saves."""
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    long = model.dtype == torch.float32 and size >= LONG_STEP
+    return vocoder_threads(config, model.device) if long else None
 
 
 def choose_device(name: str) -> torch.device:

@@ -85,6 +85,8 @@ class Parts:
     vocoder_delay: float
     vocoder_threads: tuple[int, int] | None = None
     """S3Gen's on a CPU, beside other work and alone; None leaves them as they are."""
+    t3_threads: tuple[int, int] | None = None
+    """The same for T3."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,8 @@ class Engine:
     def step(self) -> None:
         """One step: schedule, launch, publish. What is published is the step before, so the device never waits."""
         began = time.monotonic()
+        if self._parts.t3_threads is not None:
+            torch.set_num_threads(self._parts.t3_threads[self._vocoder.idle])
         plan = self._scheduler.schedule()
         launched = self._launch(plan)
         self._publish(self._pending)
@@ -368,13 +372,13 @@ class Engine:
         self._ready.put(None)
         self._vocoder.run()
 
-    def _share_cores(self, batch: Sequence[Piece]) -> None:
-        """Before a batch of the vocoder: on a CPU it takes T3's core too when nothing else is under way."""
+    def _share_cores(self) -> None:
+        """Before a batch of the vocoder: on a CPU it takes T3's core too when nobody's tokens are awaited."""
         threads = self._parts.vocoder_threads
         if threads is not None:
             with self._lock:
-                under_way = {job for job in self._jobs.values() if job.vocoded < len(job.utterances)}
-            alone = self._scheduler.idle and under_way <= {piece.utterance.job for piece in batch}
+                speaking = any(job.decoded is None for job in self._jobs.values())
+            alone = self._scheduler.idle and not speaking
             torch.set_num_threads(threads[alone])  # of the calling thread, and of those begun later
 
     def _prepare_finisher(self) -> None:

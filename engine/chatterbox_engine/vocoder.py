@@ -66,13 +66,13 @@ class Vocoder:
         batch: int,
         delay: float,
         memory: int,
-        prepare: Callable[[Sequence[Piece]], None],
+        prepare: Callable[[], None],
         done: Callable[[Piece], None],
         failed: Callable[[Piece, RequestError], None],
         metrics: Metrics | None = None,
     ) -> None:
         """batch: most pieces together; delay: seconds that a piece waits for company; memory: bytes for one batch;
-        prepare: called with each batch before it is vocoded; done, failed: called once for each piece that was put and
+        prepare: called before each batch is vocoded; done, failed: called once for each piece that was put and
         not given up."""
         self._s3gen = s3gen
         self._graphs = graphs
@@ -87,6 +87,7 @@ class Vocoder:
         self._urgent: deque[Piece] = deque()
         self._others: deque[Piece] = deque()
         self._closed = False
+        self._working = False
         self._prepared: Memo[PreparedVoice] = Memo(VOICES_KEPT)
 
     def put(self, piece: Piece) -> None:
@@ -94,6 +95,11 @@ class Vocoder:
         with self._changed:
             (self._urgent if piece.urgent else self._others).append(piece)
             self._changed.notify()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is queued or being vocoded. Read without the lock: true or false a moment too long."""
+        return not (self._working or self._urgent or self._others)
 
     def close(self) -> None:
         """Ends `run` after what is queued."""
@@ -120,8 +126,9 @@ class Vocoder:
     def run(self) -> None:
         """The thread's body, after `warm_up`."""
         while (batch := self._next_batch()) is not None:
-            self._prepare(batch)
+            self._prepare()
             self._vocode(batch)
+            self._working = False
 
     def _next_batch(self) -> list[Piece] | None:
         """Waits for a piece, then takes what else is ready within the delay; None at the end.
@@ -135,6 +142,7 @@ class Vocoder:
             pieces = self._urgent or self._others
             if not pieces and self._closed:
                 return None
+            self._working = True
             batch = [pieces.popleft()]
             while pieces and len(batch) < self._batch and self._fits([*batch, pieces[0]]):
                 batch.append(pieces.popleft())

@@ -39,6 +39,7 @@ class FakeRunner:
         self.hold_from = 0
         """The decode step from which on the gate holds."""
         self.batches: list[int] = []
+        self.threads: list[int] = []
         self.error: Exception | None = None
         self.drawn: dict[int, int] = {}
 
@@ -55,6 +56,7 @@ class FakeRunner:
         return self._draw(prompts)
 
     def _draw(self, prompts: Sequence[Any]) -> Any:
+        self.threads.append(torch.get_num_threads())
         self.started.set()
         assert len(self.batches) < self.hold_from or self.gate.wait(WAIT)
         if self.error is not None:
@@ -78,6 +80,7 @@ class FakeS3Gen:
         self.gate = threading.Event()
         self.gate.set()
         self.error: Exception | None = None
+        self.entered = threading.Event()
         self.room = 1_000_000
         """Tokens for which there is memory."""
         self.batches: list[int] = []
@@ -93,6 +96,7 @@ class FakeS3Gen:
         return torch.zeros(mel.shape[:2])
 
     def mel(self, jobs: Sequence[Any], noise: Sequence[torch.Tensor]) -> torch.Tensor:
+        self.entered.set()
         assert self.gate.wait(WAIT)
         if self.error is not None:
             raise self.error
@@ -171,6 +175,8 @@ class FakeEngine:
         request_timeout: float = 600.0,
         metrics: Metrics | None = None,
         vocoder_threads: tuple[int, int] | None = None,
+        t3_threads: tuple[int, int] | None = None,
+        vocoder_batch: int = 8,
     ) -> None:
         self.runner, self.s3gen, self.watermarker = FakeRunner(), FakeS3Gen(), FakeWatermarker()
         self.voices = FakeVoices()
@@ -189,10 +195,11 @@ class FakeEngine:
             request_timeout=request_timeout,
             segment_chars=300,
             vocoder_graphs=Graphs(torch.device("cpu"), enabled=False),
-            vocoder_batch=8,
+            vocoder_batch=vocoder_batch,
             vocoder_memory=1 << 34,
             vocoder_delay=0.0,
             vocoder_threads=vocoder_threads,
+            t3_threads=t3_threads,
         )
         self.engine = Engine(parts, on_failure=self.failures.put, metrics=metrics)
         self.answers = Answers()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -77,3 +80,13 @@ def test_s3gen_takes_the_cores_that_t3_leaves_when_it_works_alone() -> None:
     assert assemble.vocoder_threads(Config(), CPU) == (share, cores() - share + 1)
     assert assemble.vocoder_threads(Config(cpu_threads=3), CPU) == (3, 3)
     assert assemble.vocoder_threads(Config(), torch.device("cuda")) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "elements", "more"),
+    [(torch.float32, 1 << 24, True), (torch.bfloat16, 1 << 25, False), (torch.float32, 1 << 10, False)],
+)
+def test_t3_takes_the_cores_of_s3gen_for_long_steps_in_float32(dtype: torch.dtype, elements: int, more: bool) -> None:
+    weight = torch.empty(elements, dtype=dtype)
+    model: Any = SimpleNamespace(parameters=lambda: [weight], dtype=dtype, device=CPU)
+    assert assemble.t3_threads(Config(), model) == (assemble.vocoder_threads(Config(), CPU) if more else None)

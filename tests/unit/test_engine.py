@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -196,8 +198,8 @@ def _request() -> object:
     return SynthesisRequest(text="Hello.", seed=1)
 
 
+@pytest.mark.usefixtures("threads_kept")
 def test_the_vocoder_takes_more_cores_when_nothing_else_is_under_way() -> None:
-    before = torch.get_num_threads()
     with FakeEngine(vocoder_threads=(1, 2)) as fake:
         fake.runner.gate.clear()
         fake.runner.hold_from = 30
@@ -206,5 +208,46 @@ def test_the_vocoder_takes_more_cores_when_nothing_else_is_under_way() -> None:
         fake.answers.take()
         fake.runner.gate.set()
         fake.answers.take()
-    torch.set_num_threads(before)  # what later threads begin with
     assert fake.s3gen.threads[-2:] == [1, 2]
+
+
+@pytest.fixture
+def threads_kept() -> Iterator[None]:
+    """Later threads begin with the number that was set last."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_kept")
+def test_the_vocoder_has_all_cores_for_every_piece_once_all_tokens_are_there() -> None:
+    with FakeEngine(vocoder_threads=(1, 2), vocoder_batch=1) as fake:
+        fake.s3gen.gate.clear()
+        fake.s3gen.entered.clear()  # warming up set it
+        for _ in range(3):
+            fake.submit("x" * 10)
+        assert fake.s3gen.entered.wait(WAIT)
+        while not fake.scheduler.idle:
+            time.sleep(0.001)
+        fake.s3gen.gate.set()
+        for _ in range(3):
+            fake.answers.take()
+    assert fake.s3gen.threads[-2:] == [2, 2]
+
+
+@pytest.mark.usefixtures("threads_kept")
+def test_t3_takes_the_vocoders_cores_while_that_has_nothing_to_do() -> None:
+    with FakeEngine(t3_threads=(1, 2)) as fake:
+        fake.s3gen.gate.clear()
+        fake.s3gen.entered.clear()
+        fake.submit("x" * 10)
+        assert fake.s3gen.entered.wait(WAIT)
+        assert set(fake.runner.threads) == {2}
+        before = len(fake.runner.threads)
+        fake.runner.started.clear()
+        fake.submit("x" * 10)
+        assert fake.runner.started.wait(WAIT)
+        assert fake.runner.threads[before] == 1
+        fake.s3gen.gate.set()
+        for _ in range(2):
+            fake.answers.take()

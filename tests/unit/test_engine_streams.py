@@ -196,7 +196,7 @@ def make_vocoder(s3gen: FakeS3Gen, done: list[Piece], graphs: Graphs = NO_GRAPHS
         batch=3,
         delay=0.0,
         memory=memory,
-        prepare=lambda _batch: None,
+        prepare=lambda: None,
         done=done.append,
         failed=lambda _piece, error: pytest.fail(str(error)),
     )
