@@ -2,7 +2,7 @@
 
 On a CPU oneDNN lays a bfloat16 matrix out anew for every product, which takes as long as the product of a few rows.
 Laid out once, the products have the same bits and take about half the time. MKL gives the product of a few float32 rows
-to one thread alone, but one half of the outputs each to two: of the same bits, too.
+to one thread alone, but those of parts of the matrix to as many threads as there are; they have the same bits, too.
 
 Quantised weights are torchao's. Its product of an int8 matrix makes the whole matrix floating-point first, which on a
 CPU costs more than the product of a few rows. torch has a kernel that reads int8, and is made for few rows: decode
@@ -11,6 +11,7 @@ steps take it, prompts torchao's.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,16 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _ROWS = 64  # what oneDNN chooses the layout for; it serves any number
-_HALVED = 1 << 19  # elements from which a float32 matrix is halved
+_PARTS, _PARTED = 8, 1 << 19  # of a float32 matrix, and the elements from which it has them
 
 
 def pack(weight: Tensor) -> Tensor:
-    """The matrix [outputs, inputs] as `linear` multiplies it fastest: on a CPU oneDNN's own layout for bfloat16, halves
-    [2, outputs / 2, inputs] for float32."""
+    """The matrix [outputs, inputs] as `linear` multiplies it fastest: on a CPU oneDNN's own layout for bfloat16, parts
+    [8, outputs / 8, inputs] for float32 (4 or 2 where the outputs have no more such parts)."""
     if is_quantized(weight) or weight.device.type != "cpu":
         return weight
-    if weight.dtype == torch.float32 and weight.numel() >= _HALVED and len(weight) % 2 == 0:
-        return weight.unflatten(0, (2, -1))
+    if weight.dtype == torch.float32 and weight.numel() >= _PARTED and len(weight) % 2 == 0:
+        return weight.unflatten(0, (math.gcd(len(weight), _PARTS), -1))
     if weight.dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return weight
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
@@ -45,8 +46,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return product if bias is None else product + bias
     if weight.dim() == 3:
         if x.dim() == 2:
-            halves = torch.bmm(x.expand(2, -1, -1), weight.transpose(1, 2))  # [2, rows, outputs / 2]
-            product = halves.transpose(0, 1).flatten(1)
+            parts = torch.bmm(x.expand(len(weight), -1, -1), weight.transpose(1, 2))  # [parts, rows, outputs / parts]
+            product = parts.transpose(0, 1).flatten(1)
             return product if bias is None else product + bias
         weight = weight.flatten(0, 1)
     return F.linear(x, weight, bias)

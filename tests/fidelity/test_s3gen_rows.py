@@ -45,7 +45,7 @@ def bucketed(s3gen: S3Gen) -> S3Gen:
     return other
 
 
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=8, deadline=None)
 @given(rows=st.lists(ROWS, min_size=1, max_size=6))
 def test_a_row_of_a_batch_equals_the_row_alone(
     s3gen: S3Gen, voices: list[PreparedVoice], rows: list[tuple[int, int, int]]
@@ -57,7 +57,7 @@ def test_a_row_of_a_batch_equals_the_row_alone(
         assert (together - alone).norm() / alone.norm() < 1e-4
 
 
-@settings(derandomize=True, max_examples=10, deadline=None)
+@settings(derandomize=True, max_examples=6, deadline=None)
 @given(rows=st.lists(ROWS, min_size=1, max_size=5))
 def test_a_row_in_a_bucket_equals_the_row_alone(
     s3gen: S3Gen, bucketed: S3Gen, voices: list[PreparedVoice], rows: list[tuple[int, int, int]]

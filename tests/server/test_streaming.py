@@ -357,8 +357,8 @@ def many_streams(server: TritonServer, count: int, clients: int) -> None:
     assert not failures, failures[:5]
 
 
-def test_forty_streams_at_twenty_clients_all_end(server: TritonServer) -> None:
-    many_streams(server, 40, 20)
+def test_thirty_streams_at_fifteen_clients_all_end(server: TritonServer) -> None:
+    many_streams(server, 30, 15)
 
 
 @pytest.mark.full
