@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,23 +28,34 @@ def test_a_packed_product_has_the_bits_of_the_plain_one(rows: int, bias: bool) -
     assert torch.equal(linear(x, packed, offset), F.linear(x, weight, offset))
 
 
-@pytest.mark.parametrize("shape", [(4, 1024), (8, 1024), (32, 1024), (2, 60, 1024)])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_product_in_parts_has_the_bits_of_the_plain_one(shape: tuple[int, ...], bias: bool, threads: int) -> None:
-    generator = torch.Generator().manual_seed(len(shape))
-    x, weight = torch.randn(shape, generator=generator), torch.randn(768, 1024, generator=generator)
-    offset = torch.randn(768, generator=generator) if bias else None
+@pytest.fixture
+def threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        packed = pack(weight)
-        assert packed.shape == (8, 96, 1024)
-        plain = F.linear(x, weight, offset if len(shape) == 3 else None)
-        plain = plain + offset if bias and len(shape) == 2 else plain
-        assert torch.equal(linear(x, packed, offset), plain)
-    finally:
-        torch.set_num_threads(before)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_row_of_a_product_in_parts_has_the_same_bits_in_any_company(bias: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, weight = torch.randn(64, 1024, generator=generator), torch.randn(768, 1024, generator=generator)
+    offset = torch.randn(768, generator=generator) if bias else None
+    packed = pack(weight)
+    assert packed.shape == (8, 96, 1024)
+    torch.set_num_threads(1)
+    fours = torch.cat([linear(rows, packed, offset) for rows in x.split(4)])
+    torch.testing.assert_close(fours, F.linear(x, weight, offset))
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        for rows in (4, 8, 12, 16, 32, 64):
+            assert torch.equal(linear(x[:rows], packed, offset), fours[:rows]), f"{rows} rows on {count} threads"
+
+
+def test_prompts_take_parts_for_the_whole_matrix() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, weight = torch.randn(2, 60, 1024, generator=generator), torch.randn(768, 1024, generator=generator)
+    assert torch.equal(linear(x, pack(weight)), F.linear(x, weight))
 
 
 def test_other_matrices_stay_as_they_are() -> None:
