@@ -49,18 +49,21 @@ class Prometheus:
         self._process.wait()
 
     def ask(self, expression: str) -> list[float]:
-        """The values of a query now; none while Prometheus does not listen yet."""
+        """The values of a query now; none while Prometheus is starting."""
         result = self.get("query", query=expression)
         return [float(series["value"][1]) for series in result["result"]] if result else []
 
     def get(self, path: str, **parameters: str) -> Any:
-        """Data of its API. None while it does not listen yet; raises HTTPError for a query that it refuses."""
+        """Data of its API. None while it is starting; raises HTTPError for a query that it refuses."""
         url = f"http://{self._address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
                 return json.load(answer)["data"]
-        except urllib.error.HTTPError:
-            raise
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
+            error.close()
+            return None  # it listens, but has not read its storage
         except urllib.error.URLError:
             assert self._process.poll() is None, (self._folder / "prometheus.log").read_text()
             return None

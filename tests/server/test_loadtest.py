@@ -70,6 +70,7 @@ def test_two_workers_make_the_load_together_in_several_voices_and_no_record_is_l
         assert offered.isdisjoint(voice.name for voice in client.voices.list())
 
 
+@pytest.mark.full
 def test_requests_that_fail_make_the_load_test_fail_and_are_listed(server: TritonServer, tmp_path: Path) -> None:
     done = drive(tmp_path, *ports_of(server), "--voices", "nobody", "--duration", "2")
     assert done.returncode == 1
