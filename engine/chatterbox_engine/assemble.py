@@ -46,9 +46,10 @@ TEXTS: dict[Text, Callable[[Checkpoint, Config], TextPreparation]] = {
 
 # Left free on a GPU, beside the vocoder's batches and graphs, for T3's activations and graphs and the clip encoders.
 GPU_RESERVE = 2 << 30
+LARGEST_VOCODER_MEMORY = 12 << 30
+
 LONG_STEP = 64 << 20
 """Bytes of weights that T3 reads for a step which is worth a second thread."""
-LARGEST_VOCODER_MEMORY = 12 << 30
 
 
 def build(
@@ -183,8 +184,9 @@ def vocoder_threads(config: Config, device: torch.device) -> tuple[int, int] | N
 
 
 def t3_threads(config: Config, model: Transformer) -> tuple[int, int] | None:
-    """The same for T3, where a step is long: in float32, of many weights. Of a short one, as Nano's in bfloat16, the
-    waiting at barriers takes more than a second thread saves."""
+    """Threads of T3 on a CPU, beside S3Gen and alone, where a step is long: in float32, of many weights. Of a short
+    one, as Nano's in bfloat16, the waiting at barriers takes more than a second thread saves. None leaves them as they
+    are."""
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     long = model.dtype == torch.float32 and size >= LONG_STEP
     return vocoder_threads(config, model.device) if long else None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, NotFound, Overloaded
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, SynthesisResult
@@ -209,14 +207,6 @@ def test_the_vocoder_takes_more_cores_when_nothing_else_is_under_way() -> None:
         fake.runner.gate.set()
         fake.answers.take()
     assert fake.s3gen.threads[-2:] == [1, 2]
-
-
-@pytest.fixture
-def threads_kept() -> Iterator[None]:
-    """Later threads begin with the number that was set last."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("threads_kept")

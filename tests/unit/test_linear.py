@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,14 +26,7 @@ def test_a_packed_product_has_the_bits_of_the_plain_one(rows: int, bias: bool) -
     assert torch.equal(linear(x, packed, offset), F.linear(x, weight, offset))
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("threads_kept")
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_row_of_a_product_in_parts_has_the_same_bits_in_any_company(bias: bool) -> None:
     generator = torch.Generator().manual_seed(1)

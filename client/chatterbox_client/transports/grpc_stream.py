@@ -42,15 +42,13 @@ class StreamChannel:
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         self._metadata = tuple(headers.items())
         self._channel = grpc.insecure_channel(url, options=_OPTIONS)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
 
     def stream(
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
     ) -> Generator[Tensors, None, None]:
         """The responses' outputs. Raises the typed error of the status that ends the stream."""
-        call = self._stub.ModelStreamInfer(
-            iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout
-        )
+        call = self._start(iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout)
         refusal = ""
         try:
             for response in call:  # behind an error too, so that Triton ends the stream itself
@@ -78,15 +76,13 @@ class AsyncStreamChannel:
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         self._metadata = tuple(headers.items())
         self._channel = grpc.aio.insecure_channel(url, options=_OPTIONS)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
 
     async def stream(
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
     ) -> AsyncGenerator[Tensors, None]:
         """See `StreamChannel.stream`."""
-        call = self._stub.ModelStreamInfer(
-            iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout
-        )
+        call = self._start(iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout)
         refusal = ""
         try:
             async for response in call:  # behind an error too, so that Triton ends the stream itself
