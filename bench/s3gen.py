@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import chatterbox_engine.s3gen.attention_cuda  # noqa: F401  registers its operator
 from bench.report import Report, Row, say, seconds, synchronize
 from chatterbox_engine.dims import S3GenDims
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
@@ -157,7 +158,12 @@ def stages(s3gen: S3Gen, jobs: Sequence[VocoderJob]) -> dict[str, float]:
 
 def count_flops(call: Callable[[], object]) -> float:
     """Floating-point operations of the matrix products and convolutions of a call."""
-    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}  # torch counts CUDA's only
+    aten = torch.ops.aten  # torch counts neither the first two nor our own
+    fused = {
+        aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+        aten._addmm_activation: product_flops,
+        torch.ops.chatterbox.attend: flow_attention_flops,
+    }
     with FlopCounterMode(display=False, custom_mapping=fused) as counter:
         call()
     return float(counter.get_total_flops())
@@ -167,6 +173,17 @@ def attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_args
     """Operations of both products of an attention, from the shapes [rows, heads, positions, size]."""
     rows, heads, queries, size = q
     return 2 * rows * heads * queries * k[2] * (size + v[3])
+
+
+def product_flops(_bias: Sequence[int], x: Sequence[int], weight: Sequence[int], *_args: Any, **_options: Any) -> int:
+    """Operations of a product of matrices, from their shapes."""
+    return 2 * x[0] * x[1] * weight[1]
+
+
+def flow_attention_flops(qkv: Sequence[int], *_args: Any, **_options: Any) -> int:
+    """As `attention_flops`, of padded rows too, from the shape [rows, positions, 3, heads, size]."""
+    rows, positions, _, heads, size = qkv
+    return 4 * rows * heads * positions**2 * size
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from chatterbox_engine import assemble
 from chatterbox_engine.attention import attend_row_by_row
 from chatterbox_engine.attention_cuda import split_decode
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.config import Config
+from chatterbox_engine.dims import S3GenDims
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import KVCache
 from chatterbox_engine.quantize import FLOAT8_CAPABILITY
 from chatterbox_engine.reference import ReferenceEncoder
 from chatterbox_engine.runner import Runner
+from chatterbox_engine.s3gen import S3Gen, VocoderJob
+from chatterbox_engine.s3gen.attention_cuda import attend
+from chatterbox_engine.s3gen.noise import source_noise
 from chatterbox_engine.types import SamplingParams, SynthesisRequest, SynthesisResult
 from tests.clips import tone
 from tests.conftest import CheckpointOf
+from tests.fidelity.s3gen_reference import TINY, build_upstream, random_conditionals, random_tokens
 from tests.fidelity.t3_loop import SLOTS, Loop, Request, Served, relative_error, teacher_forced
 
 pytestmark = [
@@ -120,6 +127,50 @@ def test_clips_that_are_encoded_together_make_the_voices_that_each_makes_alone(c
         assert torch.equal(together.s3gen.prompt_tokens, alone.s3gen.prompt_tokens)
         torch.testing.assert_close(together.t3.speaker, alone.t3.speaker, rtol=0, atol=1e-4)
         torch.testing.assert_close(together.s3gen.embedding, alone.s3gen.embedding, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mel_bound", "wave_bound"), [(torch.float32, 1e-4, 1e-3), (torch.bfloat16, 2e-2, 1e-3)]
+)
+@pytest.mark.parametrize("graphs", [False, True])
+def test_s3gen_on_the_gpu_agrees_with_the_cpu(
+    dtype: torch.dtype, mel_bound: float, wave_bound: float, graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as `assemble` does for float32
+    for dims in (TINY, dataclasses.replace(TINY, meanflow=True)):
+        state = build_upstream(dims).state_dict()
+        exact = S3Gen.from_state_dict(state, dims, device=torch.device("cpu"))
+        ours = S3Gen.from_state_dict(state, dims, device=torch.device("cuda"), dtype=dtype)
+        if graphs:
+            ours.capture(Graphs(ours.device, enabled=True), [(4, 60, 40)])
+        sizes = [(40, 30), (25, 40), (60, 3)]  # prompt and utterance, tokens
+
+        def jobs(s3gen: S3Gen, dims: S3GenDims = dims, sizes: list[tuple[int, int]] = sizes) -> list[VocoderJob]:
+            voices = [s3gen.prepare(random_conditionals(dims, prompt)) for prompt, _ in sizes]
+            tokens = [random_tokens(dims, count) for _, count in sizes]
+            return [VocoderJob(*each, seed) for seed, each in enumerate(zip(tokens, voices, strict=True))]
+
+        mel, frames = exact.mel(jobs(exact)), [2 * count for _, count in sizes]
+        sources = [source_noise(seed, count) for seed, count in enumerate(frames)]
+        got = ours.mel(jobs(ours)).cpu()
+        wave, got_wave = exact.vocode(mel, frames, sources), ours.vocode(mel.cuda(), frames, sources).cpu()
+        for row, count in enumerate(frames):
+            error = relative_error(got[row, :count], mel[row, :count])
+            assert error < mel_bound, f"row {row}: mel {error:.2e}"
+            error = relative_error(got_wave[row, : 480 * count], wave[row, : 480 * count])
+            assert error < wave_bound, f"row {row}: wave {error:.2e}"
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_the_flows_attention_agrees_with_torch(dtype: torch.dtype, bound: float) -> None:
+    lengths = [1, 127, 128, 700, 1501]
+    qkv = torch.randn(len(lengths), 1501, 3, 8, 64, device="cuda").to(dtype)
+    got = attend(qkv, torch.tensor(lengths, device="cuda"))
+    for row, length in enumerate(lengths):
+        q, k, v = qkv[row, :length].double().permute(1, 2, 0, 3)
+        exact = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
+        error = relative_error(got[row, :length].double(), exact)
+        assert error < bound, f"{length} positions: {error:.2e}"
 
 
 @pytest.mark.parametrize(("how", "bound"), [("int8", 3e-2), ("float8", 1e-1)])

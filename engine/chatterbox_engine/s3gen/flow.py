@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox_engine.dims import S3GenDims
-from chatterbox_engine.s3gen.layers import Conv, Linear, attention, key_mask, mish
+from chatterbox_engine.s3gen.layers import Conv, Linear, mish, self_attention
 from chatterbox_engine.s3gen.weights import Weights
 
 _GUIDANCE = 0.7
@@ -44,11 +44,10 @@ class Flow:
         """
         constant = torch.cat([mean, speaker[:, None].expand_as(mean), prompt], dim=-1).to(self._dtype)
         fixed = self._unet.prepare(constant, guided=self._guided)
-        mask = None if lengths is None else key_mask(lengths, noise.shape[1], self._dtype)
-        mask = torch.cat([mask, mask]) if mask is not None and self._guided else mask
+        lengths = torch.cat([lengths, lengths]) if lengths is not None and self._guided else lengths
         x = noise
         for step, (now, then) in enumerate(pairwise(self._times)):
-            change = self._unet(x.to(self._dtype), fixed, step, mask).float()
+            change = self._unet(x.to(self._dtype), fixed, step, lengths).float()
             if self._guided:
                 given, free = change.chunk(2)
                 change = (1.0 + _GUIDANCE) * given - _GUIDANCE * free
@@ -86,16 +85,16 @@ class _UNet:
             constant = torch.cat([constant, torch.zeros_like(constant)])
         return self._given(constant)
 
-    def __call__(self, x: Tensor, fixed: tuple[Tensor, Tensor], step: int, mask: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, fixed: tuple[Tensor, Tensor], step: int, lengths: Tensor | None) -> Tensor:
         """x: [rows, frames, mel]; fixed: what `prepare` returned. Returns [rows or 2 rows, frames, mel]."""
         halves = fixed[0].shape[0] // x.shape[0]
         first, around = (part.repeat(halves, 1, 1) + other for part, other in zip(self._noisy(x), fixed, strict=True))
-        skip = _run(self._down_blocks, self._down.leave(first, around, step), mask)
+        skip = _run(self._down_blocks, self._down.leave(first, around, step), lengths)
         h = self._down_conv.causal(skip)
         for resnet, blocks in self._middle:
-            h = _run(blocks, resnet(h, step), mask)
+            h = _run(blocks, resnet(h, step), lengths)
         h = self._up(torch.cat([h, skip], dim=-1), step)
-        h = self._up_conv.causal(_run(self._up_blocks, h, mask))
+        h = self._up_conv.causal(_run(self._up_blocks, h, lengths))
         return self._out(mish(self._final_norm(self._final.causal(h))))
 
 
@@ -155,22 +154,22 @@ class _Block:
         self._units_in = weights.linear("ff.net.0.proj", width, 4 * width)
         self._units_out = weights.linear("ff.net.2", 4 * width, width)
 
-    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self._attend(self._norm_attention(x), mask)
-        return x + self._units_out(F.gelu(self._units_in(self._norm_units(x))))
+    def __call__(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        x = x + self._attend(self._norm_attention(x), lengths)
+        return x + self._units_out(self._units_in.gelu(self._norm_units(x)))
 
-    def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self._qkv(x).unflatten(-1, (3, self._heads, self._size)).permute(2, 0, 3, 1, 4)
-        return self._attention_out(attention(q, k, v, mask))
+    def _attend(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        qkv = self._qkv(x).unflatten(-1, (3, self._heads, self._size))
+        return self._attention_out(self_attention(qkv, lengths))
 
 
 def _blocks(weights: Weights, dims: S3GenDims) -> list[_Block]:
     return [_Block(weights.part(str(i)), dims) for i in range(dims.decoder_blocks)]
 
 
-def _run(blocks: list[_Block], x: Tensor, mask: Tensor | None) -> Tensor:
+def _run(blocks: list[_Block], x: Tensor, lengths: Tensor | None) -> Tensor:
     for block in blocks:
-        x = block(x, mask)
+        x = block(x, lengths)
     return x
 
 

@@ -27,6 +27,17 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU of it. x: [rows, positions, inputs].
+
+        In bfloat16 on a GPU the product's own kernel computes it, in its tanh form, so that the widest tensor of the
+        flow is written once and never read for it. The form changes a mel by 1.3e-4, bfloat16 by 8.7e-3.
+        """
+        if x.device.type == "cuda" and x.dtype == torch.bfloat16 and self.bias is not None:
+            flat = torch._addmm_activation(self.bias, x.flatten(0, 1), self.weight.T, use_gelu=True)
+            return flat.unflatten(0, x.shape[:2])
+        return F.gelu(self(x))
+
     def inputs(self, channels: slice, *, bias: bool) -> Linear:
         """The part that some of the input channels have in it."""
         return Linear(self.weight[:, channels].contiguous(), self.bias if bias else None)
@@ -97,6 +108,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if x.dtype == torch.float32 and x.device.type == "cpu" and x.ndim == 3:
         return _rows(F.conv2d(_image(x), weight[:, :, None, None], bias))
     return F.linear(x, weight, bias)
+
+
+def self_attention(qkv: Tensor, lengths: Tensor | None) -> Tensor:
+    """Attention of every row to its own positions.
+
+    qkv: [rows, positions, 3, heads, size], contiguous; lengths: [rows], None when every row is full. Returns [rows,
+    positions, width].
+    """
+    if qkv.device.type == "cuda":
+        from chatterbox_engine.s3gen.attention_cuda import attend
+
+        attended: Tensor = attend(qkv, lengths)
+        return attended
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return attention(q, k, v, None if lengths is None else key_mask(lengths, qkv.shape[1], qkv.dtype))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,133 @@
+"""Triton kernel of the flow's attention: all positions of a row see all of its own, and none behind its end.
+
+torch's fast attention kernels take no mask, and the one that takes a mask has half their speed. A row's length is no
+mask: it ends the loop over the keys, so padding costs nothing. The method is FlashAttention-2 (arXiv 2307.08691).
+
+`TRITON_INTERPRET=1` runs the kernel on the CPU, which is how it is tested where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Tiles(NamedTuple):
+    """How the work is cut up."""
+
+    queries: int
+    """Of a program."""
+    keys: int
+    """Of one turn of its loop."""
+    warps: int
+    stages: int
+    """Turns whose keys are loaded ahead."""
+
+
+TILES = {2: Tiles(128, 64, 8, 3), 4: Tiles(32, 32, 8, 2)}
+"""By the bytes of a number. With two, 64 KiB of shared memory and 111 registers on compute capability 9 (181 on 8.0):
+two programs of eight warps share a multiprocessor."""
+
+
+@triton.jit
+def _turn(  # type: ignore[no-untyped-def]
+    q, k_at, v_at, inside, acc, best, weight, scale, masked: tl.constexpr, precision: tl.constexpr
+):
+    """Adds the values of one tile of keys, by their scores, to what has been summed so far."""
+    if masked:
+        k = tl.load(k_at, mask=inside[None, :], other=0.0)
+        v = tl.load(v_at, mask=inside[:, None], other=0.0)
+        score = tl.where(inside[None, :], tl.dot(q, k, input_precision=precision) * scale, -float("inf"))
+    else:
+        k = tl.load(k_at)
+        v = tl.load(v_at)
+        score = tl.dot(q, k, input_precision=precision) * scale
+    higher = tl.maximum(best, tl.max(score, axis=1))
+    share = tl.exp2(score - higher[:, None])
+    shrink = tl.exp2(best - higher)
+    acc = tl.dot(share.to(v.dtype), v, acc * shrink[:, None], input_precision=precision)
+    return acc, higher, weight * shrink + tl.sum(share, axis=1)
+
+
+@triton.jit
+def _attend_kernel(  # type: ignore[no-untyped-def]
+    qkv,
+    lengths,
+    out,
+    positions,
+    scale,  # of the scores, to base 2
+    heads: tl.constexpr,
+    size: tl.constexpr,
+    queries: tl.constexpr,
+    keys: tl.constexpr,
+    precision: tl.constexpr,
+):
+    first = tl.program_id(0) * queries
+    head = tl.program_id(1)
+    row = tl.program_id(2).to(tl.int64)  # 2^31 elements are 40 rows of 30,000 positions
+    length = positions if lengths is None else tl.load(lengths + row).to(tl.int32)
+    # Programs behind the row's end have nothing to do.
+    end = tl.where(first < length, length, 0)
+
+    lane = tl.arange(0, size)
+    query = first + tl.arange(0, queries)
+    key = tl.arange(0, keys)
+    step: tl.constexpr = 3 * heads * size
+    here = qkv + row * positions * step + head * size
+    q = tl.load(here + query[:, None] * step + lane[None, :], mask=query[:, None] < length, other=0.0)
+    k_at = here + heads * size + key[None, :] * step + lane[:, None]
+    v_at = here + 2 * heads * size + key[:, None] * step + lane[None, :]
+
+    best = tl.full([queries], -float("inf"), dtype=tl.float32)
+    weight = tl.zeros([queries], dtype=tl.float32)
+    acc = tl.zeros([queries, size], dtype=tl.float32)
+    full = end // keys * keys
+    for offset in range(0, full, keys):
+        acc, best, weight = _turn(
+            q, k_at + offset * step, v_at + offset * step, key, acc, best, weight, scale, False, precision
+        )
+    if full < end:
+        acc, best, weight = _turn(
+            q, k_at + full * step, v_at + full * step, full + key < end, acc, best, weight, scale, True, precision
+        )
+    # The best key alone weighs 1, so only the weight of nothing is below it.
+    result = acc / tl.maximum(weight, 1.0)[:, None]
+    to = out + (row * positions + query[:, None]) * (heads * size) + head * size + lane[None, :]
+    tl.store(to, result, mask=query[:, None] < positions)
+
+
+@torch.library.custom_op("chatterbox::attend", mutates_args=())
+def attend(qkv: Tensor, lengths: Tensor | None) -> Tensor:
+    """Attention of every row to itself, up to its end; what stands behind it is finite and means nothing.
+
+    qkv: [rows, positions, 3, heads, size], contiguous, size a power of two of at least 16; lengths: [rows] integers,
+    None when every row is full. Returns [rows, positions, heads * size].
+    """
+    rows, positions, _, heads, size = qkv.shape
+    out = torch.empty(rows, positions, heads * size, dtype=qkv.dtype, device=qkv.device)
+    tiles = TILES[qkv.dtype.itemsize]
+    _attend_kernel[(triton.cdiv(positions, tiles.queries), heads, rows)](
+        qkv,
+        lengths,
+        out,
+        positions,
+        math.log2(math.e) / math.sqrt(size),
+        heads=heads,
+        size=size,
+        queries=tiles.queries,
+        keys=tiles.keys,
+        precision="ieee",
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )
+    return out
+
+
+@attend.register_fake
+def _(qkv: Tensor, _lengths: Tensor | None) -> Tensor:
+    return qkv.new_empty(*qkv.shape[:2], qkv.shape[3] * qkv.shape[4])

@@ -1,0 +1,72 @@
+"""The CUDA kernels without a GPU: their results in Triton's interpreter, and what they compile to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from chatterbox_engine import attention_cuda
+from chatterbox_engine.s3gen import attention_cuda as flow_attention
+
+BYTES = {"bf16": 2, "fp32": 4}
+
+
+def test_the_kernels_agree_with_torchs_operators() -> None:
+    script = Path(__file__).with_name("interpreted_kernels.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert {line[0] for line in lines} == {"decode", "attend"}
+    for line in lines:
+        _, _, error, bound = line
+        assert float(error) < float(bound), f"kernel, case, error, bound: {line}"
+
+
+def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], target: int = 90, **options: int) -> Any:
+    """A kernel as it is compiled for pointers that torch allocated, which are aligned."""
+    aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in types if types[name][0] == "*"}
+    signature = types | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+def test_the_decode_kernels_compile_for_compute_capability_9(dtype: str) -> None:
+    sizes = {"heads": 16, "head_dim": 64, "splits": 8}
+    pool = dict.fromkeys(("query", "keys", "values"), f"*{dtype}")
+    places = {"start": "*i64", "position": "*i64"}
+    halves = {"partial": "*fp32", "peak": "*fp32", "total": "*fp32"}
+    partial = pool | places | halves | {"scale": "fp32"}
+    assert compiled(attention_cuda._partial_kernel, partial, sizes | {"block": 64}).asm["cubin"]
+    assert compiled(attention_cuda._join_kernel, halves | {"out": f"*{dtype}"}, sizes).asm["cubin"]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", BYTES)
+def test_the_flows_attention_loads_keys_ahead_and_two_programs_fit_a_multiprocessor(
+    dtype: str, capability: int
+) -> None:
+    tiles = flow_attention.TILES[BYTES[dtype]]
+    types = {"qkv": f"*{dtype}", "lengths": "*i64", "out": f"*{dtype}", "positions": "i32", "scale": "fp32"}
+    constants = {"heads": 8, "size": 64, "queries": tiles.queries, "keys": tiles.keys, "precision": "ieee"}
+    kernel = compiled(
+        flow_attention._attend_kernel, types, constants, capability, num_warps=tiles.warps, num_stages=tiles.stages
+    )
+    assert "cp.async" in kernel.asm["ptx"]
+    assert kernel.metadata.shared <= 80 << 10
+    if dtype == "bf16":
+        assert ("wgmma" if capability == 90 else "mma.sync") in kernel.asm["ptx"]
+
+
+def test_small_batches_are_split_and_large_ones_are_not() -> None:
+    assert attention_cuda.splits_for(2, 16) == 16
+    assert attention_cuda.splits_for(16, 16) == 4
+    assert attention_cuda.splits_for(33, 16) == 1
+    assert attention_cuda.splits_for(256, 16) == 1
