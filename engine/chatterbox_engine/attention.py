@@ -18,9 +18,8 @@ from torch import Tensor
 # The pool goes in whole: inductor (torch 2.11) loses writes when an operator mutates two views of one tensor.
 @torch.library.custom_op("chatterbox::decode_attention", mutates_args=("pool",))
 def decode_attention(
-    query: Tensor,  # [rows, heads, head_dim]
-    key: Tensor,  # [rows, heads, head_dim], of the new position
-    value: Tensor,  # [rows, heads, head_dim]
+    qkv: Tensor,  # [rows, 3, heads, head_dim], of the new position
+    rotation: Tensor | None,  # [rows, 2, head_dim / 2], cosines and sines that turn query and key; None: they stay
     pool: Tensor,  # [layers, 2, positions, heads, head_dim]
     layer: int,
     start: Tensor,  # [rows] int64, first position of each row's extent
@@ -28,18 +27,29 @@ def decode_attention(
 ) -> Tensor:
     """Stores each row's new key and value and attends to everything that the row holds: [rows, heads, head_dim]."""
     keys, values = pool[layer].unbind()
-    keys.index_copy_(0, start + position, key)
-    values.index_copy_(0, start + position, value)
-    if query.is_cuda:
+    if qkv.is_cuda:
         from chatterbox_engine.attention_cuda import split_decode
 
-        return split_decode(query, keys, values, start, position)
+        return split_decode(qkv, rotation, keys, values, start, position)
+    query, key, value = qkv.unbind(1)
+    if rotation is not None:
+        query, key = rotate(qkv[:, :2], rotation[:, None, None]).unbind(1)
+    keys.index_copy_(0, start + position, key)
+    values.index_copy_(0, start + position, value)
     return attend_row_by_row(query, keys, values, start, position)
 
 
 @decode_attention.register_fake
-def _(query: Tensor, *_rest: Tensor | int) -> Tensor:
-    return torch.empty_like(query)
+def _(qkv: Tensor, *_rest: Tensor | int | None) -> Tensor:
+    return qkv.new_empty(len(qkv), *qkv.shape[2:])
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """RoPE in transformers' half-split form. x: [..., head_dim]; rotation: cosines and sines, [..., 2, head_dim / 2],
+    whose dimensions before those broadcast to x's."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = rotation.unbind(-2)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def attend_row_by_row(query: Tensor, keys: Tensor, values: Tensor, start: Tensor, position: Tensor) -> Tensor:

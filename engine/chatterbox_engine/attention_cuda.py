@@ -1,4 +1,7 @@
-"""Triton kernels of the decode attention: partial softmax per split of a row, then the splits joined.
+"""Triton kernels of a decode step's attention: partial softmax per split of a row, then the splits joined.
+
+The first kernel takes what the projection gave: it turns query and key to their position and stores the new key and
+value, which eight kernels of torch would do otherwise.
 
 `TRITON_INTERPRET=1` runs them on the CPU, which is how they are tested where there is no GPU.
 """
@@ -19,8 +22,23 @@ TARGET_PROGRAMS = 1024
 
 
 @triton.jit
+def _turned(vector, rotation, head_dim: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A query or key of one head in float32, rotated in transformers' half-split form where there is a rotation."""
+    lane = tl.arange(0, head_dim)
+    x = tl.load(vector + lane).to(tl.float32)
+    if rotation is not None:
+        half: tl.constexpr = head_dim // 2
+        other = tl.load(vector + (lane + half) % head_dim).to(tl.float32)
+        cos = tl.load(rotation + lane % half).to(tl.float32)
+        sin = tl.load(rotation + half + lane % half).to(tl.float32)
+        x = x * cos + tl.where(lane < half, -other, other) * sin
+    return x
+
+
+@triton.jit
 def _partial_kernel(  # type: ignore[no-untyped-def]
-    query,
+    qkv,
+    rotation,
     keys,
     values,
     start,
@@ -28,6 +46,7 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
     partial,
     peak,
     total,
+    out,
     scale,
     heads: tl.constexpr,
     head_dim: tl.constexpr,
@@ -37,22 +56,34 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
-    first = tl.load(start + row)
-    length = tl.load(position + row) + 1
-    blocks_per_split = tl.cdiv(tl.cdiv(length, block), splits)
-    begin = split * blocks_per_split * block
-    end = tl.minimum(begin + blocks_per_split * block, length)
-
     lane = tl.arange(0, head_dim)
-    q = tl.load(query + (row * heads + head) * head_dim + lane).to(tl.float32) * scale
+    # 64 bit: a pool of 300,000 positions of 1024 values passes 2^31 bytes, and near it elements
+    first = tl.load(start + row).to(tl.int64)
+    held = tl.load(position + row).to(tl.int32)  # positions before the new one
+    new = qkv + (row * 3 * heads + head) * head_dim
+    turn = None if rotation is None else rotation + row * head_dim
+    q = _turned(new, turn, head_dim) * scale
+
     best = -float("inf")
     weight = 0.0
     acc = tl.zeros([head_dim], dtype=tl.float32)
+    if split == 0:  # the new position; as it is stored, so that later steps see the same
+        at = ((first + held) * heads + head) * head_dim + lane
+        k = _turned(new + heads * head_dim, turn, head_dim).to(keys.dtype.element_ty)
+        v = tl.load(new + 2 * heads * head_dim + lane)
+        tl.store(keys + at, k)
+        tl.store(values + at, v)
+        best = tl.sum(k.to(tl.float32) * q, axis=0)
+        weight = 1.0
+        acc = v.to(tl.float32)
+
+    blocks_per_split = tl.cdiv(tl.cdiv(held, block), splits)
+    begin = split * blocks_per_split * block
+    end = tl.minimum(begin + blocks_per_split * block, held)
     for offset in range(begin, end, block):
         where = offset + tl.arange(0, block)
         inside = where < end
-        # 64 bit: a pool of 300,000 positions of 1024 values passes 2^31 bytes, and near it elements
-        at = ((first + where).to(tl.int64) * heads + head) * head_dim
+        at = ((first + where) * heads + head) * head_dim
         k = tl.load(keys + at[:, None] + lane[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
         score = tl.where(inside, tl.sum(k * q[None, :], axis=1), -float("inf"))
         higher = tl.maximum(best, tl.max(score, axis=0))
@@ -62,10 +93,13 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
         acc = acc * shrink + tl.sum(share[:, None] * v, axis=0)
         weight = weight * shrink + tl.sum(share, axis=0)
         best = higher
-    slot = (row * heads + head) * splits + split
-    tl.store(partial + slot * head_dim + lane, acc)
-    tl.store(peak + slot, best)
-    tl.store(total + slot, weight)
+    if splits == 1:
+        tl.store(out + (row * heads + head) * head_dim + lane, acc / weight)
+    else:
+        slot = (row * heads + head) * splits + split
+        tl.store(partial + slot * head_dim + lane, acc)
+        tl.store(peak + slot, best)
+        tl.store(total + slot, weight)
 
 
 @triton.jit
@@ -83,7 +117,7 @@ def _join_kernel(  # type: ignore[no-untyped-def]
     slot = (row * heads + head) * splits + tl.arange(0, splits)
     lane = tl.arange(0, head_dim)
     best = tl.load(peak + slot)
-    # Split 0 always holds position 0, so the highest peak is finite; an empty split has weight 0.
+    # Split 0 always holds the new position, so the highest peak is finite; an empty split has weight 0.
     share = tl.exp(best - tl.max(best, axis=0))
     acc = tl.load(partial + slot[:, None] * head_dim + lane[None, :])
     joined = tl.sum(share[:, None] * acc, axis=0) / tl.sum(share * tl.load(total + slot), axis=0)
@@ -96,20 +130,26 @@ def splits_for(rows: int, heads: int) -> int:
     return min(MAX_SPLITS, 1 << (wanted.bit_length() - 1))
 
 
-def split_decode(query: Tensor, keys: Tensor, values: Tensor, start: Tensor, position: Tensor) -> Tensor:
-    """Attention of one new query a row: [rows, heads, head_dim].
+def split_decode(
+    qkv: Tensor, rotation: Tensor | None, keys: Tensor, values: Tensor, start: Tensor, position: Tensor
+) -> Tensor:
+    """Stores one new key and value a row and attends to everything that the row holds: [rows, heads, head_dim].
 
-    `keys` and `values` are the contiguous pool [positions, heads, head_dim]; head_dim is a power of two of at least 16.
+    qkv and rotation as in `attention.decode_attention`; `keys` and `values` are the contiguous pool [positions, heads,
+    head_dim]; head_dim is a power of two of at least 16.
     """
-    rows, heads, head_dim = query.shape
+    rows, _, heads, head_dim = qkv.shape
     splits = splits_for(rows, heads)
-    query = query.contiguous()
-    partial = torch.empty(rows, heads, splits, head_dim, dtype=torch.float32, device=query.device)
-    peak = torch.empty(rows, heads, splits, dtype=torch.float32, device=query.device)
-    total = torch.empty_like(peak)
-    out = torch.empty_like(query)
+    qkv = qkv.contiguous()
+    out = qkv.new_empty(rows, heads, head_dim)
+    partial = peak = total = None
+    if splits > 1:
+        partial = torch.empty(rows, heads, splits, head_dim, dtype=torch.float32, device=qkv.device)
+        peak = torch.empty(rows, heads, splits, dtype=torch.float32, device=qkv.device)
+        total = torch.empty_like(peak)
     _partial_kernel[(rows, heads, splits)](
-        query,
+        qkv,
+        rotation,
         keys,
         values,
         start,
@@ -117,11 +157,13 @@ def split_decode(query: Tensor, keys: Tensor, values: Tensor, start: Tensor, pos
         partial,
         peak,
         total,
+        out,
         scale_of(head_dim),
         heads=heads,
         head_dim=head_dim,
         splits=splits,
         block=BLOCK,
     )
-    _join_kernel[(rows, heads)](partial, peak, total, out, heads=heads, head_dim=head_dim, splits=splits)
+    if splits > 1:
+        _join_kernel[(rows, heads)](partial, peak, total, out, heads=heads, head_dim=head_dim, splits=splits)
     return out

@@ -53,6 +53,37 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def add_linear(x: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+    """`x + linear(inputs, weight)`; x: [..., outputs]. In a decode step on a GPU, x: [rows, outputs], the product's own
+    kernel adds to x and the result is x itself."""
+    if x.dim() == 2 and _plain_on_cuda(weight):
+        return x.addmm_(inputs, weight.T)
+    return x + linear(inputs, weight)
+
+
+def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU, in its tanh form, of `linear(x, weight, bias)`; on a GPU the product's own kernel computes it."""
+    if _plain_on_cuda(weight):
+        flat: Tensor = torch._addmm_activation(bias, x.flatten(0, -2), weight.T, use_gelu=True)
+        return flat.unflatten(0, x.shape[:-1])
+    return F.gelu(linear(x, weight, bias), approximate="tanh")
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """SiLU of the first half times the second: [..., 2 n] to [..., n] (arXiv 2002.05202)."""
+    if x.is_cuda:
+        from chatterbox_engine.linear_cuda import swiglu_kernel
+
+        product: Tensor = swiglu_kernel(x)
+        return product
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def _plain_on_cuda(weight: Tensor) -> bool:
+    return weight.is_cuda and not is_quantized(weight)
+
+
 def is_quantized(weight: Tensor) -> bool:
     """Whether torchao made it: only its tensors have this (importing torchao to ask for their type takes seconds)."""
     return hasattr(weight, "qdata")

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox_engine.attention import decode_attention
+from chatterbox_engine.attention import decode_attention, rotate
 from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.kv_cache import KVCache
-from chatterbox_engine.linear import linear
+from chatterbox_engine.linear import add_linear, linear, swiglu
 from chatterbox_engine.transformer import Transformer, rename
 from chatterbox_engine.types import T3Conditionals
 
@@ -73,8 +73,7 @@ class T3(Transformer):
     dims: LlamaDims
     matrices = ("qkv", "out", "gate_up", "down")
     float32 = ("speaker.", "emotion.", "perceiver.")
-    cos: Tensor
-    sin: Tensor
+    rotation: Tensor
 
     def __init__(self, dims: LlamaDims) -> None:
         super().__init__(dims)
@@ -98,10 +97,8 @@ class T3(Transformer):
         return rename(state, names, _UNUSED)
 
     def add_tables(self) -> None:
-        # float32, cast after the product of position and frequency, as transformers does
-        angles = torch.arange(self.dims.longest)[:, None] * _frequencies(self.dims)
-        self.register_buffer("cos", angles.cos().to(self.device, self.dtype), persistent=False)
-        self.register_buffer("sin", angles.sin().to(self.device, self.dtype), persistent=False)
+        table = rotations(self.dims, self.dims.longest).to(self.device, self.dtype)
+        self.register_buffer("rotation", table, persistent=False)
 
     @torch.inference_mode()
     def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
@@ -122,10 +119,12 @@ class T3(Transformer):
 
     def prefill(self, x: Tensor, cache: KVCache, where: Tensor, last: Tensor) -> Tensor:
         rows, length, _ = x.shape
-        cos, sin = self.cos[:length, None, None], self.sin[:length, None, None]
+        rotation = self.rotation[:length, None, None]
         flat = where.flatten()
         for index, block in enumerate(self._blocks):
-            q, k, v = self._qkv(block, x, cos, sin)  # [rows, length, heads, head_dim]
+            qkv = self._qkv(block, x)  # [rows, length, 3, heads, head_dim]
+            # query and key together, which is half the kernels
+            q, k, v = *rotate(qkv[:, :, :2], rotation).unbind(2), qkv[:, :, 2]
             keys, values = cache.data[index].unbind()
             keys.index_copy_(0, flat, k.flatten(0, 1))
             values.index_copy_(0, flat, v.flatten(0, 1))
@@ -137,10 +136,9 @@ class T3(Transformer):
 
     def decode(self, token: Tensor, speech_position: Tensor, start: Tensor, position: Tensor, cache: KVCache) -> Tensor:
         x = self.speech_embedding[token] + self.speech_position[speech_position]  # [rows, hidden]
-        cos, sin = self.cos[position][:, None, None], self.sin[position][:, None, None]
+        rotation = self.rotation[position]
         for index, block in enumerate(self._blocks):
-            q, k, v = self._qkv(block, x, cos, sin)  # [rows, heads, head_dim]
-            mixed = decode_attention(q, k, v, cache.data, index, start, position)
+            mixed = decode_attention(self._qkv(block, x), rotation, cache.data, index, start, position)
             x = self._finish_block(block, x, mixed.flatten(1))
         return self._logits(x)
 
@@ -148,17 +146,15 @@ class T3(Transformer):
     def _blocks(self) -> Iterator[Block]:
         return (block for block in self.blocks if isinstance(block, Block))
 
-    def _qkv(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query and key, rotated together (half the kernels), and value: each [..., heads, head_dim]."""
+    def _qkv(self, block: Block, x: Tensor) -> Tensor:
+        """Query, key and value, not rotated yet: [..., 3, heads, head_dim]."""
         x = linear(self._rms_norm(x, block.attention_norm), block.qkv)
-        x = x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim))
-        q, k = _rotate(x[..., :2, :, :], cos, sin).unbind(-3)
-        return q, k, x[..., 2, :, :]
+        return x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim))
 
     def _finish_block(self, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + linear(mixed, block.out)
-        gate, up = linear(self._rms_norm(x, block.mlp_norm), block.gate_up).chunk(2, dim=-1)
-        return x + linear(F.silu(gate) * up, block.down)
+        x = add_linear(x, mixed, block.out)
+        hidden = swiglu(linear(self._rms_norm(x, block.mlp_norm), block.gate_up))
+        return add_linear(x, hidden, block.down)
 
     def _logits(self, x: Tensor) -> Tensor:
         return linear(self._rms_norm(x, self.norm), self.head)
@@ -167,19 +163,16 @@ class T3(Transformer):
         return F.rms_norm(x, weight.shape, weight, self.dims.rms_norm_eps)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE in transformers' half-split form; cos and sin are [..., 1, 1, head_dim / 2]."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-def _frequencies(dims: LlamaDims) -> Tensor:
-    """RoPE frequencies [head_dim / 2] with llama3 scaling (transformers `modeling_rope_utils`)."""
+def rotations(dims: LlamaDims, positions: int) -> Tensor:
+    """Cosines and sines of RoPE with llama3 scaling (transformers `modeling_rope_utils`): [positions, 2, head_dim / 2]
+    float32."""
     frequency = 1.0 / dims.rope_theta ** (torch.arange(0, dims.head_dim, 2, dtype=torch.int64).float() / dims.head_dim)
     wavelength = 2 * math.pi / frequency
     low, high = dims.rope_low_freq_factor, dims.rope_high_freq_factor
     smooth = ((dims.rope_original_positions / wavelength - low) / (high - low)).clamp(0, 1)
-    return (1 - smooth) * frequency / dims.rope_factor + smooth * frequency
+    scaled = (1 - smooth) * frequency / dims.rope_factor + smooth * frequency
+    angles = torch.arange(positions)[:, None] * scaled
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
 _NAMES = {

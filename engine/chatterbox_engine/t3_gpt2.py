@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from chatterbox_engine.attention import decode_attention
 from chatterbox_engine.dims import GPT2Dims
 from chatterbox_engine.kv_cache import KVCache
-from chatterbox_engine.linear import linear
+from chatterbox_engine.linear import gelu_linear, linear
 from chatterbox_engine.transformer import Transformer, rename
 from chatterbox_engine.types import T3Conditionals
 
@@ -82,7 +82,7 @@ class GPT2(Transformer):
     def prefill(self, x: Tensor, cache: KVCache, where: Tensor, last: Tensor) -> Tensor:
         flat = where.flatten()
         for index, block in enumerate(self._blocks):
-            q, k, v = self._qkv(block, x)  # [rows, length, heads, head_dim]
+            q, k, v = self._qkv(block, x).unbind(2)  # [rows, length, heads, head_dim]
             keys, values = cache.data[index].unbind()
             keys.index_copy_(0, flat, k.flatten(0, 1))
             values.index_copy_(0, flat, v.flatten(0, 1))
@@ -102,8 +102,7 @@ class GPT2(Transformer):
     ) -> Tensor:
         x = self.speech_embedding[token] + self.position[position]  # [rows, hidden]
         for index, block in enumerate(self._blocks):
-            q, k, v = self._qkv(block, x)  # [rows, heads, head_dim]
-            mixed = decode_attention(q, k, v, cache.data, index, start, position)
+            mixed = decode_attention(self._qkv(block, x), None, cache.data, index, start, position)
             x = self._finish_block(block, x, mixed.flatten(1))
         return self._logits(x)
 
@@ -111,15 +110,14 @@ class GPT2(Transformer):
     def _blocks(self) -> Iterator[Block]:
         return (block for block in self.blocks if isinstance(block, Block))
 
-    def _qkv(self, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value: each [..., heads, head_dim]."""
+    def _qkv(self, block: Block, x: Tensor) -> Tensor:
+        """Query, key and value: [..., 3, heads, head_dim]."""
         x = linear(block.attention_norm(x), block.qkv, block.qkv_bias)
-        q, k, v = x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim)).unbind(-3)
-        return q, k, v
+        return x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim))
 
     def _finish_block(self, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + linear(mixed, block.out, block.out_bias)
-        hidden = F.gelu(linear(block.mlp_norm(x), block.up, block.up_bias), approximate="tanh")
+        hidden = gelu_linear(block.mlp_norm(x), block.up, block.up_bias)
         return x + linear(hidden, block.down, block.down_bias)
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from chatterbox_engine import assemble
-from chatterbox_engine.attention import attend_row_by_row
-from chatterbox_engine.attention_cuda import split_decode
+from chatterbox_engine.attention import decode_attention
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.config import Config
 from chatterbox_engine.dims import S3GenDims
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.linear import swiglu
 from chatterbox_engine.quantize import FLOAT8_CAPABILITY
 from chatterbox_engine.reference import ReferenceEncoder
 from chatterbox_engine.runner import Runner
@@ -35,17 +35,34 @@ pytestmark = [
 ]
 
 
+@pytest.mark.parametrize("rotated", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_decode_kernels_agree_with_torch(dtype: torch.dtype) -> None:
-    generator = torch.Generator("cuda").manual_seed(0)
+def test_the_decode_kernels_agree_with_torch(dtype: torch.dtype, rotated: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
     lengths = [1, 63, 64, 65, 700, 1199, 2500, 17]
-    start = torch.tensor([sum(lengths[:row]) + 9 * row for row in range(len(lengths))], device="cuda")
-    position = torch.tensor(lengths, device="cuda") - 1
-    pool = torch.randn(2, sum(lengths) + 100, 16, 64, device="cuda", generator=generator).to(dtype)
-    query = torch.randn(len(lengths), 16, 64, device="cuda", generator=generator).to(dtype)
-    ours = split_decode(query, *pool, start, position).float()
-    exact = attend_row_by_row(query.float(), *pool.float(), start, position)
-    error = ((ours - exact).norm() / exact.norm()).item()
+    start = torch.tensor([sum(lengths[:row]) + 9 * row for row in range(len(lengths))])
+    pool = torch.randn(1, 2, sum(lengths) + 100, 16, 64, generator=generator).to(dtype)
+    qkv = torch.randn(len(lengths), 3, 16, 64, generator=generator).to(dtype)
+    angles = torch.rand(len(lengths), 32, generator=generator)
+    rotation = torch.stack([angles.cos(), angles.sin()], dim=1).to(dtype) if rotated else None
+    given = (qkv, rotation, pool.clone(), start, torch.tensor(lengths) - 1)
+    ours = [None if tensor is None else tensor.cuda() for tensor in given]
+    got = decode_attention(*ours[:3], 0, *ours[3:]).float().cpu()
+    exact_pool = pool.float()
+    exact = decode_attention(
+        qkv.float(), None if rotation is None else rotation.float(), exact_pool, 0, start, given[-1]
+    )
+    bound = 1e-5 if dtype == torch.float32 else 1e-2
+    assert relative_error(got, exact) < bound, f"{relative_error(got, exact):.2e}"
+    stored = relative_error(ours[2].float().cpu(), exact_pool)
+    assert stored < bound, f"{stored:.2e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_swiglu_agrees_with_torch(dtype: torch.dtype) -> None:
+    x = torch.randn(70, 2 * 4096, device="cuda").to(dtype)
+    gate, up = x.float().chunk(2, dim=-1)
+    error = relative_error(swiglu(x).float(), F.silu(gate) * up)
     assert error < (1e-5 if dtype == torch.float32 else 1e-2), f"{error:.2e}"
 
 

@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from chatterbox_engine import attention_cuda
-from chatterbox_engine.attention import attend_row_by_row
+from chatterbox_engine.attention import decode_attention
 from chatterbox_engine.attention_cuda import split_decode
+from chatterbox_engine.linear import swiglu
+from chatterbox_engine.linear_cuda import swiglu_kernel
 from chatterbox_engine.s3gen.attention_cuda import attend
 
-DECODE = [(2, 32, [1, 64, 200]), (4, 64, [700, 65]), (2, 16, [599])]
-UNSPLIT = (2, 32, [1, 64, 129])
+DECODE = [(2, 32, [1, 64, 65, 200], True), (4, 64, [700, 66], False), (2, 16, [599], True)]
+UNSPLIT = (2, 32, [1, 64, 129], True)
 # float16 where the engine has bfloat16, which the interpreter cannot multiply
 ATTEND = [
     (heads, size, positions, lengths, dtype)
@@ -32,15 +34,25 @@ ATTEND = [
 ]
 
 
-def decode_error(heads: int, head_dim: int, lengths: list[int]) -> float:
+def decode_error(heads: int, head_dim: int, lengths: list[int], rotated: bool) -> float:
+    """The largest difference to what the same operator does on a CPU, in its result and in what it stores."""
     generator = torch.Generator().manual_seed(len(lengths))
-    room = [length + 5 for length in lengths]
-    start = torch.tensor([3 + sum(room[:row]) for row in range(len(room))])
-    keys = torch.randn(sum(room) + 10, heads, head_dim, generator=generator)
-    values = torch.randn(keys.shape, generator=generator)
-    query = torch.randn(len(lengths), heads, head_dim, generator=generator)
-    arguments = (query, keys, values, start, torch.tensor(lengths) - 1)
-    return float((split_decode(*arguments) - attend_row_by_row(*arguments)).abs().max())
+    rows, room = len(lengths), [length + 5 for length in lengths]
+    start = torch.tensor([3 + sum(room[:row]) for row in range(rows)])
+    pool = torch.randn(1, 2, sum(room) + 10, heads, head_dim, generator=generator)
+    qkv = torch.randn(rows, 3, heads, head_dim, generator=generator)
+    angles = torch.rand(rows, head_dim // 2, generator=generator)
+    rotation = torch.stack([angles.cos(), angles.sin()], dim=1) if rotated else None
+    position = torch.tensor(lengths) - 1
+    ours = pool.clone()
+    got = split_decode(qkv, rotation, *ours[0], start, position)
+    exact = decode_attention(qkv, rotation, pool, 0, start, position)
+    return float(torch.maximum((got - exact).abs().max(), (ours - pool).abs().max()))
+
+
+def swiglu_error(rows: int, width: int) -> float:
+    x = torch.randn(rows, 2 * width, generator=torch.Generator().manual_seed(width))
+    return float((swiglu_kernel(x) - swiglu(x)).abs().max())
 
 
 def attend_error(heads: int, size: int, positions: int, lengths: list[int] | None, dtype: torch.dtype) -> float:
@@ -59,12 +71,18 @@ def attend_error(heads: int, size: int, positions: int, lengths: list[int] | Non
     return worst
 
 
+def report(kernel: str, case: object, error: float, bound: float) -> None:
+    print(kernel, case, error, bound, sep="\t")
+
+
 if __name__ == "__main__":
-    for heads, head_dim, lengths in DECODE:
-        print("decode", (heads, head_dim, len(lengths)), decode_error(heads, head_dim, lengths), 1e-5, sep="\t")
+    for case in DECODE:
+        report("decode", case, decode_error(*case), 1e-5)
     attention_cuda.TARGET_PROGRAMS = 1  # as if there were so many rows that none is split
-    print("decode", UNSPLIT, decode_error(*UNSPLIT), 1e-5, sep="\t")
+    report("decode", UNSPLIT, decode_error(*UNSPLIT), 1e-5)
+    for rows, width in ((3, 100), (2, 1500)):
+        report("swiglu", (rows, width), swiglu_error(rows, width), 1e-5)
     for heads, size, positions, lengths, dtype in ATTEND:
         bound = 1e-5 if dtype == torch.float32 else 2e-3
         error = attend_error(heads, size, positions, lengths, dtype)
-        print("attend", (heads, size, positions, lengths, dtype), error, bound, sep="\t")
+        report("attend", (heads, size, positions, lengths, dtype), error, bound)

@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from chatterbox_engine import attention_cuda
+from chatterbox_engine import attention_cuda, linear_cuda
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
 
 BYTES = {"bf16": 2, "fp32": 4}
@@ -23,7 +23,7 @@ def test_the_kernels_agree_with_torchs_operators() -> None:
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
-    assert {line[0] for line in lines} == {"decode", "attend"}
+    assert {line[0] for line in lines} == {"decode", "swiglu", "attend"}
     for line in lines:
         _, _, error, bound = line
         assert float(error) < float(bound), f"kernel, case, error, bound: {line}"
@@ -37,15 +37,20 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], targ
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 
+@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize("splits", [1, 8])
 @pytest.mark.parametrize("dtype", BYTES)
-def test_the_decode_kernels_compile_for_compute_capability_9(dtype: str) -> None:
-    sizes = {"heads": 16, "head_dim": 64, "splits": 8}
-    pool = dict.fromkeys(("query", "keys", "values"), f"*{dtype}")
+def test_the_kernels_of_a_decode_step_compile(dtype: str, splits: int, rotated: bool) -> None:
+    sizes = {"heads": 16, "head_dim": 64, "splits": splits}
+    data = dict.fromkeys(("qkv", "rotation", "keys", "values", "out"), f"*{dtype}")
     places = {"start": "*i64", "position": "*i64"}
     halves = {"partial": "*fp32", "peak": "*fp32", "total": "*fp32"}
-    partial = pool | places | halves | {"scale": "fp32"}
-    assert compiled(attention_cuda._partial_kernel, partial, sizes | {"block": 64}).asm["cubin"]
+    types = data | places | halves | {"scale": "fp32"}
+    unused: dict[str, None] = dict.fromkeys([*(halves if splits == 1 else ()), *(() if rotated else ("rotation",))])
+    given = {name: kind for name, kind in types.items() if name not in unused}
+    assert compiled(attention_cuda._partial_kernel, given, sizes | unused | {"block": 64}).asm["cubin"]
     assert compiled(attention_cuda._join_kernel, halves | {"out": f"*{dtype}"}, sizes).asm["cubin"]
+    assert compiled(linear_cuda._swiglu_kernel, {"x": f"*{dtype}", "out": f"*{dtype}", "width": "i32"}, {"block": 1024})
 
 
 @pytest.mark.parametrize("capability", [80, 90])

@@ -27,9 +27,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
+from chatterbox_engine.attention import rotate
 from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.random_text import learn_merges
-from chatterbox_engine.t3 import _frequencies, _rotate
+from chatterbox_engine.t3 import rotations
 from tests.fidelity import upstream
 from tools.demo_voice import data
 from tools.demo_voice.sentences import FIXED
@@ -74,8 +75,7 @@ class Model(nn.Module):
     """Upstream's T3 with compact tables of speech tokens, and a forward of its own."""
 
     digits: Tensor
-    cos: Tensor
-    sin: Tensor
+    rotation: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,9 +89,7 @@ class Model(nn.Module):
         nn.init.normal_(self.t3.text_emb.weight, std=0.05)
         for unused in (self.t3.speech_emb, self.t3.speech_head, self.t3.text_head, self.t3.tfmr.embed_tokens):
             unused.weight.requires_grad_(False)
-        angles = torch.arange(2048)[:, None] * _frequencies(T3)
-        self.register_buffer("cos", angles.cos()[:, None], persistent=False)
-        self.register_buffer("sin", angles.sin()[:, None], persistent=False)
+        self.register_buffer("rotation", rotations(T3, 2048)[:, None], persistent=False)
 
     def tables(self) -> tuple[Tensor, Tensor]:
         """Speech embedding [LIVE + 1, width] and head [LIVE + 2, width]."""
@@ -120,14 +118,14 @@ class Model(nn.Module):
         skip, seen = prefix.shape[1], []
         x = torch.cat([prefix, x], 1)
         length = x.shape[1]
-        cos, sin = self.cos[:length], self.sin[:length]
+        rotation = self.rotation[:length]
         later = torch.full((length, length), -torch.inf, device=x.device).triu(1)
         for index, layer in enumerate(self.t3.tfmr.layers):
             attention, mlp = layer.self_attn, layer.mlp
             h = layer.input_layernorm(x)
             heads = lambda y: y.unflatten(-1, (T3.heads, -1))  # noqa: E731
-            q = _rotate(heads(attention.q_proj(h)), cos, sin).transpose(1, 2)
-            k = _rotate(heads(attention.k_proj(h)), cos, sin).transpose(1, 2)
+            q = rotate(heads(attention.q_proj(h)), rotation).transpose(1, 2)
+            k = rotate(heads(attention.k_proj(h)), rotation).transpose(1, 2)
             v = heads(attention.v_proj(h)).transpose(1, 2)
             # flash attention's backward takes five times as long on a CPU
             scores = (q.to(v.dtype) @ k.to(v.dtype).transpose(2, 3)).float() * T3.head_dim**-0.5

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chatterbox_engine.linear import gelu_linear
+
 _HEADS_AT_A_TIME = 2
 
 
@@ -34,8 +36,7 @@ class Linear:
         flow is written once and never read for it. The form changes a mel by 1.3e-4, bfloat16 by 8.7e-3.
         """
         if x.device.type == "cuda" and x.dtype == torch.bfloat16 and self.bias is not None:
-            flat = torch._addmm_activation(self.bias, x.flatten(0, 1), self.weight.T, use_gelu=True)
-            return flat.unflatten(0, x.shape[:2])
+            return gelu_linear(x, self.weight, self.bias)
         return F.gelu(self(x))
 
     def inputs(self, channels: slice, *, bias: bool) -> Linear:
