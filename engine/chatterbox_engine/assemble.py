@@ -72,9 +72,9 @@ def build(
     if device.type == "cpu":
         torch.set_num_threads(share_of_cores(config))
     else:
-        # Where weights are bfloat16, what stays float32 (S3Gen's encoder and vocoder, conditioning) may round its
-        # factors to TF32's ten bits, which is what torch lets upstream's convolutions do on a GPU.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == torch.bfloat16
+        # What stays float32 beside bfloat16 weights, HiFT, may round its convolutions' factors to TF32's ten bits, as
+        # upstream's do on a GPU. Where all is float32 it is for exactness.
+        torch.backends.cudnn.allow_tf32 = dtype == torch.bfloat16
         # cuDNN's attention makes a plan for every new shape, which costs more than it saves where lengths vary.
         torch.backends.cuda.enable_cudnn_sdp(False)
     check_quantization(config.quantization, device, dtype)

@@ -129,7 +129,8 @@ def self_attention(qkv: Tensor, lengths: Tensor | None) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention over all positions.
 
-    q, k, v: [rows, heads, positions, size]; mask: added to the scores, broadcast. Returns [rows, positions, width].
+    q, k, v: [rows, heads, positions, size]; mask: added to the scores, [rows, heads or 1, positions or 1, positions].
+    Returns [rows, positions, width].
     torch's fused kernel is slower than its parts in bfloat16 on a CPU, so there it is computed for a few heads at a
     time: their scores stay in the cache, and are small enough that malloc keeps their pages instead of returning them.
     """
@@ -141,7 +142,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         for first in range(0, q.shape[1], _HEADS_AT_A_TIME):
             some = slice(first, first + _HEADS_AT_A_TIME)
             scores = torch.bmm(q[row, some], k[row, some].mT)
-            scores = scores if mask is None else scores.add_(mask[row])
+            if mask is not None:
+                scores.add_(mask[row] if mask.shape[1] == 1 else mask[row, some])
             torch.bmm(scores.softmax(-1), v[row, some], out=out[row, some])
     return out.transpose(1, 2).flatten(2)
 

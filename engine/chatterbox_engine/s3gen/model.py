@@ -72,7 +72,7 @@ class S3Gen:
         into the cache: 8 utterances of 3 s take 1.2 times as long together (docs/performance.md)."""
         flow = weights.part("flow")
         self._project_speaker = flow.linear("spk_embed_affine_layer", dims.speaker_embed, dims.mel)
-        self.encoder = Encoder(flow, dims)
+        self.encoder = Encoder(flow.cast(dtype), dims)
         self.flow = Flow(flow.part("decoder.estimator"), dims, dtype, cfm_steps)
         self.hift = Hift(weights.part("mel2wav"), dims)
         self._to_mel, self._to_wave = Buckets("s3gen mel", self._solve), Buckets("s3gen wave", self.hift)
@@ -91,8 +91,8 @@ class S3Gen:
     ) -> S3Gen:
         """Loads the `flow.` and `mel2wav.` tensors of an official state dict and ignores all others.
 
-        dtype: of the flow's UNet, the rest is float32; cfm_steps: upstream's number by default, ten, or two for
-        MeanFlow. Raises CheckpointError that names tensors that are missing, unknown or of another shape.
+        dtype: of the encoder and the flow's UNet, the rest is float32; cfm_steps: upstream's number by default, ten, or
+        two for MeanFlow. Raises CheckpointError that names tensors that are missing, unknown or of another shape.
         """
         weights = Weights(state, ("flow.", "mel2wav."), device)
         with torch.inference_mode():
