@@ -11,11 +11,12 @@ import torch
 from chatterbox_engine.checkpoint import Checkpoint, file_names, locate
 from chatterbox_engine.clips import ClipLimits
 from chatterbox_engine.config import Config, cores
+from chatterbox_engine.device import own_stream
 from chatterbox_engine.dims import GPT2Dims, LlamaDims, T3Dims
 from chatterbox_engine.engine import Engine, Parts
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.families import CANGJIE, Text, candidates, detect
-from chatterbox_engine.graphs import Graphs, own_stream
+from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import KVCache, bytes_per_position
 from chatterbox_engine.languages import MultilingualText
 from chatterbox_engine.metrics import Metrics

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from chatterbox_engine.device import own_stream
 from chatterbox_engine.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -35,7 +36,7 @@ from chatterbox_engine.errors import (
     RequestError,
 )
 from chatterbox_engine.families import Family
-from chatterbox_engine.graphs import Graphs, own_stream
+from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.jobs import Answer, ChunkAnswer, Job, Stream, Utterance
 from chatterbox_engine.metrics import Metrics, NoMetrics, Status, resident_bytes
 from chatterbox_engine.runner import Drawn, Prompt, Runner

@@ -11,13 +11,6 @@ import torch
 WARM_UP_CALLS = 2
 
 
-def own_stream(device: torch.device, priority: int = 0) -> None:
-    """Gives the calling thread a CUDA stream of its own, so that it neither waits for other threads' work nor they for
-    its; priority: -1 goes before 0. Nothing on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream(device, priority=priority))
-
-
 class Graphs:
     """A set of captured functions of one thread. The functions read and write static tensors only.
 

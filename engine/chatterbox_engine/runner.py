@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chatterbox_engine import sampling
+from chatterbox_engine.device import upload
 from chatterbox_engine.families import ENGLISH, Family
 from chatterbox_engine.graphs import Graphs, bucket, buckets
 from chatterbox_engine.kv_cache import Extent, KVCache, round_up
@@ -301,8 +302,3 @@ class Runner:
 
     def _prefill_rows(self, x: Tensor, where: Tensor, last: Tensor) -> None:
         self._logits[: len(x)] = self.model.prefill(x, self.cache, where, last)
-
-
-def upload(values: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on the device, without waiting for what the device is doing."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values

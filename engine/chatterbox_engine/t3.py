@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox_engine.attention import decode_attention, rotate
+from chatterbox_engine.device import upload
 from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.kv_cache import KVCache
 from chatterbox_engine.linear import add_linear, linear, swiglu
@@ -102,9 +103,9 @@ class T3(Transformer):
 
     @torch.inference_mode()
     def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
-        prompt = voice.prompt_tokens.to(self.device)
+        prompt = upload(voice.prompt_tokens, self.device)
         embedded = (self.speech_embedding[prompt] + self.speech_position[: len(prompt)]).float()
-        speaker = self.speaker(voice.speaker.to(self.device)[None])  # [1, hidden]
+        speaker = self.speaker(upload(voice.speaker, self.device)[None])  # [1, hidden]
         emotion = self.emotion(torch.full((1, 1), float(exaggeration), device=self.device))
         return torch.cat([speaker, self.perceiver(embedded[None])[0], emotion]).to(self.dtype)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox_engine.attention import decode_attention
+from chatterbox_engine.device import upload
 from chatterbox_engine.dims import GPT2Dims
 from chatterbox_engine.kv_cache import KVCache
 from chatterbox_engine.linear import gelu_linear, linear
@@ -70,8 +71,8 @@ class GPT2(Transformer):
     @torch.inference_mode()
     def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:  # noqa: ARG002
         """Speaker and prompt tokens; there is no exaggeration to hear."""
-        speaker = self.speaker(voice.speaker.to(self.device)[None]).to(self.dtype)  # [1, hidden]
-        return torch.cat([speaker, self.speech_embedding[voice.prompt_tokens.to(self.device)]])
+        speaker = self.speaker(upload(voice.speaker, self.device)[None]).to(self.dtype)  # [1, hidden]
+        return torch.cat([speaker, self.speech_embedding[upload(voice.prompt_tokens, self.device)]])
 
     @torch.inference_mode()
     def prompt(self, prefix: Tensor, text: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from functools import partial
 import numpy as np
 import torch
 
+from chatterbox_engine.device import own_stream
 from chatterbox_engine.errors import Overloaded, RequestError
-from chatterbox_engine.graphs import Graphs, buckets, own_stream
+from chatterbox_engine.graphs import Graphs, buckets
 from chatterbox_engine.jobs import Utterance
 from chatterbox_engine.metrics import Metrics, NoMetrics
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen
@@ -154,10 +155,13 @@ class Vocoder:
     def _vocode(self, batch: Sequence[Piece]) -> None:
         began = time.monotonic()
         spoken = [piece for piece in batch if piece.span.tokens]
+        full: str | None = None
         try:
             waves = synthesise(self._s3gen, [self._window(piece) for piece in spoken]) if spoken else []
         except torch.OutOfMemoryError as error:
-            self._vocode_in_parts(batch, error)
+            full = str(error)
+        if full is not None:  # only here is the memory free that the error's traceback held
+            self._vocode_in_parts(batch, full)
             return
         for piece, wave in zip(spoken, waves, strict=True):
             piece.wave = _to_samples(wave, piece.span.tokens)
@@ -169,7 +173,7 @@ class Vocoder:
         for piece in batch:
             self._done(piece)
 
-    def _vocode_in_parts(self, batch: Sequence[Piece], error: torch.OutOfMemoryError) -> None:
+    def _vocode_in_parts(self, batch: Sequence[Piece], error: str) -> None:
         """What is too much together may still be possible one half after the other; one piece alone is not."""
         if len(batch) > 1:
             half = len(batch) // 2

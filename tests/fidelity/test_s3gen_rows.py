@@ -69,6 +69,16 @@ def test_a_row_in_a_bucket_equals_the_row_alone(
         assert (together - alone).norm() / alone.norm() < 1e-4
 
 
+def test_a_row_that_is_not_finite_leaves_nothing_in_its_bucket(
+    s3gen: S3Gen, bucketed: S3Gen, voices: list[PreparedVoice]
+) -> None:
+    broken = dataclasses.replace(voices[2], mel=torch.full_like(voices[2].mel, torch.nan))
+    assert bucketed.synthesise([VocoderJob(random_tokens(TINY, 40), broken, seed=1)])[0].isnan().any()
+    job = VocoderJob(random_tokens(TINY, 25), voices[2], seed=2)
+    alone, after = s3gen.synthesise([job])[0], bucketed.synthesise([job])[0]
+    assert (after - alone).norm() / alone.norm() < 1e-4
+
+
 def test_a_cpu_takes_the_rows_of_a_batch_one_after_the_other(s3gen: S3Gen, voices: list[PreparedVoice]) -> None:
     jobs = [VocoderJob(random_tokens(TINY, 5 + 8 * n, n), voice, seed=n) for n, voice in enumerate(voices)]
     together = s3gen.synthesise(jobs)

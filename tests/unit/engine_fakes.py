@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -85,9 +86,8 @@ class FakeS3Gen:
         """Tokens for which there is memory."""
         self.batches: list[int] = []
         self.threads: list[int] = []
-
-    def upload(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values)
+        self._failed: Callable[[], object] = lambda: None
+        """What a batch used for which there was no memory."""
 
     def prepare(self, conditionals: Any) -> Any:
         return SimpleNamespace(frames=0)
@@ -100,7 +100,10 @@ class FakeS3Gen:
         assert self.gate.wait(WAIT)
         if self.error is not None:
             raise self.error
+        assert self._failed() is None, "what failed still holds its memory"
         if sum(len(job.tokens) for job in jobs) > self.room:
+            memory = torch.zeros(1)
+            self._failed = weakref.ref(memory)
             raise torch.OutOfMemoryError("no room")
         self.batches.append(len(jobs))
         self.threads.append(torch.get_num_threads())

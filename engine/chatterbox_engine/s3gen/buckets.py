@@ -13,8 +13,8 @@ from chatterbox_engine.graphs import Graphs
 class Buckets:
     """The captured sizes of one function. Its rows must not hear each other, nor what lies behind their ends.
 
-    A batch is copied into the smallest bucket that holds it; what an earlier batch left behind the new rows' ends, and
-    in further rows, stays there and is not heard.
+    A batch is copied into the smallest bucket that holds it. What is not heard, behind the rows' ends and in further
+    rows, is zero: an earlier batch's numbers would do unless they were not finite, which a mask does not keep away.
     """
 
     def __init__(self, name: str, function: Callable[..., Tensor]) -> None:
@@ -49,6 +49,8 @@ class _Bucket:
     def run(self, *inputs: Tensor) -> Tensor:
         """A copy of the function's value for the rows of the inputs, as many positions as the bucket has."""
         for target, source in zip(self._inputs, inputs, strict=True):
+            if target.is_floating_point():  # the lengths and tokens of rows beyond stay valid ones
+                target.zero_()
             target[tuple(slice(size) for size in source.shape)].copy_(source, non_blocking=True)
         self._graphs.run(self._key, self._call)
         return self._output[: inputs[0].shape[0]].clone()

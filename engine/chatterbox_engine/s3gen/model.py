@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chatterbox_engine.device import upload
 from chatterbox_engine.dims import S3GenDims
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.graphs import Graphs
@@ -109,9 +110,9 @@ class S3Gen:
         tokens, mel = conditionals.prompt_tokens, conditionals.prompt_mel
         if tokens.shape[0] == 0 or mel.shape != (_FRAMES_PER_TOKEN * tokens.shape[0], self.dims.mel):
             raise InvalidRequest(f"voice prompt of {tokens.shape[0]} tokens with a mel of shape {list(mel.shape)}")
-        speaker = F.normalize(conditionals.embedding.to(self.device, torch.float32), dim=0)
+        speaker = F.normalize(upload(conditionals.embedding, self.device).float(), dim=0)
         return PreparedVoice(
-            tokens.to(self.device, torch.int64), mel.to(self.device, torch.float32), self._project_speaker(speaker)
+            upload(tokens, self.device).long(), upload(mel, self.device).float(), self._project_speaker(speaker)
         )
 
     @torch.inference_mode()
@@ -139,11 +140,15 @@ class S3Gen:
         totals = [job.voice.frames + job.frames for job in jobs]
         size = self._size(max(totals) // _FRAMES_PER_TOKEN, _MEL_STEPS)
         frames = _FRAMES_PER_TOKEN * size
-        tokens = self._pad([torch.cat([job.voice.tokens, self.upload(job.tokens)]) for job in jobs], size)
+        tokens = self._pad([torch.cat([job.voice.tokens, upload(job.tokens, self.device)]) for job in jobs], size)
         speakers = torch.stack([voice.speaker for voice in voices])
         inputs = (tokens, self._pad(start, frames), speakers, self._pad([voice.mel for voice in voices], frames))
         bucket = self._to_mel.find(*tokens.shape)
-        x = bucket.run(*inputs, self.upload(totals)) if bucket else self._solve(*inputs, self._lengths(totals, frames))
+        x = (
+            bucket.run(*inputs, upload(totals, self.device))
+            if bucket
+            else self._solve(*inputs, self._lengths(totals, frames))
+        )
         return self._crop(x, prompts, [job.frames for job in jobs])
 
     @torch.inference_mode()
@@ -163,7 +168,11 @@ class S3Gen:
         samples = self._pad([noise.samples for noise in source], SAMPLES_PER_FRAME * size)
         inputs = (self._widen(mel, size), self._pad([noise.phases for noise in source]), samples)
         bucket = self._to_wave.find(len(mel), size)
-        return bucket.run(*inputs, self.upload(frames)) if bucket else self.hift(*inputs, self._lengths(frames, size))
+        return (
+            bucket.run(*inputs, upload(frames, self.device))
+            if bucket
+            else self.hift(*inputs, self._lengths(frames, size))
+        )
 
     @torch.inference_mode()
     def pitch(self, mel: Tensor, frames: Sequence[int]) -> Tensor:
@@ -214,7 +223,7 @@ class S3Gen:
 
     def _lengths(self, lengths: Sequence[int], size: int) -> Tensor | None:
         """[rows] int64 on the device, None when no row is padded."""
-        return self.upload(lengths) if set(lengths) != {size} else None
+        return upload(lengths, self.device) if set(lengths) != {size} else None
 
     def _pad(self, rows: Sequence[Tensor], size: int | None = None) -> Tensor:
         """Stacks rows of different first dimension, zeros behind them, on the device."""
@@ -222,14 +231,7 @@ class S3Gen:
         out = rows[0].new_zeros((len(rows), size, *rows[0].shape[1:]))
         for target, row in zip(out, rows, strict=True):
             target[: row.shape[0]] = row
-        return self.upload(out)
-
-    def upload(self, values: Tensor | Sequence[int]) -> Tensor:
-        """To the device; from pinned memory, so that the CPU does not wait for it."""
-        tensor = torch.as_tensor(values)
-        if self.device.type == "cuda" and tensor.device.type == "cpu":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        return upload(out, self.device)
 
     def _crop(self, x: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
         """Takes `sizes` frames from `starts` on out of every row. x: [rows, n, mel]; returns [rows, longest, mel]."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from chatterbox_engine.device import upload
 from chatterbox_engine.s3gen.model import PreparedVoice, S3Gen, VocoderJob
 from chatterbox_engine.s3gen.noise import HARMONICS, SAMPLES_PER_FRAME, SourceNoise, source_noise, start_noise
 from chatterbox_engine.streaming import Span
@@ -89,5 +90,5 @@ def _continue(
         cycles = row.new_zeros(()) if phase.cycles is None else phase.cycles
         angle = 2 * math.pi * ((cycles - row[:begin].sum()) * orders % 1.0)
         ends.append((cycles + row[begin:end].sum()) % 1.0)
-        turned.append(SourceNoise(source.phases.to(pitch.device) + angle.float(), source.samples))
+        turned.append(SourceNoise(upload(source.phases, pitch.device) + angle.float(), source.samples))
     return turned, ends
