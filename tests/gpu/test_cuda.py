@@ -6,12 +6,14 @@ import queue
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from chatterbox_engine import assemble
-from chatterbox_engine.attention import attend_row_by_row
+from chatterbox_engine.attention import Context, attend_row_by_row, prompt_attention
 from chatterbox_engine.attention_cuda import split_decode
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.config import Config
+from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import KVCache
 from chatterbox_engine.quantize import FLOAT8_CAPABILITY
@@ -40,6 +42,25 @@ def test_the_decode_kernels_agree_with_torch(dtype: torch.dtype) -> None:
     exact = attend_row_by_row(query.float(), *pool.float(), start, position)
     error = ((ours - exact).norm() / exact.norm()).item()
     assert error < (1e-5 if dtype == torch.float32 else 1e-2), f"{error:.2e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prompts_behind_prefixes_take_the_memory_efficient_kernel(dtype: torch.dtype) -> None:
+    dims = LlamaDims(layers=1)
+    generator = torch.Generator().manual_seed(0)
+    exact = KVCache(dims, 2048, device=torch.device("cpu"), dtype=torch.float32)
+    exact.data.normal_(generator=generator)
+    cache = KVCache(dims, 2048, device=torch.device("cuda"), dtype=dtype)
+    cache.data.copy_(exact.data)
+    new = [torch.randn(3, 64, dims.heads, dims.head_dim, generator=generator) for _ in range(3)]
+    places = torch.tensor([[64, 1024, exact.scratch], [376, 90, 0], [63, 20, 0]])  # the last row is padding
+    expected = prompt_attention(*new, exact.data[0], Context.of(exact, *places, length=64, reach=440))
+    context = Context.of(cache, *places.cuda(), length=64, reach=440)
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # fails where that kernel cannot take it
+        got = prompt_attention(*(part.to("cuda", dtype) for part in new), cache.data[0], context).float().cpu()
+    for row, last in enumerate((63, 20)):
+        error = relative_error(got[row, : last + 1], expected[row, : last + 1])
+        assert error < (1e-5 if dtype == torch.float32 else 1e-2), f"{error:.2e}"
 
 
 @pytest.fixture(params=["tiny", "tiny-turbo"])
@@ -78,7 +99,8 @@ def requests(checkpoint: Checkpoint) -> list[Request]:
                 sampling=SamplingParams(cfg_weight=[0.5, 0.0, 1.0][number % 3], top_p=[1.0, 0.8][number % 2]),
                 seed=number,
                 max_tokens=60,
-                arrives=3 * number,
+                arrives=3 * (number // 2),
+                prompt_tokens=[None, 70, 20][number % 3],
                 cancelled_after=20 if number == 4 else None,
             )
         )
