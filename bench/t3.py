@@ -54,6 +54,7 @@ def main() -> None:
         say(f"t3: the recipe {1 / recipe:.1f} tokens/s")
     model = T3.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
     runner = make_runner(model, batches[-1])
+    prefix = prefix_seconds(model, checkpoint)
     for count in batches:
         ours, prefill = step_seconds(runner, checkpoint, count, steps)
         floor = roofline_seconds(model, count, bandwidth)
@@ -66,6 +67,7 @@ def main() -> None:
             recipe=1 / recipe if recipe else None,
             step_ms=1000 * ours,
             prefill_ms=1000 * prefill,
+            prefix_ms=1000 * prefix,
             roofline_ms=1000 * floor,
             of_roofline=floor / ours,
             memory_gb=torch.cuda.max_memory_allocated() / 1e9 if cuda else None,
@@ -112,20 +114,20 @@ def make_runner(model: Transformer, utterances: int, family: Family = ENGLISH) -
 
 
 def step_seconds(runner: Runner, checkpoint: Checkpoint, count: int, steps: int) -> tuple[float, float]:
-    """Wall seconds of a decode step of `count` utterances, and of the prefill of all of them."""
+    """Wall seconds of a decode step of `count` utterances, and of the prefill of all of them behind a known prefix."""
     model = runner.model
     allocator = ExtentAllocator(runner.cache.scratch)
     conditionals = checkpoint.conditionals()
     assert conditionals is not None
-    prefix = model.conditioning(conditionals.t3, 0.5)
+    prefix = model.prefix(conditionals.t3, 0.5)
     generator = torch.Generator().manual_seed(count)
     prompts = []
     for slot in range(count):
         text = torch.randint(1, 200, (TEXT_TOKENS,), generator=generator)
         rows = tuple(allocator.allocate(EXTENT) for _ in range(runner.family.rows))
         uniforms = torch.rand(steps + 8, generator=generator)
-        prompts.append(Prompt(slot, rows, prefix, text, runner.family.sampling, uniforms))
-    prefill = seconds(lambda: runner.prefill(prompts).read(), repeat=1)
+        prompts.append(Prompt(slot, rows, text, runner.family.sampling, uniforms))
+    prefill = seconds(lambda: runner.prefill(prompts, [prefix] * count).read(), repeat=1)
     runner.decode(prompts).read()
     synchronize()
     began = time.perf_counter()
@@ -133,6 +135,14 @@ def step_seconds(runner: Runner, checkpoint: Checkpoint, count: int, steps: int)
         drawn = runner.decode(prompts)
     drawn.read()
     return (time.perf_counter() - began) / steps, prefill
+
+
+def prefix_seconds(model: Transformer, checkpoint: Checkpoint) -> float:
+    """Wall seconds of a voice's prefix, which its first request waits for."""
+    conditionals = checkpoint.conditionals()
+    assert conditionals is not None
+    voice = conditionals.t3
+    return seconds(lambda: model.prefix(voice, 0.5))
 
 
 def upstream_step_seconds(checkpoint: Checkpoint, device: torch.device, steps: int) -> float:

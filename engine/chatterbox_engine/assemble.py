@@ -13,7 +13,7 @@ from chatterbox_engine.clips import ClipLimits
 from chatterbox_engine.config import Config, cores
 from chatterbox_engine.device import own_stream
 from chatterbox_engine.dims import GPT2Dims, LlamaDims, T3Dims
-from chatterbox_engine.engine import Engine, Parts
+from chatterbox_engine.engine import PREFIX_BYTES, Engine, Parts
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.families import CANGJIE, Text, candidates, detect
 from chatterbox_engine.graphs import Graphs
@@ -255,7 +255,7 @@ def vocoder_memory(device: torch.device) -> int:
 def check_memory(needed: int, device: torch.device, max_slots: int, rows: int, config: Config, report: Report) -> None:
     """Refuses a cache that cannot fit, with the numbers. Raises ConfigError."""
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] - GPU_RESERVE - vocoder_memory(device) * 5 // 4
+        free = torch.cuda.mem_get_info(device)[0] - GPU_RESERVE - PREFIX_BYTES - vocoder_memory(device) * 5 // 4
     else:
         free = total_memory(device)
     each = "1 row" if rows == 1 else f"{rows} rows"

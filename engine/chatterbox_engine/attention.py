@@ -1,18 +1,24 @@
-"""Attention of a decode step over a pool of KV positions, each row reading only what it has filled.
+"""Attention over a pool of KV positions, of a decode step and of a prompt.
 
 The pool has no batch dimension: a row owns the extent `start .. start + capacity` of positions, so rows of any length
-share one static tensor and a captured graph serves every length. On CUDA the method is split-K decoding
-("Flash-Decoding", Dao et al. 2023) with the row's length read on the device; elsewhere one row after the other through
-torch's own kernel, which also serves as the reference of the tests.
+share one static tensor and a captured graph serves every length. In a decode step each row reads only what it has
+filled. On CUDA the method is split-K decoding ("Flash-Decoding", Dao et al. 2023) with the row's length read on the
+device; elsewhere one row after the other through torch's own kernel, which also serves as the reference of the tests.
+A prompt attends to the prefix that its extent holds already, too (`Context`).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from chatterbox_engine.kv_cache import KVCache, round_up
+
+_MASK_GRAIN = 8
 
 
 # The pool goes in whole: inductor (torch 2.11) loses writes when an operator mutates two views of one tensor.
@@ -70,6 +76,51 @@ def attend_row_by_row(query: Tensor, keys: Tensor, values: Tensor, start: Tensor
             values[extent].float().transpose(0, 1)[None],
         )[0, :, 0]
     return out
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where the inputs of a prefill stand and what each of them attends to, the same in every layer."""
+
+    position: Tensor  # [rows, length] int64, in the row's sequence
+    last: Tensor  # [rows] int64, which input is the last one before padding
+    store: Tensor  # [rows * length] int64, the pool position of each input's key and value; padding: scratch
+    held: Tensor  # [rows, reach] int64, the pool positions of the row's sequence
+    mask: Tensor  # [rows, 1, length, reach], 0 where an input attends to a position and -inf elsewhere
+
+    @classmethod
+    def of(cls, cache: KVCache, start: Tensor, past: Tensor, last: Tensor, *, length: int, reach: int) -> Context:
+        """Rows of `length` inputs that follow the first `past` positions of their extents.
+
+        start, past, last: [rows] int64. reach: positions of a row at most, prefix and padding included. Reads nothing
+        on the host, so that a graph can capture it.
+        """
+        own = torch.arange(length, device=start.device)
+        # On CUDA torch's memory-efficient kernel takes a mask (the flash kernel takes none), and without a copy if the
+        # mask's rows have such a length.
+        key = torch.arange(round_up(reach, _MASK_GRAIN), device=start.device)
+        position = past[:, None] + own
+        store = (start[:, None] + position).masked_fill(own > last[:, None], cache.scratch)
+        # what lies behind a row's last position may never have been written, and a NaN gets through any mask
+        held = start[:, None] + torch.minimum(key, (past + last)[:, None])
+        mask = torch.zeros(len(start), 1, length, len(key), dtype=cache.data.dtype, device=start.device)
+        mask = mask.masked_fill(key > position[:, None, :, None], -math.inf)
+        return cls(position, last, store.flatten(), held, mask)
+
+
+def prompt_attention(query: Tensor, key: Tensor, value: Tensor, pool: Tensor, context: Context) -> Tensor:
+    """Stores the keys and values of a prefill's inputs and attends to what their rows hold.
+
+    query, key, value: [rows, length, heads, head_dim]; pool: a layer's [2, positions, heads, head_dim]. Returns
+    [rows, length, heads, head_dim].
+    """
+    held: list[Tensor] = []
+    for part, new in zip(pool.unbind(), (key, value), strict=True):
+        part.index_copy_(0, context.store, new.flatten(0, 1))
+        rows = part.index_select(0, context.held.flatten()).unflatten(0, context.held.shape)
+        held.append(rows.transpose(1, 2))  # [rows, heads, reach, head_dim]
+    keys, values = held
+    return F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=context.mask).transpose(1, 2)
 
 
 def scale_of(head_dim: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from chatterbox_engine.dims import T3Dims
 
@@ -87,6 +88,10 @@ class KVCache:
         shape = (dims.layers, 2, positions + GRAIN, dims.heads, dims.head_dim)
         # empty, not zeros: a CPU then commits only the pages that are used; every position is written before it is read
         self.data = torch.empty(shape, device=device, dtype=dtype)
+
+    def fill(self, extent: Extent, prefix: Tensor) -> None:
+        """Copies keys and values [layers, 2, n, heads, head_dim] to the head of an extent."""
+        self.data[:, :, extent.start : extent.start + prefix.shape[2]] = prefix
 
 
 def bytes_per_position(dims: T3Dims, dtype: torch.dtype) -> int:

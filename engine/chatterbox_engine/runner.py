@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chatterbox_engine import sampling
+from chatterbox_engine.attention import Context
 from chatterbox_engine.device import upload
 from chatterbox_engine.families import ENGLISH, Family
 from chatterbox_engine.graphs import Graphs, bucket, buckets
@@ -22,9 +23,9 @@ from chatterbox_engine.kv_cache import Extent, KVCache, round_up
 from chatterbox_engine.transformer import Transformer
 from chatterbox_engine.types import SamplingParams
 
-PREFILL_TEXTS = (30, 62, 94, 126, 158, 222, 286, 350, 414, 478)
-"""Prompt positions behind the prefix that graphs are captured for; with Llama's prefix of 34 they make multiples of
-32."""
+PREFILL_LENGTHS = (32, 64, 96, 128, 160, 224, 288, 352, 416, 480)
+"""Inputs of a prompt (text and BOS) that graphs are captured for: in steps of 32 to where most segments of 300
+characters are, then in larger ones for the languages that have more tokens."""
 PREFILL_ROWS = (2, 8)
 ROW_GRAIN = 4
 """Without graphs, decode rows are padded to a multiple of this. On a CPU, matrix products of 4, 8, 12, ... rows give
@@ -38,7 +39,6 @@ class Prompt:
 
     slot: int
     rows: tuple[Extent, ...]  # conditional, then unconditional unless cfg_weight is 0
-    prefix: Tensor  # [prefix, hidden], from Transformer.conditioning
     text: Tensor  # [n] int64, from T3Dims.frame
     sampling: SamplingParams
     uniforms: Tensor  # [max_tokens + 1] float32 of [0, 1), one per step
@@ -128,16 +128,15 @@ class Runner:
         self.max_slots = max_slots
         self.max_rows = family.rows * max_slots
         self.family = family
-        self.prefill_lengths = tuple(model.dims.prefix + text for text in PREFILL_TEXTS)
         self.graphs = graphs
         dims = model.dims
         device = model.device
         self.slots = Slots(max_slots, dims.speech_vocab, dims.max_speech_tokens, device)
         rows = max(round_up(self.max_rows, ROW_GRAIN), PREFILL_ROWS[-1])
         self._logits = torch.zeros(rows, dims.speech_vocab, dtype=model.dtype, device=device)
-        self._prompt: tuple[Tensor, Tensor, Tensor] | None = None
+        self._prompt: tuple[Tensor, Tensor] | None = None
         if graphs.enabled:
-            self._prompt = self._new_prompt_tensors(PREFILL_ROWS[-1], self.prefill_lengths[-1])
+            self._prompt = self._new_prompt_tensors(PREFILL_ROWS[-1], PREFILL_LENGTHS[-1])
         self._drawn = torch.zeros(max_slots, dtype=torch.int64, device=device)
         # The batch: which slot and extent each row belongs to, and which rows each utterance is guided by.
         self._row_slot = torch.full((rows,), self.slots.dummy, device=device)
@@ -151,13 +150,11 @@ class Runner:
             self._decode_step = torch.compile(model.decode, mode=compile_mode, dynamic=True)
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Prompt]) -> Drawn:
-        """Runs whole prompts and draws each utterance's first token."""
-        bos = self.model.dims.start_speech
-        for prompt in prompts:
-            self.slots.fill(prompt, self._length(prompt), bos)
+    def prefill(self, prompts: Sequence[Prompt], prefixes: Sequence[Tensor]) -> Drawn:
+        """Runs prompts behind their voices' prefixes (`Transformer.prefix`) and draws each utterance's first token."""
+        starting = list(zip(prompts, prefixes, strict=True))
         size = PREFILL_ROWS[-1] // self.family.rows if self.graphs.enabled else 1
-        drawn = [self._prefill_group(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+        drawn = [self._prefill_group(starting[i : i + size]) for i in range(0, len(starting), size)]
         self._current = ()  # the batch tensors were used for the prompts
         return Drawn(torch.cat(drawn))
 
@@ -182,10 +179,9 @@ class Runner:
         # Largest first: the graphs' shared memory pool is then large enough for all later captures.
         work: list[tuple[Hashable, Callable[[], None]]] = []
         for rows in PREFILL_ROWS[::-1]:
-            for length in self.prefill_lengths[::-1]:
-                work.append(
-                    (("prefill", rows, length), partial(self._prefill_rows, *self._prompt_tensors(rows, length)))
-                )
+            for length in PREFILL_LENGTHS[::-1]:
+                prefill = partial(self._prefill_rows, *self._prompt_tensors(rows, length), self._captured_reach(length))
+                work.append((("prefill", rows, length), prefill))
         for rows in buckets(self.max_rows)[::-1]:
             work.append((("decode", rows), partial(self._decode_rows, rows)))
         for count in buckets(self.max_slots)[::-1]:
@@ -196,9 +192,9 @@ class Runner:
             self.graphs.capture(key, function)
             report(f"T3: CUDA graph {index} of {len(work)}, {time.monotonic() - began:.1f} s")
 
-    def _length(self, prompt: Prompt) -> int:
-        """Positions of a prompt: conditioning, text, BOS."""
-        return len(prompt.prefix) + len(prompt.text) + self.model.dims.bos
+    def _captured_reach(self, length: int) -> int:
+        """Positions of a row in a captured prefill: it may follow the longest prefix."""
+        return self.model.dims.prefix + length
 
     def _row_bucket(self, rows: int) -> int:
         return bucket(rows, self.max_rows) if self.graphs.enabled else round_up(rows, ROW_GRAIN)
@@ -262,43 +258,49 @@ class Runner:
         slots.step.index_add_(0, slot, slots.alive[slot])
         self._drawn[:count] = token
 
-    def _prefill_group(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Prompts side by side, padded to the longest; returns their first tokens [prompts]."""
+    def _prefill_group(self, starting: Sequence[tuple[Prompt, Tensor]]) -> Tensor:
+        """Prompts side by side, each behind its prefix, padded to the longest; returns their first tokens [prompts]."""
         device = self.model.device
+        prompts = [prompt for prompt, _ in starting]
         rows = sum(len(prompt.rows) for prompt in prompts)
-        length = max(map(self._length, prompts))
-        if self.graphs.enabled and length <= self.prefill_lengths[-1]:
+        length = max(len(prompt.text) for prompt in prompts) + self.model.dims.bos
+        reach = max(prefix.shape[2] for _, prefix in starting) + length
+        if self.graphs.enabled and length <= PREFILL_LENGTHS[-1]:
             rows = next(size for size in PREFILL_ROWS if size >= rows)
-            length = next(size for size in self.prefill_lengths if size >= length)
-        x, where, last = self._prompt_tensors(rows, length)
-        where.fill_(self.cache.scratch)
-        last.zero_()  # the end of an earlier, longer prompt would lie outside of this bucket
-        row = 0
-        for prompt in prompts:
-            embedded = self.model.prompt(prompt.prefix, upload(prompt.text, device))
-            own = embedded.shape[1]
-            positions = torch.arange(own, device=device)
+            length = next(size for size in PREFILL_LENGTHS if size >= length)
+            reach = self._captured_reach(length)
+        x, places = self._prompt_tensors(rows, length)
+        placed: list[tuple[int, int, int]] = []
+        for prompt, prefix in starting:
+            embedded = self.model.prompt(upload(prompt.text, device))
+            past, own = prefix.shape[2], embedded.shape[1]
+            self.slots.fill(prompt, past + own, self.model.dims.start_speech)
             for extent, embedded_row in zip(prompt.rows, embedded, strict=False):
-                x[row, :own] = embedded_row
-                where[row, :own] = extent.start + positions
-                last[row].fill_(own - 1)
-                row += 1
-        self.graphs.run(("prefill", rows, length), partial(self._prefill_rows, x, where, last))
+                self.cache.fill(extent, prefix)
+                x[len(placed), :own] = embedded_row
+                placed.append((extent.start, past, own - 1))
+        placed += [(self.cache.scratch, 0, 0)] * (rows - len(placed))
+        places.copy_(upload(torch.tensor(placed), device).T)
+        self.graphs.run(("prefill", rows, length), partial(self._prefill_rows, x, places, reach))
         self._upload(prompts)
         return self._sample(prompts).clone()
 
-    def _prompt_tensors(self, rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs of a prefill: embeddings, pool positions, last positions. Static where a graph may read them."""
-        if self._prompt is None or length > self.prefill_lengths[-1]:
+    def _prompt_tensors(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """Inputs of a prefill: embeddings [rows, length, hidden], and [3, rows] int64 with the start of each row's
+        extent, the positions of its prefix and its last input. Static where a graph may read them."""
+        if self._prompt is None or length > PREFILL_LENGTHS[-1]:
             return self._new_prompt_tensors(rows, length)
-        x, where, last = self._prompt
-        return x[:rows, :length], where[:rows, :length], last[:rows]
+        x, places = self._prompt
+        return x[:rows, :length], places[:, :rows]
 
-    def _new_prompt_tensors(self, rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _new_prompt_tensors(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
         device = self.model.device
         x = torch.zeros(rows, length, self.model.dims.hidden, dtype=self.model.dtype, device=device)
-        where = torch.full((rows, length), self.cache.scratch, device=device)
-        return x, where, torch.zeros(rows, dtype=torch.int64, device=device)
+        places = torch.zeros(3, rows, dtype=torch.int64, device=device)
+        places[0] = self.cache.scratch
+        return x, places
 
-    def _prefill_rows(self, x: Tensor, where: Tensor, last: Tensor) -> None:
-        self._logits[: len(x)] = self.model.prefill(x, self.cache, where, last)
+    def _prefill_rows(self, x: Tensor, places: Tensor, reach: int) -> None:
+        start, past, last = places.unbind()
+        context = Context.of(self.cache, start, past, last, length=x.shape[1], reach=reach)
+        self._logits[: len(x)] = self.model.prefill(x, context, self.cache)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox_engine.attention import decode_attention, rotate
+from chatterbox_engine.attention import Context, decode_attention, prompt_attention, rotate
 from chatterbox_engine.device import upload
 from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.kv_cache import KVCache
@@ -110,30 +110,22 @@ class T3(Transformer):
         return torch.cat([speaker, self.perceiver(embedded[None])[0], emotion]).to(self.dtype)
 
     @torch.inference_mode()
-    def prompt(self, prefix: Tensor, text: Tensor) -> Tensor:
-        """The unconditional row keeps conditioning and positions and loses the text's embedding. BOS stands twice, both
-        at speech position 0."""
+    def prompt(self, text: Tensor) -> Tensor:
+        """The unconditional row keeps the positions and loses the text's embedding. BOS stands twice, both at speech
+        position 0."""
         positions = self.text_position[: len(text)]
         bos = (self.speech_embedding[self.dims.start_speech] + self.speech_position[0]).expand(2, -1)
-        conditional = torch.cat([prefix, self.text_embedding[text] + positions, bos])
-        return torch.stack([conditional, torch.cat([prefix, positions, bos])])
+        return torch.stack([torch.cat([self.text_embedding[text] + positions, bos]), torch.cat([positions, bos])])
 
-    def prefill(self, x: Tensor, cache: KVCache, where: Tensor, last: Tensor) -> Tensor:
-        rows, length, _ = x.shape
-        rotation = self.rotation[:length, None, None]
-        flat = where.flatten()
+    def prefill(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:
+        rotation = self.rotation[context.position][:, :, None, None]
         for index, block in enumerate(self._blocks):
             qkv = self._qkv(block, x)  # [rows, length, 3, heads, head_dim]
             # query and key together, which is half the kernels
             q, k, v = *rotate(qkv[:, :, :2], rotation).unbind(2), qkv[:, :, 2]
-            keys, values = cache.data[index].unbind()
-            keys.index_copy_(0, flat, k.flatten(0, 1))
-            values.index_copy_(0, flat, v.flatten(0, 1))
-            mixed = F.scaled_dot_product_attention(
-                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
-            )
-            x = self._finish_block(block, x, mixed.transpose(1, 2).flatten(2))
-        return self._logits(x[torch.arange(rows, device=x.device), last])
+            mixed = prompt_attention(q, k, v, cache.data[index], context)
+            x = self._finish_block(block, x, mixed.flatten(2))
+        return self._logits(x[torch.arange(len(x), device=x.device), context.last])
 
     def decode(self, token: Tensor, speech_position: Tensor, start: Tensor, position: Tensor, cache: KVCache) -> Tensor:
         x = self.speech_embedding[token] + self.speech_position[speech_position]  # [rows, hidden]

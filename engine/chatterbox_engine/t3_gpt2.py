@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox_engine.attention import decode_attention
+from chatterbox_engine.attention import Context, decode_attention, prompt_attention
 from chatterbox_engine.device import upload
 from chatterbox_engine.dims import GPT2Dims
 from chatterbox_engine.kv_cache import KVCache
@@ -70,28 +69,22 @@ class GPT2(Transformer):
 
     @torch.inference_mode()
     def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:  # noqa: ARG002
-        """Speaker and prompt tokens; there is no exaggeration to hear."""
+        """Speaker and prompt tokens, without positions; there is no exaggeration to hear."""
         speaker = self.speaker(upload(voice.speaker, self.device)[None]).to(self.dtype)  # [1, hidden]
         return torch.cat([speaker, self.speech_embedding[upload(voice.prompt_tokens, self.device)]])
 
     @torch.inference_mode()
-    def prompt(self, prefix: Tensor, text: Tensor) -> Tensor:
-        bos = self.speech_embedding[self.dims.start_speech][None]
-        x = torch.cat([prefix, self.text_embedding[text], bos])
-        return (x + self.position[: len(x)])[None]
+    def prompt(self, text: Tensor) -> Tensor:
+        """Without positions, which depend on the prefix."""
+        return torch.cat([self.text_embedding[text], self.speech_embedding[self.dims.start_speech][None]])[None]
 
-    def prefill(self, x: Tensor, cache: KVCache, where: Tensor, last: Tensor) -> Tensor:
-        flat = where.flatten()
+    def prefill(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:
+        x = x + self.position[context.position]
         for index, block in enumerate(self._blocks):
             q, k, v = self._qkv(block, x).unbind(2)  # [rows, length, heads, head_dim]
-            keys, values = cache.data[index].unbind()
-            keys.index_copy_(0, flat, k.flatten(0, 1))
-            values.index_copy_(0, flat, v.flatten(0, 1))
-            mixed = F.scaled_dot_product_attention(
-                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
-            )
-            x = self._finish_block(block, x, mixed.transpose(1, 2).flatten(2))
-        return self._logits(x[torch.arange(len(x), device=x.device), last])
+            mixed = prompt_attention(q, k, v, cache.data[index], context)
+            x = self._finish_block(block, x, mixed.flatten(2))
+        return self._logits(x[torch.arange(len(x), device=x.device), context.last])
 
     def decode(
         self,

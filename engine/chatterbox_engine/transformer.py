@@ -9,9 +9,10 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from chatterbox_engine.attention import Context
 from chatterbox_engine.dims import T3Dims
 from chatterbox_engine.errors import CheckpointError
-from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.kv_cache import KVCache, round_up
 from chatterbox_engine.linear import pack
 from chatterbox_engine.types import T3Conditionals
 
@@ -80,22 +81,35 @@ class Transformer(nn.Module, abc.ABC):
     def dtype(self) -> torch.dtype:
         return self.head.dtype
 
+    @torch.inference_mode()
+    def prefix(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
+        """Keys and values of the positions before the text, which depend on voice and exaggeration alone, of every row:
+        [layers, 2, n, heads, head_dim], n at most dims.prefix. Computed alone, so that they have the same bits for
+        every request."""
+        x = self.conditioning(voice, exaggeration)
+        length = len(x)
+        cache = KVCache(self.dims, round_up(length), device=self.device, dtype=self.dtype)
+        start = torch.zeros(1, dtype=torch.int64, device=self.device)
+        context = Context.of(cache, start, start, start + (length - 1), length=length, reach=length)
+        self.prefill(x[None], context, cache)
+        return cache.data[:, :, :length].clone()
+
     @abc.abstractmethod
     def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
-        """The prefix that depends on voice and exaggeration alone: [at most dims.prefix, hidden], compute dtype."""
+        """Embeds what depends on voice and exaggeration alone: [at most dims.prefix, hidden], compute dtype."""
 
     @abc.abstractmethod
-    def prompt(self, prefix: Tensor, text: Tensor) -> Tensor:
-        """Embeds prefix, text and BOS: [rows, length, hidden], the conditional row first, an unconditional one behind
-        it where the model is guided. text: [n] int64 as `dims.frame` gives it; length: prefix + n + dims.bos."""
+    def prompt(self, text: Tensor) -> Tensor:
+        """Embeds text and BOS: [rows, n + dims.bos, hidden], the conditional row first, an unconditional one behind it
+        where the model is guided. text: [n] int64 as `dims.frame` gives it."""
 
     @abc.abstractmethod
-    def prefill(self, x: Tensor, cache: KVCache, where: Tensor, last: Tensor) -> Tensor:
-        """Runs whole prompts and stores their keys and values; logits of each row's last position.
+    def prefill(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:
+        """Runs inputs that follow what their rows hold already and stores their keys and values; logits of each row's
+        last input.
 
-        x: [rows, length, hidden], rows shorter than `length` padded at the right, which causal attention never sees.
-        where: [rows, length] int64, the pool position of every input (padding: scratch). last: [rows] int64.
-        Returns [rows, speech_vocab] in the compute dtype.
+        x: [rows, length, hidden], rows shorter than `length` padded at the right. Returns [rows, speech_vocab] in the
+        compute dtype.
         """
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""Caches that are bounded: voices by their bytes, other results by their number."""
+"""Caches that are bounded: voices by their bytes, other results by their number or by a size of their own."""
 
 from __future__ import annotations
 
@@ -61,17 +61,23 @@ class VoiceCache:
 
 
 class Memo(Generic[V]):
-    """The most recently used results of a computation. Belongs to one thread."""
+    """The most recently used results of a computation, as many as fit. Belongs to one thread."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, size: Callable[[V], int] = lambda _result: 1) -> None:
+        """limit: of the sizes of all kept results together; by default of their number."""
         self._limit = limit
+        self._size = size
+        self._total = 0
         self._kept: OrderedDict[Hashable, V] = OrderedDict()
 
     def get(self, key: Hashable, compute: Callable[[], V]) -> V:
         """The result kept under `key`, computed when there is none."""
-        if key not in self._kept:
-            self._kept[key] = compute()
-            if len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        result = self._kept[key] = compute()
+        self._total += self._size(result)
+        while self._total > self._limit:
+            _, oldest = self._kept.popitem(last=False)
+            self._total -= self._size(oldest)
+        return result

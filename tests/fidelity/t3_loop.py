@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from chatterbox_engine.assemble import BACKBONES
+from chatterbox_engine.attention import Context
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.families import ENGLISH, Family
 from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.kv_cache import KVCache
+from chatterbox_engine.kv_cache import Extent, KVCache
 from chatterbox_engine.quantize import quantize
 from chatterbox_engine.runner import Drawn, Prompt, Runner
 from chatterbox_engine.scheduler import Place, Scheduler
 from chatterbox_engine.transformer import Transformer
 from chatterbox_engine.types import SamplingParams, T3Conditionals
+from chatterbox_engine.voice_cache import Memo
 
 CPU = torch.device("cpu")
 SLOTS = 6
@@ -35,6 +37,8 @@ class Request:
     arrives: int = 0
     cancelled_after: int | None = None
     prefix: int = 34
+    prompt_tokens: int | None = None
+    """How many of the voice's speech tokens T3 hears: a voice of its own."""
     first: bool = True
     place: Place | None = None
     prompt: Prompt | None = None
@@ -49,10 +53,10 @@ class Request:
         inner = torch.randint(3, 200, (self.text_length,), generator=torch.Generator().manual_seed(self.seed))
         return torch.cat([torch.tensor([255]), inner, torch.tensor([0])])
 
-    def start(self, prefix: Tensor) -> Prompt:
+    def start(self) -> Prompt:
         assert self.place is not None
         uniforms = torch.rand(self.max_tokens + 1, generator=torch.Generator().manual_seed(self.seed))
-        self.prompt = Prompt(self.place.slot, self.place.rows, prefix, self.text(), self.sampling, uniforms)
+        self.prompt = Prompt(self.place.slot, self.place.rows, self.text(), self.sampling, uniforms)
         return self.prompt
 
 
@@ -67,11 +71,14 @@ class Loop:
         family: Family = ENGLISH,
         slots: int = SLOTS,
         cache_len: int = CACHE_LEN,
+        prefixes: int = 1 << 30,
     ) -> None:
+        """prefixes: bytes of the voices' prefixes that are kept."""
         positions = slots * 2 * cache_len
         self.model, self.voice = model, voice
         self.cache = KVCache(model.dims, positions, device=CPU, dtype=model.dtype)
         self.runner = Runner(model, self.cache, slots, family=family, graphs=Graphs(CPU, enabled=False))
+        self.prefixes: Memo[Tensor] = Memo(prefixes, lambda prefix: prefix.nbytes)
         self.scheduler: Scheduler[Request] = Scheduler(max_slots=slots, positions=positions, max_prefills=2)
 
     def run(self, requests: list[Request]) -> None:
@@ -97,9 +104,14 @@ class Loop:
         if plan.decode:
             launched.append((plan.decode, self.runner.decode([r.prompt for r in plan.decode if r.prompt])))
         if plan.prefill:
-            prompts = [r.start(self.model.conditioning(self.voice, r.sampling.exaggeration)) for r in plan.prefill]
-            launched.append((plan.prefill, self.runner.prefill(prompts)))
+            prompts, prefixes = [r.start() for r in plan.prefill], [self._prefix(r) for r in plan.prefill]
+            launched.append((plan.prefill, self.runner.prefill(prompts, prefixes)))
         return launched
+
+    def _prefix(self, request: Request) -> Tensor:
+        heard, exaggeration = request.prompt_tokens, request.sampling.exaggeration
+        voice = replace(self.voice, prompt_tokens=self.voice.prompt_tokens[:heard])
+        return self.prefixes.get((heard, exaggeration), lambda: self.model.prefix(voice, exaggeration))
 
     def _publish(self, pending: list[tuple[list[Request], Drawn]]) -> None:
         for requests, drawn in pending:
@@ -157,18 +169,20 @@ def teacher_forced(
     model: Transformer, voice: T3Conditionals, text: Tensor, forced: Tensor, *, exaggeration: float = 0.5
 ) -> Tensor:
     """Logits after the prompt and after each forced token: [1 + tokens, rows, vocab]."""
-    prompt = model.prompt(model.conditioning(voice, exaggeration), text)
-    rows, length, _ = prompt.shape
+    prefix, prompt = model.prefix(voice, exaggeration), model.prompt(text)
+    (rows, own, _), past = prompt.shape, prefix.shape[2]
     cache = KVCache(model.dims, (rows + 1) * EXTENT, device=model.device, dtype=model.dtype)
     start = EXTENT * torch.arange(rows, 0, -1, device=model.device)
 
     def each(value: int) -> Tensor:
         return torch.full((rows,), value, device=model.device)
 
-    where = start[:, None] + torch.arange(length, device=model.device)
-    logits = [model.prefill(prompt, cache, where, each(length - 1))]
+    for row in start.tolist():
+        cache.fill(Extent(row, EXTENT), prefix)
+    context = Context.of(cache, start, each(past), each(own - 1), length=own, reach=past + own)
+    logits = [model.prefill(prompt, context, cache)]
     for step, token in enumerate(forced):
-        logits.append(model.decode(token.expand(rows), each(step + 1), start, each(length + step), cache))
+        logits.append(model.decode(token.expand(rows), each(step + 1), start, each(past + own + step), cache))
     return torch.stack(logits)
 
 

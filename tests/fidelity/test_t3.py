@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from chatterbox_engine.attention import Context
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import Extent, KVCache
 from chatterbox_engine.runner import Prompt, Runner
 from chatterbox_engine.t3 import T3
-from chatterbox_engine.types import Conditionals, SamplingParams
+from chatterbox_engine.types import Conditionals, SamplingParams, T3Conditionals
 from tests.conftest import CheckpointOf
 from tests.fidelity import upstream
 from tests.fidelity.t3_loop import Loop, Request, relative_error, teacher_forced
@@ -95,9 +96,8 @@ def our_tokens(pair: Pair, text: Tensor, params: SamplingParams, uniforms: Tenso
     cache = KVCache(model.dims, 6 * EXTENT, device=CPU, dtype=torch.float32)
     runner = Runner(model, cache, 3, graphs=Graphs(CPU, enabled=False))
     rows = (Extent(2 * EXTENT, EXTENT), Extent(EXTENT, EXTENT))[: 2 if params.cfg_weight else 1]
-    prefix = model.conditioning(pair.voice.t3, params.exaggeration)
-    prompt = Prompt(1, rows, prefix, text, params, uniforms)
-    tokens = runner.prefill([prompt]).read()
+    prompt = Prompt(1, rows, text, params, uniforms)
+    tokens = runner.prefill([prompt], [model.prefix(pair.voice.t3, params.exaggeration)]).read()
     while tokens[-1] != model.dims.stop_speech and len(tokens) < len(uniforms) - 1:
         tokens += runner.decode([prompt]).read()
     return tokens[:-1] if tokens[-1] == model.dims.stop_speech else tokens
@@ -163,8 +163,22 @@ class OneBos(T3):
     def __init__(self, dims: LlamaDims) -> None:
         super().__init__(OneBosDims(**vars(dims)))
 
-    def prompt(self, prefix: Tensor, text: Tensor) -> Tensor:
-        return super().prompt(prefix, text)[:, :-1]
+    def prompt(self, text: Tensor) -> Tensor:
+        return super().prompt(text)[:, :-1]
+
+
+class LatePrompt(T3):
+    """Text and BOS one position too far behind the prefix."""
+
+    def prefill(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:
+        return super().prefill(x, replace(context, position=context.position + 1), cache)
+
+
+class ForgottenVoice(T3):
+    """Text and BOS behind a prefix of which nothing is known."""
+
+    def prefix(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
+        return torch.zeros_like(super().prefix(voice, exaggeration))
 
 
 @pytest.mark.parametrize(
@@ -173,6 +187,8 @@ class OneBos(T3):
         pytest.param(NoPositions, 0.5, id="no-positions"),
         pytest.param(LatePositions, 0.5, id="late-positions"),
         pytest.param(OneBos, 0.5, id="one-bos"),
+        pytest.param(LatePrompt, 0.5, id="late-prompt"),
+        pytest.param(ForgottenVoice, 0.5, id="forgotten-voice"),
         pytest.param(T3, -0.5, id="guidance-of-the-wrong-sign"),
     ],
 )

@@ -32,7 +32,8 @@ def loop(served: Served) -> Iterator[Loop]:
 
 @pytest.fixture(scope="module")
 def lonely(served: Served) -> Loop:
-    return served.loop(slots=1, cache_len=1024)
+    """It computes every request's prefix anew."""
+    return served.loop(slots=1, cache_len=1024, prefixes=0)
 
 
 SAMPLING = st.builds(
@@ -52,6 +53,7 @@ REQUESTS = st.builds(
     seed=st.integers(0, 1 << 30),
     max_tokens=st.integers(1, 90),
     arrives=st.integers(0, 60),
+    prompt_tokens=st.sampled_from([None, 20, 70]),
     cancelled_after=st.one_of(st.none(), st.none(), st.none(), st.integers(0, 90)),
 )
 

@@ -84,8 +84,8 @@ def our_tokens(pair: Pair, text: Tensor, params: SamplingParams, uniforms: Tenso
     model = pair.ours
     cache = KVCache(model.dims, 3 * EXTENT, device=CPU, dtype=torch.float32)
     runner = Runner(model, cache, 3, family=TURBO, graphs=Graphs(CPU, enabled=False))
-    prompt = Prompt(1, (Extent(EXTENT, EXTENT),), model.conditioning(pair.voice.t3, 0.0), text, params, uniforms)
-    tokens = runner.prefill([prompt]).read()
+    prompt = Prompt(1, (Extent(EXTENT, EXTENT),), text, params, uniforms)
+    tokens = runner.prefill([prompt], [model.prefix(pair.voice.t3, 0.0)]).read()
     while tokens[-1] != model.dims.stop_speech and len(tokens) < len(uniforms) - 1:
         tokens += runner.decode([prompt]).read()
     return tokens[:-1] if tokens[-1] == model.dims.stop_speech else tokens

@@ -8,12 +8,13 @@ import queue
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from chatterbox_engine import assemble
-from chatterbox_engine.attention import decode_attention
+from chatterbox_engine.attention import Context, decode_attention, prompt_attention
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.config import Config
-from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.dims import LlamaDims, S3GenDims
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import KVCache
 from chatterbox_engine.linear import swiglu
@@ -66,6 +67,25 @@ def test_swiglu_agrees_with_torch(dtype: torch.dtype) -> None:
     assert error < (1e-5 if dtype == torch.float32 else 1e-2), f"{error:.2e}"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prompts_behind_prefixes_take_the_memory_efficient_kernel(dtype: torch.dtype) -> None:
+    dims = LlamaDims(layers=1)
+    generator = torch.Generator().manual_seed(0)
+    exact = KVCache(dims, 2048, device=torch.device("cpu"), dtype=torch.float32)
+    exact.data.normal_(generator=generator)
+    cache = KVCache(dims, 2048, device=torch.device("cuda"), dtype=dtype)
+    cache.data.copy_(exact.data)
+    new = [torch.randn(3, 64, dims.heads, dims.head_dim, generator=generator) for _ in range(3)]
+    places = torch.tensor([[64, 1024, exact.scratch], [376, 90, 0], [63, 20, 0]])  # the last row is padding
+    expected = prompt_attention(*new, exact.data[0], Context.of(exact, *places, length=64, reach=440))
+    context = Context.of(cache, *places.cuda(), length=64, reach=440)
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # fails where that kernel cannot take it
+        got = prompt_attention(*(part.to("cuda", dtype) for part in new), cache.data[0], context).float().cpu()
+    for row, last in enumerate((63, 20)):
+        error = relative_error(got[row, : last + 1], expected[row, : last + 1])
+        assert error < (1e-5 if dtype == torch.float32 else 1e-2), f"{error:.2e}"
+
+
 @pytest.fixture(params=["tiny", "tiny-turbo"])
 def checkpoint(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Checkpoint:
     return checkpoint_of(request.param)
@@ -102,7 +122,8 @@ def requests(checkpoint: Checkpoint) -> list[Request]:
                 sampling=SamplingParams(cfg_weight=[0.5, 0.0, 1.0][number % 3], top_p=[1.0, 0.8][number % 2]),
                 seed=number,
                 max_tokens=60,
-                arrives=3 * number,
+                arrives=3 * (number // 2),
+                prompt_tokens=[None, 70, 20][number % 3],
                 cancelled_after=20 if number == 4 else None,
             )
         )

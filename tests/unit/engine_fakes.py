@@ -31,9 +31,13 @@ class FakeRunner:
     """Utterances stop after as many tokens as their text has characters; token i of an utterance is i."""
 
     def __init__(self) -> None:
-        self.model = SimpleNamespace(
-            dims=LlamaDims(), device=torch.device("cpu"), conditioning=lambda voice, exaggeration: torch.zeros(34, 1)
-        )
+        self.model = SimpleNamespace(dims=LlamaDims(), device=torch.device("cpu"), prefix=self.prefix)
+        self.prefix_bytes = 1
+        """Of a voice."""
+        self.computed: list[tuple[str, float]] = []
+        """Prefixes, by voice and exaggeration."""
+        self.given: list[tuple[str, float]] = []
+        """The prefixes that prompts were run behind."""
         self.gate = threading.Event()
         self.gate.set()
         self.started = threading.Event()
@@ -47,7 +51,12 @@ class FakeRunner:
     def warm_up(self, report: Callable[[str], None]) -> None:
         report("warm")
 
-    def prefill(self, prompts: Sequence[Any]) -> Any:
+    def prefix(self, voice: str, exaggeration: float) -> Any:
+        self.computed.append((voice, exaggeration))
+        return SimpleNamespace(of=(voice, exaggeration), nbytes=self.prefix_bytes)
+
+    def prefill(self, prompts: Sequence[Any], prefixes: Sequence[Any]) -> Any:
+        self.given += [prefix.of for prefix in prefixes]
         for prompt in prompts:
             self.drawn[id(prompt)] = 0
         return self._draw(prompts)
@@ -124,7 +133,7 @@ class FakeWatermarker(NoWatermark):
 
 
 class FakeVoices:
-    """Knows `default`; a voice called `later` is found when `release` is called."""
+    """Knows `default` and `other`; a voice called `later` is found when `release` is called."""
 
     cached = 1
 
@@ -139,11 +148,11 @@ class FakeVoices:
 
     def resolve(self, request: SynthesisRequest, done: Any) -> None:
         name = request.voice
-        voice: Any = SimpleNamespace(key=name, conditionals=SimpleNamespace(t3=None, s3gen=None))
+        voice: Any = SimpleNamespace(key=name, conditionals=SimpleNamespace(t3=name, s3gen=None))
         if name == "later":
             self.waiting.put(lambda: done(Found(voice, "memory")))
         else:
-            done(Found(voice, "memory") if name == "default" else NotFound(f"there is no voice {name!r}"))
+            done(Found(voice, "memory") if name in ("default", "other") else NotFound(f"there is no voice {name!r}"))
 
     def release(self) -> None:
         self.waiting.get(timeout=WAIT)()

@@ -11,6 +11,7 @@ import torch
 from chatterbox_engine import assemble
 from chatterbox_engine.config import Config, cores
 from chatterbox_engine.dims import LlamaDims
+from chatterbox_engine.engine import PREFIX_BYTES
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.quantize import check_quantization
@@ -29,6 +30,16 @@ def test_a_cache_that_cannot_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(ConfigError, match=r"KV cache: 64 slots .* 1000000.00 GB, but cpu has .* CHATTERBOX_MAX_SLOTS"):
         assemble.check_memory(10**15, CPU, 64, 2, Config(), lines.append)
     assert lines[0].startswith("KV cache: 64 slots of 2 rows of 1200 positions")
+
+
+def test_a_gpu_keeps_room_for_prefixes_and_the_vocoder_beside_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, total, free = torch.device("cuda"), 40 << 30, 30 << 30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, total))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(total_memory=total))
+    room = free - assemble.GPU_RESERVE - PREFIX_BYTES - (total // 4) * 5 // 4
+    assemble.check_memory(room, gpu, 64, 2, Config(), lambda _line: None)
+    with pytest.raises(ConfigError, match=r"cuda has 16\.11 GB for it"):
+        assemble.check_memory(room + 1, gpu, 64, 2, Config(), lambda _line: None)
 
 
 @pytest.mark.parametrize(("name", "message"), [("cuda:9", "sees no CUDA"), ("quantum", "torch does not know")])

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from chatterbox_engine.engine import PREFIX_BYTES
 from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, NotFound, Overloaded
-from chatterbox_engine.types import SAMPLES_PER_TOKEN, SynthesisResult
+from chatterbox_engine.types import SAMPLES_PER_TOKEN, SamplingParams, SynthesisResult
 from tests.unit.engine_fakes import WAIT, Answers, FakeEngine
 
 
@@ -20,6 +21,25 @@ def test_a_request_is_answered_with_its_tokens_and_their_audio() -> None:
     assert result.speech_tokens.tolist() == list(range(12))
     assert len(result.samples) == 12 * SAMPLES_PER_TOKEN
     assert (result.stats["finish_reason"], result.stats["tokens"], result.stats["model"]) == ("stop", 12, "fake")
+
+
+def test_a_prefix_is_computed_once_for_a_voice_and_exaggeration() -> None:
+    asked = [("default", 0.5), ("other", 0.5), ("default", 0.5), ("default", 0.9), ("other", 0.5), ("default", 0.9)]
+    with FakeEngine() as fake:
+        for voice, exaggeration in asked:
+            fake.submit(voice=voice, sampling=SamplingParams(exaggeration=exaggeration))
+            fake.answers.take()
+    assert fake.runner.given == asked
+    assert fake.runner.computed == [("default", 0.5), ("other", 0.5), ("default", 0.9)]
+
+
+def test_prefixes_are_bounded_by_their_bytes() -> None:
+    with FakeEngine() as fake:
+        fake.runner.prefix_bytes = PREFIX_BYTES // 2 + 1
+        for voice in ("default", "default", "other", "default"):
+            fake.submit(voice=voice)
+            fake.answers.take()
+    assert [voice for voice, _ in fake.runner.computed] == ["default", "other", "default"]
 
 
 def test_a_request_ends_at_its_length() -> None:

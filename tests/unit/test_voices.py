@@ -22,7 +22,7 @@ from chatterbox_engine.types import (
     SynthesisRequest,
     T3Conditionals,
 )
-from chatterbox_engine.voice_cache import Voice, VoiceCache
+from chatterbox_engine.voice_cache import Memo, Voice, VoiceCache
 from chatterbox_engine.voice_store import VoiceStore, content_hash
 from chatterbox_engine.voices import Found, Voices
 from tests.clips import encoded, tone
@@ -316,6 +316,23 @@ def test_the_cache_counts_bytes_and_drops_the_least_recently_used() -> None:
     cache.put(Voice("c", conditionals(1.0)))
     assert (cache.get("b"), cache.full, cache.bytes) == (None, True, 2 * SIZE)
     assert cache.get("a") is not None
+
+
+def test_computed_results_are_kept_by_their_size_and_the_least_recently_used_one_goes() -> None:
+    memo: Memo[str] = Memo(5, len)
+    made: list[str] = []
+
+    def get(key: str) -> str:
+        def compute() -> str:
+            made.append(key)
+            return key
+
+        return memo.get(key, compute)
+
+    assert [get(key) for key in ("aa", "bb", "aa", "cc", "aa", "bb")] == ["aa", "bb", "aa", "cc", "aa", "bb"]
+    assert made == ["aa", "bb", "cc", "bb"]
+    assert get("larger") == get("larger") == "larger"  # than there is room for
+    assert made[4:] == ["larger", "larger"]
 
 
 def test_a_bad_clip_answers_only_its_own_requests(desk: Desk) -> None:
