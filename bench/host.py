@@ -9,8 +9,9 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 from bench.report import Report, Row
 from chatterbox_engine.engine import Engine
@@ -25,13 +26,13 @@ TEXT = (
     "It was a bright cold day in April, and the clocks were striking thirteen, when somebody slipped quickly"
     " through the glass doors."
 )  # the networks speak a token for each of its characters: five seconds
-MEL, PROMPT_FRAMES = 80, 500
 
 Begin = Callable[[Engine, SynthesisRequest, Callable[[int, bool], None]], None]
 """Starts a request; the last argument is called with each part's samples and whether it is the last one."""
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # as the engine does beside a GPU
     report = Report("host", notes={"callers": CALLERS, "seconds": SECONDS, "characters": len(TEXT)})
     for case, begin in (("whole answers", whole), ("streams", stream)):
         wall, cpu, audio, requests = run(begin)
@@ -50,8 +51,6 @@ def run(begin: Begin) -> tuple[float, float, float, int]:
     """Wall seconds, seconds of all threads, seconds of audio and answers of callers that never wait."""
     heard: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
     with FakeEngine(max_slots=CALLERS, max_queue=2 * CALLERS, vocoder_batch=16) as fake:
-        networks: Any = fake.s3gen
-        networks.dims, networks.prepare = SimpleNamespace(mel=MEL), lambda _voice: SimpleNamespace(frames=PROMPT_FRAMES)
         seed = 0
         for seed in range(CALLERS):
             begin(fake.engine, SynthesisRequest(text=TEXT, seed=seed), lambda *part: heard.put(part))

@@ -19,7 +19,7 @@ import chatterbox_engine.s3gen.attention_cuda  # noqa: F401  registers its opera
 from bench.report import Report, Row, say, seconds, synchronize
 from chatterbox_engine.dims import S3GenDims
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
-from chatterbox_engine.s3gen.noise import source_noise, start_noise
+from chatterbox_engine.s3gen.model import draw_source
 from chatterbox_engine.types import TOKENS_PER_SECOND
 from tests.fidelity.s3gen_reference import Upstream, build_upstream, random_conditionals, random_tokens
 
@@ -142,14 +142,14 @@ def stages(s3gen: S3Gen, jobs: Sequence[VocoderJob]) -> dict[str, float]:
     """Milliseconds of every stage, each on its own."""
     frames = [job.frames for job in jobs]
     totals = [job.voice.frames + job.frames for job in jobs]
-    source = [source_noise(job.seed, job.frames) for job in jobs]
+    source = draw_source(jobs, s3gen.device)
     mel = s3gen.mel(jobs)
     tokens = torch.zeros(len(jobs), totals[0] // 2, dtype=torch.int64, device=s3gen.device)
     with torch.inference_mode():
         encoder = seconds(lambda: s3gen.encoder(tokens, None), repeat=1)
     whole = seconds(lambda: s3gen.mel(jobs), repeat=1)
     return {
-        "noise_ms": 1e3 * seconds(lambda: [(start_noise(0, n, DIMS.mel), source_noise(0, n)) for n in totals]),
+        "source_noise_ms": 1e3 * seconds(lambda: draw_source(jobs, s3gen.device)),
         "encoder_ms": 1e3 * encoder,
         "flow_ms": 1e3 * (whole - encoder),
         "vocoder_ms": 1e3 * seconds(lambda: s3gen.vocode(mel, frames, source), repeat=1),

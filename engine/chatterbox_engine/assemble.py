@@ -73,6 +73,9 @@ def build(
     if device.type == "cpu":
         torch.set_num_threads(share_of_cores(config))
     else:
+        # The host's tensors are small: a team of threads at each of them, for several callers at once, waits more than
+        # it works (docs/performance.md, The host).
+        torch.set_num_threads(1)
         # What stays float32 beside bfloat16 weights, HiFT, may round its convolutions' factors to TF32's ten bits, as
         # upstream's do on a GPU. Where all is float32 it is for exactness.
         torch.backends.cudnn.allow_tf32 = dtype == torch.bfloat16

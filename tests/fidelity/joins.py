@@ -55,11 +55,11 @@ class SameMel:
 
     def __init__(self, s3gen: S3Gen, mel: Tensor) -> None:
         """mel: [2 tokens, mel]."""
-        self.dims, self.fade, self.pitch, self.vocode = s3gen.dims, torch.ones(1), s3gen.pitch, s3gen.vocode
+        self.device, self.fade, self.pitch, self.vocode = s3gen.device, torch.ones(1), s3gen.pitch, s3gen.vocode
         self.tokens = torch.arange(len(mel) // 2)
         self._mel = mel
 
-    def mel(self, jobs: Sequence[VocoderJob], noise: Sequence[Tensor]) -> Tensor:
+    def mel(self, jobs: Sequence[VocoderJob]) -> Tensor:
         (job,) = jobs
         return self._mel[None, frames_of(job.tokens)]
 

@@ -125,4 +125,4 @@ def source_drawn(modules: Upstream, seed: int, frames: int) -> SourceNoise:
     phases[0] = 0.0
     noise = torch.randn(1, HARMONICS, SAMPLES_PER_FRAME * frames)[0]
     mix = modules.mel2wav.m_source.l_linear.weight.detach()
-    return SourceNoise(phases, (mix @ noise)[0] / mix.norm())
+    return SourceNoise(phases[None], (mix @ noise) / mix.norm())

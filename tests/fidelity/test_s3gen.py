@@ -70,7 +70,7 @@ def test_waveform_equals_upstream_with_the_same_source_noise(dims: S3GenDims, fr
     s3gen = S3Gen.from_state_dict(upstream.state_dict(), dims, device=CPU)
     mel = torch.randn(frames, dims.mel, generator=torch.Generator().manual_seed(1))
     reference = upstream_wave(upstream, mel, seed=5)
-    mine = s3gen.vocode(mel[None], [frames], [source_drawn(upstream, 5, frames)])[0]
+    mine = s3gen.vocode(mel[None], [frames], source_drawn(upstream, 5, frames))[0]
     assert mine.shape == reference.shape == (480 * frames,)
     assert relative_error(mine, reference) < 1e-3
     assert 0.01 < float(reference.std()) < 0.9

@@ -99,7 +99,7 @@ class Voiced:
     loudness by about 0.5 dB.
     """
 
-    dims = SimpleNamespace(mel=2)
+    device = torch.device("cpu")
     fade = torch.ones(1)
 
     def __init__(self, pitch: Tensor, loudness: Tensor, drift: float) -> None:
@@ -109,21 +109,21 @@ class Voiced:
     def pitch(self, mel: Tensor, frames: Sequence[int]) -> Tensor:
         return mel[..., 1]
 
-    def mel(self, jobs: Sequence[VocoderJob], noise: Sequence[Tensor]) -> Tensor:
+    def mel(self, jobs: Sequence[VocoderJob]) -> Tensor:
         (job,) = jobs
         self._windows += 1
         frames = frames_of(job.tokens)
         drift = self._drift * torch.sin(torch.arange(len(frames)) / 7 + 2.0 * self._windows)[:, None]
         return (self._frames[frames] * (1 + torch.tensor([0.06, 0.01]) * drift))[None]
 
-    def vocode(self, mel: Tensor, frames: Sequence[int], source: Sequence[SourceNoise]) -> Tensor:
+    def vocode(self, mel: Tensor, frames: Sequence[int], source: SourceNoise) -> Tensor:
         loudness, pitch = (row.repeat_interleave(FRAME).double() for row in mel[0].T)
         kernel = torch.full((1, 1, FRAME + 1), 1 / (FRAME + 1), dtype=torch.float64)  # as smooth as HiFT's envelopes
         loudness = torch.nn.functional.conv1d(
             torch.nn.functional.pad(loudness[None, None], (FRAME // 2, FRAME // 2), mode="replicate"), kernel
         )[0, 0]
         orders = torch.arange(1, 10)[:, None]
-        angle = 2 * math.pi * orders * (pitch / SAMPLE_RATE).cumsum(0) + source[0].phases[:, None]
+        angle = 2 * math.pi * orders * (pitch / SAMPLE_RATE).cumsum(0) + source.phases[0, :, None]
         return (loudness * (torch.sin(angle) / orders).sum(0) * 0.2).float()[None]
 
 

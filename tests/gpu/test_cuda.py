@@ -23,7 +23,7 @@ from chatterbox_engine.reference import ReferenceEncoder
 from chatterbox_engine.runner import Runner
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
 from chatterbox_engine.s3gen.attention_cuda import attend
-from chatterbox_engine.s3gen.noise import source_noise
+from chatterbox_engine.s3gen.model import draw_source
 from chatterbox_engine.types import SamplingParams, SynthesisRequest, SynthesisResult
 from tests.clips import tone
 from tests.conftest import CheckpointOf
@@ -189,9 +189,11 @@ def test_s3gen_on_the_gpu_agrees_with_the_cpu(
             return [VocoderJob(*each, seed) for seed, each in enumerate(zip(tokens, voices, strict=True))]
 
         mel, frames = exact.mel(jobs(exact)), [2 * count for _, count in sizes]
-        sources = [source_noise(seed, count) for seed, count in enumerate(frames)]
+        source = draw_source(jobs(exact), exact.device)
+        on_gpu = draw_source(jobs(ours), ours.device)
+        torch.testing.assert_close(on_gpu.samples.cpu(), source.samples, rtol=0, atol=1e-5)
         got = ours.mel(jobs(ours)).cpu()
-        wave, got_wave = exact.vocode(mel, frames, sources), ours.vocode(mel.cuda(), frames, sources).cpu()
+        wave, got_wave = exact.vocode(mel, frames, source), ours.vocode(mel.cuda(), frames, on_gpu).cpu()
         for row, count in enumerate(frames):
             error = relative_error(got[row, :count], mel[row, :count])
             assert error < mel_bound, f"row {row}: mel {error:.2e}"

@@ -104,7 +104,7 @@ class FakeS3Gen:
     def pitch(self, mel: torch.Tensor, frames: Sequence[int]) -> torch.Tensor:
         return torch.zeros(mel.shape[:2])
 
-    def mel(self, jobs: Sequence[Any], noise: Sequence[torch.Tensor]) -> torch.Tensor:
+    def mel(self, jobs: Sequence[Any]) -> torch.Tensor:
         self.entered.set()
         assert self.gate.wait(WAIT)
         if self.error is not None:
@@ -119,7 +119,7 @@ class FakeS3Gen:
         rows = [job.tokens.float().repeat_interleave(2)[:, None] for job in jobs]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
-    def vocode(self, mel: torch.Tensor, frames: Sequence[int], source: Sequence[Any]) -> torch.Tensor:
+    def vocode(self, mel: torch.Tensor, frames: Sequence[int], source: Any) -> torch.Tensor:
         return mel.squeeze(2).repeat_interleave(SAMPLES_PER_TOKEN // 2, dim=1) / 10_000
 
 

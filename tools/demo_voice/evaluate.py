@@ -57,7 +57,8 @@ class Speech:
 
         for wave in self._spoken:
             mel = mel_spectrogram(torch.from_numpy(data.widen(wave))).transpose(1, 2)
-            yield self._s3gen.vocode(mel, [mel.shape[1]], [source_noise(1, mel.shape[1])])[0].numpy()
+            source = source_noise([1], [0], mel.shape[1], mel.device)
+            yield self._s3gen.vocode(mel, [mel.shape[1]], source)[0].numpy()
 
     def tokens(self) -> Iterator[np.ndarray]:
         for wave in self._spoken:

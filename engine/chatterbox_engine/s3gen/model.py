@@ -45,11 +45,14 @@ class PreparedVoice:
 
 @dataclass(frozen=True)
 class VocoderJob:
-    """One utterance to synthesise. The tokens may lie on the CPU or on the device; the seed decides all noise."""
+    """An utterance to synthesise, or a part of one. The tokens may lie on the CPU or on the device; the seed decides
+    all noise."""
 
     tokens: Tensor  # [n] int64, n at least 1, all below S3GenDims.vocab
     voice: PreparedVoice
     seed: int
+    first: int = 0
+    """Tokens of the utterance before these."""
 
     @property
     def frames(self) -> int:
@@ -118,7 +121,7 @@ class S3Gen:
     @torch.inference_mode()
     def synthesise(self, jobs: Sequence[VocoderJob]) -> list[Tensor]:
         """Waveforms of the jobs: [960 tokens] float32 each, on the device, the first 20 ms muted, the next faded in."""
-        waves = self.vocode(self.mel(jobs), [job.frames for job in jobs], [_source(job) for job in jobs])
+        waves = self.vocode(self.mel(jobs), [job.frames for job in jobs], draw_source(jobs, self.device))
         waves[:, : 2 * _MUTED] *= self.fade
         return [wave[: SAMPLES_PER_FRAME * job.frames] for wave, job in zip(waves, jobs, strict=True)]
 
@@ -128,51 +131,57 @@ class S3Gen:
 
         noise: where the flow starts, [prompt + utterance frames, mel] per job; by default from the job's seed.
         """
-        totals = [job.voice.frames + job.frames for job in jobs]
-        start = noise or [start_noise(job.seed, total, self.dims.mel) for job, total in zip(jobs, totals, strict=True)]
         if not self.rows_together:
-            return self._pad([self._mel([job], [row])[0] for job, row in zip(jobs, start, strict=True)])
-        return self._mel(jobs, start)
+            own = [None] * len(jobs) if noise is None else [[row] for row in noise]
+            return self._pad([self._mel([job], start)[0] for job, start in zip(jobs, own, strict=True)])
+        return self._mel(jobs, noise)
 
-    def _mel(self, jobs: Sequence[VocoderJob], start: Sequence[Tensor]) -> Tensor:
+    def _mel(self, jobs: Sequence[VocoderJob], noise: Sequence[Tensor] | None) -> Tensor:
         voices = [job.voice for job in jobs]
         prompts = [voice.frames for voice in voices]
         totals = [job.voice.frames + job.frames for job in jobs]
         size = self._size(max(totals) // _FRAMES_PER_TOKEN, _MEL_STEPS)
         frames = _FRAMES_PER_TOKEN * size
         tokens = self._pad([torch.cat([job.voice.tokens, upload(job.tokens, self.device)]) for job in jobs], size)
+        start = self._start(jobs, frames) if noise is None else self._pad(noise, frames)
         speakers = torch.stack([voice.speaker for voice in voices])
-        inputs = (tokens, self._pad(start, frames), speakers, self._pad([voice.mel for voice in voices], frames))
-        bucket = self._to_mel.find(*tokens.shape)
-        x = (
-            bucket.run(*inputs, upload(totals, self.device))
-            if bucket
-            else self._solve(*inputs, self._lengths(totals, frames))
-        )
+        inputs = (tokens, start, speakers, self._pad([voice.mel for voice in voices], frames))
+        if bucket := self._to_mel.find(*tokens.shape):
+            x = bucket.run(*inputs, upload(totals, self.device))
+        else:
+            x = self._solve(*inputs, self._lengths(totals, frames))
         return self._crop(x, prompts, [job.frames for job in jobs])
 
+    def _start(self, jobs: Sequence[VocoderJob], frames: int) -> Tensor:
+        """Where the flow starts: [rows, frames, mel]. The frames before a part of an utterance are left out."""
+        prompts = upload([job.voice.frames for job in jobs], self.device)[:, None]
+        before = upload([_FRAMES_PER_TOKEN * job.first for job in jobs], self.device)[:, None]
+        frame = torch.arange(frames, device=self.device)
+        places = frame + (frame >= prompts) * before
+        return start_noise([job.seed for job in jobs], places, self.dims.mel)
+
     @torch.inference_mode()
-    def vocode(self, mel: Tensor, frames: Sequence[int], source: Sequence[SourceNoise]) -> Tensor:
+    def vocode(self, mel: Tensor, frames: Sequence[int], source: SourceNoise) -> Tensor:
         """Waveforms of mels, without the fade: [rows, 480 longest], of which 480 times its frames belong to a row.
 
-        mel: [rows, longest, mel]; frames: of every row.
+        mel: [rows, longest, mel]; frames: of every row; source: of as many rows and frames.
         """
         if not self.rows_together:
-            rows = zip(mel, frames, source, strict=True)
-            waves = [self._vocode(row[None, :count], [count], [noise])[0] for row, count, noise in rows]
+            waves = []
+            for row, count in enumerate(frames):
+                samples = source.samples[row, None, : SAMPLES_PER_FRAME * count]
+                own = SourceNoise(source.phases[row, None], samples)
+                waves.append(self._vocode(mel[row, None, :count], [count], own)[0])
             return self._pad([wave[: SAMPLES_PER_FRAME * count] for wave, count in zip(waves, frames, strict=True)])
         return self._vocode(mel, frames, source)
 
-    def _vocode(self, mel: Tensor, frames: Sequence[int], source: Sequence[SourceNoise]) -> Tensor:
+    def _vocode(self, mel: Tensor, frames: Sequence[int], source: SourceNoise) -> Tensor:
         size = self._size(mel.shape[1], _WAVE_STEPS)
-        samples = self._pad([noise.samples for noise in source], SAMPLES_PER_FRAME * size)
-        inputs = (self._widen(mel, size), self._pad([noise.phases for noise in source]), samples)
-        bucket = self._to_wave.find(len(mel), size)
-        return (
-            bucket.run(*inputs, upload(frames, self.device))
-            if bucket
-            else self.hift(*inputs, self._lengths(frames, size))
-        )
+        samples = F.pad(source.samples, (0, SAMPLES_PER_FRAME * (size - mel.shape[1])))
+        inputs = (self._widen(mel, size), source.phases, samples)
+        if bucket := self._to_wave.find(len(mel), size):
+            return bucket.run(*inputs, upload(frames, self.device))
+        return self.hift(*inputs, self._lengths(frames, size))
 
     @torch.inference_mode()
     def pitch(self, mel: Tensor, frames: Sequence[int]) -> Tensor:
@@ -241,5 +250,7 @@ class S3Gen:
         return out
 
 
-def _source(job: VocoderJob) -> SourceNoise:
-    return source_noise(job.seed, job.frames)
+def draw_source(jobs: Sequence[VocoderJob], device: torch.device) -> SourceNoise:
+    """The source's random numbers of the jobs, as many frames as the longest has."""
+    longest = max(job.frames for job in jobs)
+    return source_noise([job.seed for job in jobs], [_FRAMES_PER_TOKEN * job.first for job in jobs], longest, device)

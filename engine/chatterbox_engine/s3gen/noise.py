@@ -1,24 +1,38 @@
-"""The random numbers of one utterance: all from its seed, and a frame's the same however many frames follow.
+"""The random numbers of utterances: each is a function of its utterance's seed and of its own place, of nothing else.
 
-Numpy's generator fills its output in order, so a longer draw begins with the shorter one; torch's does not (its normal
-draws depend on the number asked for).
+So a frame keeps its noise however many frames follow, and a window in the middle of an utterance draws its own part
+without what stands before it. All rows of a batch are drawn at once, on the device. The numbers are SplitMix64's
+(Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), whose n-th is a hash of the seed and n
+times a constant, made normal two by two (Box and Muller 1958).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from chatterbox_engine.device import upload
 
 HARMONICS = 9
 """The fundamental and eight overtones that the vocoder's source is made of."""
 
 SAMPLES_PER_FRAME = 480
 
-_START, _SOURCE = 0, 1
+_START, _SAMPLES, _PHASES = 0, 1, 2
+
+
+def _signed(number: int) -> int:
+    """The 64-bit number with these bits, as torch's integers have it."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+_STEP = _signed(0x9E3779B97F4A7C15)
+_FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+_FRACTION = 2**24
 
 
 @dataclass(frozen=True)
@@ -29,23 +43,52 @@ class SourceNoise:
     weighted sum of independent normal numbers is one normal number, so one per sample is drawn here instead of nine.
     """
 
-    phases: Tensor  # [HARMONICS] radians; the fundamental's is zero
-    samples: Tensor  # [SAMPLES_PER_FRAME frames] standard normal
+    phases: Tensor  # [rows, HARMONICS] radians; the fundamental's is zero
+    samples: Tensor  # [rows, SAMPLES_PER_FRAME frames] standard normal
 
 
-def start_noise(seed: int, frames: int, mel: int) -> Tensor:
-    """Where the flow starts: [frames, mel] standard normal float32 on the CPU; prompt first."""
-    return torch.from_numpy(_generator(seed, _START).standard_normal((frames, mel), dtype=np.float32))
+def start_noise(seeds: Sequence[int], frames: Tensor, mel: int) -> Tensor:
+    """Where the flow starts: [rows, n, mel] standard normal float32.
+
+    frames: [rows, n] int64, which frame of its utterance, prompt first, each is; mel: an even number.
+    """
+    keys = _keys(seeds, _START, frames.device)
+    pairs = torch.arange(mel // 2, device=frames.device)
+    return _normal(keys[:, None, None], frames[..., None] * (mel // 2) + pairs)
 
 
-def source_noise(seed: int, frames: int) -> SourceNoise:
-    """The source's phases and noise for that many mel frames, on the CPU."""
-    generator = _generator(seed, _SOURCE)
-    phases = generator.uniform(-math.pi, math.pi, HARMONICS).astype(np.float32)
-    phases[0] = 0.0
-    samples = generator.standard_normal(SAMPLES_PER_FRAME * frames, dtype=np.float32)
-    return SourceNoise(torch.from_numpy(phases), torch.from_numpy(samples))
+def source_noise(seeds: Sequence[int], first: Sequence[int], frames: int, device: torch.device) -> SourceNoise:
+    """The source's phases and noise for that many mel frames. first: the frame of its utterance, without the prompt,
+    that each row begins with."""
+    pairs = SAMPLES_PER_FRAME // 2
+    places = upload(first, device)[:, None] * pairs + torch.arange(pairs * frames, device=device)
+    samples = _normal(_keys(seeds, _SAMPLES, device)[:, None], places)
+    turns = _fraction(_hash(_keys(seeds, _PHASES, device)[:, None] + _STEP * torch.arange(HARMONICS, device=device)))
+    phases = math.pi * (2.0 * turns - 1.0)
+    phases[:, 0].zero_()
+    return SourceNoise(phases, samples)
 
 
-def _generator(seed: int, purpose: int) -> np.random.Generator:
-    return np.random.default_rng([seed % 2**64, purpose])
+def _keys(seeds: Sequence[int], purpose: int, device: torch.device) -> Tensor:
+    """Where each row's numbers for one purpose begin: [rows] int64."""
+    return _hash(upload([_signed(seed + (purpose + 1) * _STEP) for seed in seeds], device))
+
+
+def _normal(keys: Tensor, pairs: Tensor) -> Tensor:
+    """Standard normal float32 numbers, two for each place: [..., n] to [..., 2 n]."""
+    bits = _hash(keys + _STEP * pairs)
+    radius = torch.sqrt(-2.0 * torch.log(1.0 - _fraction(bits >> 40)))
+    angle = 2 * math.pi * _fraction(bits)
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(-2)
+
+
+def _fraction(bits: Tensor) -> Tensor:
+    """The lowest 24 bits as a number of [0, 1), exact in float32."""
+    return (bits & (_FRACTION - 1)).float() / _FRACTION
+
+
+def _hash(number: Tensor) -> Tensor:
+    """SplitMix64's mix of 64-bit numbers. Products wrap around; shifts fill with the sign, which is masked away."""
+    number = (number ^ ((number >> 30) & (2**34 - 1))) * _FIRST
+    number = (number ^ ((number >> 27) & (2**37 - 1))) * _SECOND
+    return number ^ ((number >> 31) & (2**33 - 1))

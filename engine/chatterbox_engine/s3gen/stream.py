@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from chatterbox_engine.device import upload
-from chatterbox_engine.s3gen.model import PreparedVoice, S3Gen, VocoderJob
-from chatterbox_engine.s3gen.noise import HARMONICS, SAMPLES_PER_FRAME, SourceNoise, source_noise, start_noise
+from chatterbox_engine.s3gen.model import PreparedVoice, S3Gen, VocoderJob, draw_source
+from chatterbox_engine.s3gen.noise import HARMONICS, SAMPLES_PER_FRAME, SourceNoise
 from chatterbox_engine.streaming import Span
 from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN
 
@@ -45,14 +44,15 @@ class Window:
 def synthesise(s3gen: S3Gen, windows: Sequence[Window]) -> list[Tensor]:
     """Waveforms of whole windows: [960 span.tokens] float32 each, on the device. The chunks of one utterance must be
     synthesised in their order, in different batches. An utterance's first 20 ms are muted, the next faded in."""
-    jobs = [VocoderJob(window.tokens, window.voice, window.seed) for window in windows]
+    jobs = [VocoderJob(window.tokens, window.voice, window.seed, window.span.start) for window in windows]
     frames = [job.frames for job in jobs]
-    mel = s3gen.mel(jobs, [_start(window, s3gen.dims.mel) for window in windows])
-    sources = [_noise(window) for window in windows]
+    mel = s3gen.mel(jobs)
+    source = draw_source(jobs, s3gen.device)
     ends: list[Tensor] = []
     if not all(window.span.complete for window in windows):
-        sources, ends = _continue(windows, sources, s3gen.pitch(mel, frames))
-    waves = s3gen.vocode(mel, frames, sources)
+        phases, ends = _continue(windows, source.phases, s3gen.pitch(mel, frames))
+        source = SourceNoise(phases, source.samples)
+    waves = s3gen.vocode(mel, frames, source)
     for window, end in zip(windows, ends, strict=False):
         window.phase.cycles = end  # only now, so that a batch for which there was no memory can be tried again in parts
     for wave, window in zip(waves, windows, strict=True):
@@ -61,34 +61,18 @@ def synthesise(s3gen: S3Gen, windows: Sequence[Window]) -> list[Tensor]:
     return [wave[: SAMPLES_PER_FRAME * count] for wave, count in zip(waves, frames, strict=True)]
 
 
-def _start(window: Window, mel: int) -> Tensor:
-    """Where the flow starts: the prompt's noise, then the window's own part of the utterance's."""
-    span, prompt = window.span, window.voice.frames
-    noise = start_noise(window.seed, prompt + _FRAMES * span.stop, mel)
-    return noise if span.start == 0 else torch.cat([noise[:prompt], noise[prompt + _FRAMES * span.start :]])
-
-
-def _noise(window: Window) -> SourceNoise:
-    """The window's part of the utterance's source noise."""
-    noise = source_noise(window.seed, _FRAMES * window.span.stop)
-    return SourceNoise(noise.phases, noise.samples[SAMPLES_PER_TOKEN * window.span.start :])
-
-
-def _continue(
-    windows: Sequence[Window], sources: Sequence[SourceNoise], pitch: Tensor
-) -> tuple[list[SourceNoise], list[Tensor]]:
+def _continue(windows: Sequence[Window], phases: Tensor, pitch: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Turns every window's source so that it has, where its chunk begins, the phase at which the chunk before ended.
 
-    pitch: [rows, frames] Hz. Returns the sources, and the phases at the chunks' ends.
+    phases: [rows, HARMONICS]; pitch: [rows, frames] Hz. Returns the turned phases, and the phases at the chunks' ends.
     """
     advance = pitch.double() * (SAMPLES_PER_FRAME / SAMPLE_RATE)  # cycles of the fundamental in a frame
     orders = torch.arange(1, HARMONICS + 1, device=pitch.device)
-    turned, ends = [], []
-    for window, source, row in zip(windows, sources, advance, strict=True):
+    turns, ends = [], []
+    for window, row in zip(windows, advance, strict=True):
         span, phase = window.span, window.phase
         begin, end = _FRAMES * (span.begin - span.start), _FRAMES * (span.end - span.start)
         cycles = row.new_zeros(()) if phase.cycles is None else phase.cycles
-        angle = 2 * math.pi * ((cycles - row[:begin].sum()) * orders % 1.0)
         ends.append((cycles + row[begin:end].sum()) % 1.0)
-        turned.append(SourceNoise(upload(source.phases, pitch.device) + angle.float(), source.samples))
-    return turned, ends
+        turns.append((cycles - row[:begin].sum()) * orders % 1.0)
+    return phases + (2 * math.pi * torch.stack(turns)).float(), ends
