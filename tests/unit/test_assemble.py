@@ -14,6 +14,7 @@ from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.quantize import check_quantization
+from tests.pretend_cuda import pretend_cuda
 
 CPU = torch.device("cpu")
 
@@ -29,6 +30,13 @@ def test_a_cache_that_cannot_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(ConfigError, match=r"KV cache: 64 slots .* 1000000.00 GB, but cpu has .* CHATTERBOX_MAX_SLOTS"):
         assemble.check_memory(10**15, CPU, 64, 2, Config(), lines.append)
     assert lines[0].startswith("KV cache: 64 slots of 2 rows of 1200 positions")
+
+
+@pytest.mark.parametrize(("gigabytes", "slots"), [(80, 64), (24, 52), (10, 17), (2, 1)])
+def test_slots_are_as_many_as_the_gpu_has_memory_for(gigabytes: int, slots: int) -> None:
+    with pretend_cuda(gigabytes << 30) as device:
+        assert assemble.choose_slots(LlamaDims(), 2, 1200, torch.bfloat16, device.device) == slots
+    assert assemble.choose_slots(LlamaDims(), 2, 1200, torch.float32, CPU) == 16
 
 
 @pytest.mark.parametrize(("name", "message"), [("cuda:9", "sees no CUDA"), ("quantum", "torch does not know")])

@@ -144,7 +144,11 @@ class S3Gen:
         speakers = torch.stack([voice.speaker for voice in voices])
         inputs = (tokens, self._pad(start, frames), speakers, self._pad([voice.mel for voice in voices], frames))
         bucket = self._to_mel.find(*tokens.shape)
-        x = bucket.run(*inputs, upload(totals, self.device)) if bucket else self._solve(*inputs, self._lengths(totals, frames))
+        x = (
+            bucket.run(*inputs, upload(totals, self.device))
+            if bucket
+            else self._solve(*inputs, self._lengths(totals, frames))
+        )
         return self._crop(x, prompts, [job.frames for job in jobs])
 
     @torch.inference_mode()
@@ -164,7 +168,11 @@ class S3Gen:
         samples = self._pad([noise.samples for noise in source], SAMPLES_PER_FRAME * size)
         inputs = (self._widen(mel, size), self._pad([noise.phases for noise in source]), samples)
         bucket = self._to_wave.find(len(mel), size)
-        return bucket.run(*inputs, upload(frames, self.device)) if bucket else self.hift(*inputs, self._lengths(frames, size))
+        return (
+            bucket.run(*inputs, upload(frames, self.device))
+            if bucket
+            else self.hift(*inputs, self._lengths(frames, size))
+        )
 
     @torch.inference_mode()
     def pitch(self, mel: Tensor, frames: Sequence[int]) -> Tensor:
