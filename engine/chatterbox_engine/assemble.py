@@ -93,7 +93,7 @@ def build(
     s3gen = S3Gen.from_state_dict(
         checkpoint.s3gen_state(), checkpoint.dims.s3gen, device=device, dtype=dtype, cfm_steps=config.cfm_steps or None
     )
-    max_slots = config.max_slots or (64 if device.type == "cuda" else 16)
+    max_slots = config.max_slots or choose_slots(checkpoint.dims.t3, family.rows, config.max_cache_len, dtype, device)
     positions = plan_positions(checkpoint.dims.t3, family.rows * max_slots, config.max_cache_len)
     needed = positions * bytes_per_position(checkpoint.dims.t3, dtype)
     check_memory(needed, device, max_slots, family.rows, config, report)
@@ -243,6 +243,12 @@ def plan_positions(dims: T3Dims, rows: int, max_cache_len: int) -> int:
     return max(rows * max_cache_len, 2 * (dims.longest + 64))
 
 
+def choose_slots(dims: T3Dims, rows: int, max_cache_len: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Slots where the settings name no number: as many as the memory holds, up to what suits the device."""
+    each = rows * max_cache_len * bytes_per_position(dims, dtype)
+    return max(1, min(64 if device.type == "cuda" else 16, cache_memory(device) // each))
+
+
 def total_memory(device: torch.device) -> int:
     """Bytes of the device, or of the machine for a CPU."""
     if device.type == "cuda":
@@ -255,12 +261,17 @@ def vocoder_memory(device: torch.device) -> int:
     return min(LARGEST_VOCODER_MEMORY, total_memory(device) // 4)
 
 
+def cache_memory(device: torch.device) -> int:
+    """Bytes for the KV cache: on a GPU what the weights, prefixes, S3Gen's batches with their graphs and the reserve
+    leave."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] - GPU_RESERVE - PREFIX_BYTES - vocoder_memory(device) * 5 // 4
+    return total_memory(device)
+
+
 def check_memory(needed: int, device: torch.device, max_slots: int, rows: int, config: Config, report: Report) -> None:
     """Refuses a cache that cannot fit, with the numbers. Raises ConfigError."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] - GPU_RESERVE - PREFIX_BYTES - vocoder_memory(device) * 5 // 4
-    else:
-        free = total_memory(device)
+    free = cache_memory(device)
     each = "1 row" if rows == 1 else f"{rows} rows"
     plan = f"KV cache: {max_slots} slots of {each} of {config.max_cache_len} positions, {needed / 1e9:.2f} GB"
     report(f"{plan}; {free / 1e9:.1f} GB free on {device}")

@@ -91,7 +91,7 @@ class Config:
     """Threads of one network on a CPU; 0 takes half of the cores, since T3 and S3Gen run at the same time and two
     OpenMP teams as large as the machine spin against each other."""
     max_slots: int = 0
-    """Utterances decoded together; 0 chooses 64 on a GPU and 16 on a CPU."""
+    """Utterances decoded together; 0 chooses up to 64 on a GPU, as its memory allows, and 16 on a CPU."""
     max_cache_len: int = 1200
     """KV cache positions planned per row; a request that needs more takes them from the common pool."""
     max_queue: int = 256

@@ -79,6 +79,12 @@ def test_a_row_that_is_not_finite_leaves_nothing_in_its_bucket(
     assert (after - alone).norm() / alone.norm() < 1e-4
 
 
+def test_the_largest_batches_are_captured_first() -> None:
+    lines: list[str] = []
+    load(TINY).capture(Graphs(torch.device("cpu"), enabled=False), [(2, 20, 13), (1, 20, 40)], lines.append)
+    assert [line.split(",")[1] for line in lines] == [" 1 x 40 tokens", " 2 x 13 tokens"]
+
+
 def test_a_cpu_takes_the_rows_of_a_batch_one_after_the_other(s3gen: S3Gen, voices: list[PreparedVoice]) -> None:
     jobs = [VocoderJob(random_tokens(TINY, 5 + 8 * n, n), voice, seed=n) for n, voice in enumerate(voices)]
     together = s3gen.synthesise(jobs)

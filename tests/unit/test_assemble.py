@@ -15,6 +15,7 @@ from chatterbox_engine.engine import PREFIX_BYTES
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.quantize import check_quantization
+from tests.pretend_cuda import pretend_cuda
 
 CPU = torch.device("cpu")
 
@@ -40,6 +41,13 @@ def test_a_gpu_keeps_room_for_prefixes_and_the_vocoder_beside_the_cache(monkeypa
     assemble.check_memory(room, gpu, 64, 2, Config(), lambda _line: None)
     with pytest.raises(ConfigError, match=r"cuda has 16\.11 GB for it"):
         assemble.check_memory(room + 1, gpu, 64, 2, Config(), lambda _line: None)
+
+
+@pytest.mark.parametrize(("gigabytes", "slots"), [(80, 64), (24, 50), (10, 15), (2, 1)])
+def test_slots_are_as_many_as_the_gpu_has_memory_for(gigabytes: int, slots: int) -> None:
+    with pretend_cuda(gigabytes << 30) as device:
+        assert assemble.choose_slots(LlamaDims(), 2, 1200, torch.bfloat16, device.device) == slots
+    assert assemble.choose_slots(LlamaDims(), 2, 1200, torch.float32, CPU) == 16
 
 
 @pytest.mark.parametrize(("name", "message"), [("cuda:9", "sees no CUDA"), ("quantum", "torch does not know")])

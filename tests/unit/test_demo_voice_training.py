@@ -9,15 +9,13 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
+from tests.elsewhere import Elsewhere
 from tests.fidelity import upstream
 from tools.demo_voice import data, train_codec, train_flow, train_hift, train_t3
 from tools.demo_voice.sizes import DIMS
@@ -84,43 +82,12 @@ ELSEWHERE = torch.device("lazy")
 """A device that torch needs no driver for, not even for backward."""
 
 
-class Elsewhere(FakeTensorMode):
-    """Makes `ELSEWHERE` a device of shapes without values; the host stays as it is."""
-
-    def __init__(self) -> None:
-        super().__init__(allow_non_fake_inputs=True)
-
-    def dispatch(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        away = any(isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, kwargs)))
-        if not away and kwargs.get("device") != ELSEWHERE:
-            return function(*args, **kwargs)
-        if function in READ:
-            return READ[function](args[0])
-        if function in COUNTED:
-            new = torch.ops.aten.empty.memory_format
-            return super().dispatch(new, (), (COUNTED[function](*args),), {"dtype": torch.int64, "device": ELSEWHERE})
-        return super().dispatch(function, types, args, kwargs)
-
-
-READ: dict[Any, Callable[[Tensor], bool]] = {
-    torch.ops.aten._local_scalar_dense.default: lambda tensor: tensor.dtype == torch.bool,  # true, or 0
-    torch.ops.aten.equal.default: lambda _tensor: False,
-}
-"""What is read of the values."""
-COUNTED: dict[Any, Callable[..., list[int]]] = {
-    torch.ops.aten.nonzero.default: lambda mask: [mask.numel(), mask.ndim],  # all of it
-    torch.ops.aten.bincount.default: lambda _numbers, _weights, least: [least],
-}
-"""Shapes that depend on values."""
-
-
 @pytest.fixture(params=["elsewhere", CUDA])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if request.param == "cuda":
         yield torch.device("cuda")
         return
-    with Elsewhere():
+    with Elsewhere(ELSEWHERE):
         yield ELSEWHERE
 
 
@@ -193,5 +160,5 @@ def test_a_step_mixes_no_tensors_of_the_host_with_the_networks(
 
 @pytest.mark.full
 def test_mixing_them_raises() -> None:
-    with Elsewhere(), pytest.raises(RuntimeError, match="two different devices"):
+    with Elsewhere(ELSEWHERE), pytest.raises(RuntimeError, match="two different devices"):
         torch.zeros(3) + torch.zeros(3, device=ELSEWHERE)

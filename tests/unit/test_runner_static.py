@@ -1,21 +1,17 @@
-"""What CUDA graphs need of the runner, shown without a GPU: static padded inputs, and nothing copied from the host."""
+"""What CUDA graphs need of the runner, with values: padded inputs in static memory. `test_cuda_t3` has the device."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from chatterbox_engine.assemble import BACKBONES
 from chatterbox_engine.attention import Context
-from chatterbox_engine.kv_cache import KVCache
 from chatterbox_engine.runner import PREFILL_LENGTHS, Runner
 from chatterbox_engine.types import SamplingParams
 from tests.conftest import CheckpointOf
 from tests.fidelity.t3_loop import SLOTS, Request, Served
-from tests.unit.static import HostCopies, PretendGraphs
+from tests.unit.static import PretendGraphs
 
 
 @pytest.fixture(scope="module", params=["tiny", "tiny-turbo"])
@@ -54,25 +50,3 @@ def test_the_mask_of_a_captured_prefill_suits_the_memory_efficient_kernel(served
     _, places = runner._prompt_tensors(2, length)
     mask = Context.of(runner.cache, *places, length=length, reach=runner._captured_reach(length)).mask
     assert all(stride % 8 == 0 for stride in mask.stride()[:-1])
-
-
-@pytest.mark.parametrize("name", ["tiny", "tiny-turbo"])
-def test_no_captured_function_copies_from_the_host(name: str, checkpoint_of: CheckpointOf) -> None:
-    device = torch.device("cuda:0")  # its tensors are fake ones
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    checkpoint = checkpoint_of(name)
-    dims = checkpoint.dims.t3
-    state = {name: mode.from_tensor(value) for name, value in checkpoint.t3_state().items()}
-    with torch.no_grad(), mode:
-        model = BACKBONES[type(dims)].from_state_dict(state, dims, device=device, dtype=torch.bfloat16)
-        cache = KVCache(dims, 4096, device=device, dtype=model.dtype)
-        runner = Runner(model, cache, 8, family=checkpoint.family, graphs=PretendGraphs())
-        for what, function in {
-            "decode": lambda: runner._decode_rows(8),
-            "prefill": lambda: runner._prefill_rows(*runner._prompt_tensors(8, 64), runner._captured_reach(64)),
-            "sample": lambda: runner._sample_rows(4, False),
-            "sample with top_p": lambda: runner._sample_rows(4, True),
-        }.items():
-            with HostCopies() as copies:
-                function()
-            assert not copies.found, f"{what}: {copies.found}"

@@ -1,0 +1,306 @@
+"""CUDA without a GPU: its rules for streams, graphs and pinned memory, over tensors that have shapes and no values.
+
+Inside of `pretend_cuda`, `torch.device("cuda")` is there, and the engine does what it does on a GPU. These raise, as
+CUDA would, or as its results would be wrong where CUDA says nothing:
+
+- what waits for the device, or uses a tensor of the host, while a graph is captured;
+- a graph that is replayed after memory which it uses was given back;
+- work on a stream with what another stream may still write, or that writes what another one may still read;
+- memory that is given back while another stream than its own may still use it.
+
+What the host would wait for elsewhere is noted in `waits`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, ClassVar
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
+from triton.runtime.jit import JITFunction
+
+from chatterbox_engine.attention import decode_attention
+from chatterbox_engine.linear_cuda import swiglu_kernel
+from chatterbox_engine.s3gen.attention_cuda import attend
+from tests.elsewhere import Elsewhere, aten
+
+NOT_THERE_YET = 99
+"""What a copy in pinned memory holds until an event says that it is there."""
+
+
+OUR_OPERATORS = {operator._opoverload: operator for operator in (decode_attention, swiglu_kernel, attend)}
+"""Those that launch kernels of our own."""
+
+
+class Stream:
+    """Work in order. `done`: the tick up to which the host has waited for it."""
+
+    here: ClassVar[PretendCuda]
+
+    def __init__(self, _device: object = None, priority: int = 0) -> None:
+        self.priority, self.done = priority, 0
+        self.arriving: list[tuple[int, Tensor]] = []
+        """Copies to pinned memory, and when they were asked for."""
+        self.here.streams.append(self)
+
+    def synchronize(self) -> None:
+        self.wait(self.here.tick)
+
+    def wait(self, tick: int) -> None:
+        """The host waits for what was asked for up to then."""
+        self.done = max(self.done, tick)
+        with torch.inference_mode():  # as they were made in
+            for copy in [copy for when, copy in self.arriving if when <= tick]:
+                copy.zero_()
+        self.arriving = [(when, copy) for when, copy in self.arriving if when > tick]
+
+
+class Event:
+    """A point in a stream's work."""
+
+    here: ClassVar[PretendCuda]
+
+    def record(self) -> None:
+        self._stream, self._tick = self.here.stream, self.here.tick
+
+    def synchronize(self) -> None:
+        self._stream.wait(self._tick)
+
+
+class Graph:
+    """What was captured: the memory that it uses without having made it, and whether it writes it."""
+
+    here: ClassVar[PretendCuda]
+
+    def __init__(self) -> None:
+        self.uses: dict[tuple[int, bool], weakref.ref[Any]] = {}
+
+    def pool(self) -> object:
+        return self.here
+
+    def replay(self) -> None:
+        for (_, write), memory in self.uses.items():
+            storage = memory()
+            if storage is None:
+                raise RuntimeError("a graph is replayed whose memory was given back")
+            self.here.use(storage, write)
+
+
+Uses = dict[tuple[Stream, bool], int]
+"""When each stream last read (False) and wrote (True) some memory."""
+
+
+class PretendCuda(Elsewhere):
+    """The rules."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cuda", 0))
+        self.streams: list[Stream] = []
+        self.graphs: list[Graph] = []
+        self.kernels: set[str] = set()
+        """Those of Triton that were launched."""
+        self.faults: list[str] = []
+        """What was wrong where nothing could be raised."""
+        self.tick = 0
+        self._current = threading.local()
+        self.Stream, self.Event, self.Graph = (
+            type(kind.__name__, (kind,), {"here": self}) for kind in (Stream, Event, Graph)
+        )
+        self.default = self.Stream()
+
+    # Streams and graphs
+
+    @property
+    def stream(self) -> Stream:
+        """The calling thread's."""
+        return getattr(self._current, "stream", self.default)
+
+    def set_stream(self, stream: Stream) -> None:
+        self._current.stream = stream
+
+    def synchronize(self, _device: object = None) -> None:
+        for stream in self.streams:
+            stream.wait(self.tick)
+
+    @contextlib.contextmanager
+    def capture(self, graph: Graph, *, pool: object, stream: Stream | None, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local", "the other threads go on meanwhile"
+        assert stream is not self.default, "which cannot be captured"
+        assert pool is None or pool is self
+        self.synchronize()
+        before, self._current.stream, self._current.graph = self.stream, stream or self.Stream(), graph
+        try:
+            yield
+        finally:
+            self._current.stream, self._current.graph = before, None
+        self.graphs.append(graph)
+
+    @property
+    def capturing(self) -> Graph | None:
+        """What the calling thread is at."""
+        return getattr(self._current, "graph", None)
+
+    # Memory
+
+    def use(self, storage: Any, write: bool) -> None:
+        """Work of the calling thread's stream with some memory."""
+        if not hasattr(storage, "uses"):
+            storage.home, storage.uses, storage.graph = self.stream, {}, self.capturing
+            weakref.finalize(storage, self.given_back, storage.home, storage.uses).atexit = False
+        if self.capturing:  # nothing is done yet
+            if storage.graph is not self.capturing:
+                self.capturing.uses[storage._cdata, write] = weakref.ref(storage)
+            return
+        for (stream, wrote), tick in storage.uses.items():
+            if stream is not self.stream and tick > stream.done and (write or wrote):
+                raise RuntimeError("two streams use the same memory, and nothing says which one is first")
+        storage.uses[self.stream, write] = self.tick
+
+    def given_back(self, home: Stream, uses: Uses) -> None:
+        """The allocator knows of the stream that asked for the memory, and gives it that stream's next work."""
+        if any(stream is not home and tick > stream.done for (stream, _), tick in uses.items()):
+            self.faults.append("memory was given back that another stream may still use")
+
+    # Operations
+
+    def on_host(self, function: Any, args: Any, kwargs: Any) -> Any:
+        if function is aten.is_pinned.default:
+            return _is_pinned(args[0])
+        if function in (aten.pin_memory.default, aten._pin_memory.default):
+            return _pinned(args[0].clone())
+        if kwargs.get("pin_memory"):
+            return _pinned(function(*args, **(kwargs | {"pin_memory": False})))
+        return function(*args, **kwargs)
+
+    def away(self, function: Any, types: Any, args: Any, kwargs: Any, tensors: list[Tensor], target: Any) -> Any:
+        self.tick += 1
+        host = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor)]
+        if host and self.capturing:
+            raise RuntimeError(f"{function} uses a tensor of the host while a graph is captured")
+        if function in OUR_OPERATORS:
+            with self:
+                return OUR_OPERATORS[function]._init_fn(*args, **kwargs)
+        if function is aten.copy_.default and host and host[0] is args[0]:
+            return self.copy_to_host(function, *args)
+        if function in (aten.copy_.default, aten._to_copy.default) and host:
+            if not (_is_pinned(host[0]) and (kwargs.get("non_blocking") or True in args[2:])):
+                self.wait(function)
+        elif host and function is not aten.fill_.Tensor:  # which takes a number
+            self.wait(function)
+        value = super().away(function, types, args, kwargs, tensors, target)
+        self.note_uses(function, args, kwargs, value)
+        return value
+
+    def copy_to_host(self, function: Any, target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        self.use(source.untyped_storage(), False)
+        if non_blocking and _is_pinned(target):
+            self.stream.arriving.append((self.tick, target.fill_(NOT_THERE_YET)))
+        else:
+            self.wait(function)
+            target.zero_()
+        return target
+
+    def note_uses(self, function: Any, args: Any, kwargs: Any, value: Any) -> None:
+        given = zip(function._schema.arguments, (*args, *[None] * len(function._schema.arguments)), strict=False)
+        for argument, default in given:
+            write = argument.alias_info is not None and argument.alias_info.is_write
+            for leaf in tree_leaves(kwargs.get(argument.name, default)):
+                if isinstance(leaf, FakeTensor):
+                    self.use(leaf.untyped_storage(), write)
+        for leaf in tree_leaves(value):
+            if isinstance(leaf, FakeTensor) and not hasattr(leaf.untyped_storage(), "uses"):
+                self.use(leaf.untyped_storage(), True)
+
+    def launch(self, kernel: JITFunction[Any], *args: Any, grid: tuple[int, ...], warmup: bool, **_sizes: Any) -> None:
+        """Triton's. Which of the tensors a kernel writes is not known here: all."""
+        assert all(isinstance(size, int) and size > 0 for size in grid)
+        for argument in args:
+            if isinstance(argument, Tensor):
+                assert isinstance(argument, FakeTensor), "a kernel is given a tensor of the host"
+                assert argument.is_contiguous()
+                self.use(argument.untyped_storage(), True)
+        self.kernels.add(kernel.__name__)
+
+    def wait(self, function: Any) -> None:
+        if self.capturing:
+            raise RuntimeError(f"{function} waits for the device while a graph is captured")
+        self.stream.wait(self.tick)
+        super().wait(function)
+
+
+@contextlib.contextmanager
+def pretend_cuda(total: int = 80 << 30, free: int | None = None) -> Iterator[PretendCuda]:
+    """A GPU, for the calling thread and for those that are started meanwhile. total: its bytes; free: of
+    these, all by default."""
+    device = PretendCuda()
+
+    def launch(kernel: JITFunction[Any], *args: Any, **options: Any) -> None:
+        device.launch(kernel, *args, **options)
+
+    run_thread = threading.Thread.run
+
+    def run_inside(thread: threading.Thread) -> None:
+        with device:
+            run_thread(thread)
+
+    cuda = {
+        "is_available": lambda: True,
+        "is_bf16_supported": lambda including_emulation: True,
+        "get_device_name": lambda _device: "pretended",
+        "get_device_capability": lambda _device=None: (9, 0),
+        "get_device_properties": lambda _device: SimpleNamespace(total_memory=total),
+        "mem_get_info": lambda _device: (free or total, total),
+        "memory_reserved": lambda _device: 0,
+        "synchronize": device.synchronize,
+        "Stream": device.Stream,
+        "set_stream": device.set_stream,
+        "current_stream": lambda: device.stream,
+        "default_stream": lambda: device.default,
+        "Event": device.Event,
+        "CUDAGraph": device.Graph,
+        "graph": device.capture,
+    }
+    with (
+        mock.patch.multiple(torch.cuda, **cuda),
+        mock.patch.object(torch.backends.cudnn, "is_acceptable", return_value=False),
+        mock.patch.object(fake_tensor, "init_gpu_context"),
+        mock.patch.object(JITFunction, "run", launch),
+        mock.patch.object(threading.Thread, "run", run_inside),
+        mock.patch.object(torch, "load", _without_modes(torch.load)),  # it would load no values
+        device,
+    ):
+        yield device
+        assert not device.faults, device.faults
+
+
+def memory_of(*owners: object) -> set[int]:
+    """The memory of the tensors that are attributes of these."""
+    leaves = tree_leaves([list(vars(owner).values()) for owner in owners])
+    return {leaf.untyped_storage()._cdata for leaf in leaves if isinstance(leaf, FakeTensor)}
+
+
+def _without_modes(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        with _disable_current_modes():
+            return function(*args, **options)
+
+    return call
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    tensor.untyped_storage().pinned = True  # type: ignore[attr-defined]
+    return tensor
+
+
+def _is_pinned(tensor: Tensor) -> bool:
+    return hasattr(tensor.untyped_storage(), "pinned")

@@ -1,0 +1,101 @@
+"""T3 on a GPU that is pretended: every way that the runner takes there, and what it makes the host wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from chatterbox_engine import runner
+from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.device import own_stream
+from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.kv_cache import Extent, KVCache
+from chatterbox_engine.runner import Drawn, Prompt, Runner
+from chatterbox_engine.types import SamplingParams
+from tests.conftest import CheckpointOf
+from tests.fidelity.t3_loop import Served
+from tests.pretend_cuda import PretendCuda, memory_of, pretend_cuda
+
+ROOM = 1024  # positions of a row
+PLAIN = SamplingParams()
+UNGUIDED = SamplingParams(cfg_weight=0.0, top_p=0.9)
+GREEDY = SamplingParams(temperature=0.0, top_k=3)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
+    monkeypatch.setattr(runner, "PREFILL_LENGTHS", runner.PREFILL_LENGTHS[:1])  # the others are captured alike
+    with pretend_cuda() as device:
+        yield device
+
+
+class T3:
+    """A runner as the engine makes it, on a stream of its own."""
+
+    def __init__(self, cuda: PretendCuda, checkpoint: Checkpoint, *, graphs: bool, **options: Any) -> None:
+        self.served = Served.of(checkpoint, cuda.device, dtype=torch.bfloat16, **options)
+        model = self.served.model
+        cache = KVCache(model.dims, 8 * ROOM, device=cuda.device, dtype=model.dtype)
+        captured = Graphs(cuda.device, enabled=graphs)
+        self.runner = Runner(model, cache, 4, family=self.served.family, graphs=captured)
+        torch.cuda.synchronize()
+        own_stream(cuda.device)
+        self.runner.warm_up(lambda _line: None)
+
+    def prompt(self, slot: int, length: int, sampling: SamplingParams) -> Prompt:
+        family = self.served.family
+        rows = 2 if family.rows == 2 and sampling.cfg_weight else 1
+        extents = tuple(Extent(ROOM * (2 * slot + row), ROOM) for row in range(rows))
+        return Prompt(slot, extents, torch.ones(length, dtype=torch.int64), sampling, torch.rand(20))
+
+    def speak(self, *groups: Sequence[Prompt]) -> list[Drawn]:
+        """Each group joins the ones before, then all of them take two steps."""
+        running: list[Prompt] = []
+        drawn: list[Drawn] = []
+        for group in groups:
+            prefixes = [self.served.model.prefix(self.served.voice, 0.5) for _ in group]
+            drawn.append(self.runner.prefill(group, prefixes))
+            running += group
+            drawn += [self.runner.decode(running), self.runner.decode(running)]
+        return drawn
+
+    @property
+    def state(self) -> set[int]:
+        return memory_of(self.runner, self.runner.slots, self.runner.cache)
+
+
+@pytest.mark.parametrize(
+    ("name", "graphs"),
+    [("tiny", True), ("tiny-turbo", True), ("tiny-turbo", False), pytest.param("tiny", False, marks=pytest.mark.full)],
+)
+def test_no_step_waits_for_the_device(checkpoint_of: CheckpointOf, cuda: PretendCuda, name: str, graphs: bool) -> None:
+    t3 = T3(cuda, checkpoint_of(name), graphs=graphs)
+    assert (len(cuda.graphs) > 0) == graphs
+    state = t3.state
+    cuda.waits.clear()
+    # prompts beside each other, one that joins, and one that is longer than what is captured
+    drawn = t3.speak(
+        [t3.prompt(0, 20, PLAIN), t3.prompt(1, 9, UNGUIDED)], [t3.prompt(2, 20, GREEDY)], [t3.prompt(3, 300, PLAIN)]
+    )
+    assert not cuda.waits
+    assert [tokens.read() for tokens in drawn] == [[0] * count for count in (2, 2, 2, 1, 3, 3, 1, 4, 4)]
+    assert t3.state == state, "graphs use memory that stays where it is"
+    assert {memory for graph in cuda.graphs for memory, write in graph.uses if write} <= state
+    gated = {"_swiglu_kernel"} if name == "tiny" else set()
+    assert cuda.kernels == {"_partial_kernel", "_join_kernel", *gated}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("how", ["int8", "float8"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-turbo"])
+def test_no_step_of_a_quantised_model_waits_for_the_device(
+    checkpoint_of: CheckpointOf, cuda: PretendCuda, name: str, how: str
+) -> None:
+    t3 = T3(cuda, checkpoint_of(name), graphs=True, quantization=how)
+    cuda.waits.clear()
+    drawn = t3.speak([t3.prompt(0, 20, PLAIN), t3.prompt(1, 300, UNGUIDED)])
+    assert not cuda.waits
+    assert [tokens.read() for tokens in drawn] == [[0, 0]] * 3
