@@ -119,8 +119,9 @@ class Vocoder:
         began = time.monotonic()
         zeros = partial(torch.zeros, device=device)
         voice = PreparedVoice(zeros(PROMPT_TOKENS, dtype=torch.int64), zeros(2 * PROMPT_TOKENS, mel), zeros(mel))
-        tokens = ChunkPolicy().first + LOOKAHEAD
-        synthesise(self._s3gen, [Window(torch.zeros(tokens, dtype=torch.int64), voice, 0, Span.whole(tokens))])
+        first = ChunkPolicy().first
+        span = Span(0, 0, first, first + LOOKAHEAD, last=False)
+        synthesise(self._s3gen, [Window(torch.zeros(span.tokens, dtype=torch.int64), voice, 0, span)])
         report(f"S3Gen: one chunk vocoded, {time.monotonic() - began:.1f} s")
 
     @torch.inference_mode()
