@@ -84,14 +84,15 @@ class Config:
     device: str = "auto"
     """`auto` (CUDA when there is one), `cuda`, `cuda:1`, `cpu`."""
     dtype: str = "auto"
-    """T3's and the flow's weights: `bfloat16`, `float32`, or `auto` (bfloat16 on devices that have it)."""
+    """The weights of T3 and of S3Gen's encoder and flow: `bfloat16`, `float32`, or `auto` (bfloat16 on devices that
+    have it)."""
     quantization: str = "none"
     """T3's blocks in `int8` (weights only) or `float8` (products too, on GPUs that have it), or `none`."""
     cpu_threads: int = 0
     """Threads of one network on a CPU; 0 takes half of the cores, since T3 and S3Gen run at the same time and two
     OpenMP teams as large as the machine spin against each other."""
     max_slots: int = 0
-    """Utterances decoded together; 0 chooses up to 64 on a GPU, as its memory allows, and 16 on a CPU."""
+    """Utterances decoded together; 0 chooses up to 64 on a GPU and 16 on a CPU, as the memory allows."""
     max_cache_len: int = 1200
     """KV cache positions planned per row; a request that needs more takes them from the common pool."""
     max_queue: int = 256

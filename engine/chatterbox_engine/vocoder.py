@@ -26,8 +26,9 @@ from chatterbox_engine.voice_cache import Memo
 VOICES_KEPT = 256
 PROMPT_TOKENS = 10 * TOKENS_PER_SECOND
 BYTES_PER_PAIR = 480
-"""S3Gen's memory at full size, by which a batch is bounded: for each pair of tokens of a row, as the encoder's float32
-scores and their relative positions are what grows fastest. 16 utterances of 40 s behind a prompt of 10 s take 12 GB."""
+"""S3Gen's memory at full size, by which a batch is bounded: for each pair of tokens of a row, as the encoder's scores
+and their relative positions are what grows fastest. 16 utterances of 40 s behind a prompt of 10 s take 12 GB in
+float32, less in bfloat16, which the bound takes no notice of."""
 
 CAPTURED_TOKENS = (13, 38, 63, 103, 163, 253, 383, 503, 703, 1000)
 """Utterance lengths that CUDA graphs are captured for: a stream's windows, and steps of about a half up to 40 s."""

@@ -117,6 +117,14 @@ def test_the_image_runs_the_launcher_as_another_user_than_root_with_its_caches_i
     assert 'ENTRYPOINT ["chatterbox-serve"]' in DOCKERFILE
 
 
+def test_the_service_keeps_its_caches_and_its_home_where_it_may_write() -> None:
+    unit = (DEPLOY / check.UNIT).read_text()
+    variables = dict(re.findall(r"^Environment=(\w+)=(\S+)", unit, flags=re.MULTILINE))
+    folder = "/var/cache/" + re.findall(r"^CacheDirectory=(\S+)", unit, flags=re.MULTILINE)[0]
+    caches = {"HOME", "CHATTERBOX_CACHE", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR"}
+    assert {name for name, path in variables.items() if path.startswith(folder)} == caches
+
+
 def test_compose_mounts_files_that_exist_and_sets_what_the_server_knows() -> None:
     mounts = [mount for service in COMPOSE["services"].values() for mount in service.get("volumes", [])]
     files = [mount.split(":")[0] for mount in mounts if mount.startswith(".")]

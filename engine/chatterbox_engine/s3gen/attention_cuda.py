@@ -54,7 +54,8 @@ def _turn(  # type: ignore[no-untyped-def]
     return acc, higher, weight * shrink + tl.sum(share, axis=1)
 
 
-@triton.jit
+# The code is the same for all numbers of positions, but would be compiled anew at the first multiple of 16.
+@triton.jit(do_not_specialize=("positions",))
 def _attend_kernel(  # type: ignore[no-untyped-def]
     qkv,
     lengths,
