@@ -53,6 +53,7 @@ def main() -> None:
     if recipe:
         say(f"t3: the recipe {1 / recipe:.1f} tokens/s")
     model = T3.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
+    model.pack()
     runner = make_runner(model, batches[-1])
     prefix = prefix_seconds(model, checkpoint)
     for count in batches:
@@ -151,6 +152,7 @@ def upstream_step_seconds(checkpoint: Checkpoint, device: torch.device, steps: i
     with torch.no_grad():
         module.speech_head.weight[module.hp.stop_speech_token] = 0  # so that it runs its length
     few = max(2, steps // 8)
+    upstream_seconds(module, checkpoint, few)  # the warm-up
     short = upstream_seconds(module, checkpoint, few)
     return (upstream_seconds(module, checkpoint, few + steps) - short) / steps
 

@@ -121,8 +121,3 @@ def prompt_attention(query: Tensor, key: Tensor, value: Tensor, pool: Tensor, co
         held.append(rows.transpose(1, 2))  # [rows, heads, reach, head_dim]
     keys, values = held
     return F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=context.mask).transpose(1, 2)
-
-
-def scale_of(head_dim: int) -> float:
-    """The usual 1 / sqrt(head_dim)."""
-    return 1.0 / math.sqrt(head_dim)

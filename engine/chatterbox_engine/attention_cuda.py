@@ -13,8 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from chatterbox_engine.attention import scale_of
-
 BLOCK = 64
 MAX_SPLITS = 16
 # Programs that keep a large GPU (132 multiprocessors) busy; more splits than needed cost a longer join.
@@ -158,7 +156,7 @@ def split_decode(
         peak,
         total,
         out,
-        scale_of(head_dim),
+        head_dim**-0.5,
         heads=heads,
         head_dim=head_dim,
         splits=splits,

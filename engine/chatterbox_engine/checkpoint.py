@@ -235,9 +235,13 @@ class Checkpoint:
         if not path.is_file():
             return None
         try:
-            return conditionals_from_upstream(torch.load(path, map_location="cpu", weights_only=True))
+            voice = conditionals_from_upstream(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # torch.load and the lookups raise many kinds, all of them for a bad file
             raise CheckpointError(f"{path}: not a built-in voice: {error}") from error
+        tokens, dims = len(voice.t3.prompt_tokens), self.dims.t3
+        if dims.prefix_of(tokens) > dims.prefix:
+            raise CheckpointError(f"{path}: its T3 prompt has {tokens} tokens, the model takes {dims.prompt_tokens}")
+        return voice
 
 
 def conditionals_from_upstream(raw: dict[str, dict[str, Any]]) -> Conditionals:

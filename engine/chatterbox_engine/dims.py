@@ -43,6 +43,10 @@ class T3Dims(abc.ABC):
     def prefix(self) -> int:
         """Positions of the conditioning prefix; some voices have fewer."""
 
+    @abc.abstractmethod
+    def prefix_of(self, prompt_tokens: int) -> int:
+        """Positions of the prefix of a voice whose prompt has that many tokens."""
+
     @property
     @abc.abstractmethod
     def longest(self) -> int:
@@ -85,6 +89,9 @@ class LlamaDims(T3Dims):
         """Speaker, perceiver output, emotion."""
         return 1 + self.perceiver_queries + 1
 
+    def prefix_of(self, prompt_tokens: int) -> int:  # noqa: ARG002
+        return self.prefix
+
     @property
     def longest(self) -> int:
         return self.prefix + self.text_positions + self.speech_positions
@@ -109,7 +116,10 @@ class GPT2Dims(T3Dims):
     @property
     def prefix(self) -> int:
         """Speaker, prompt tokens."""
-        return 1 + self.prompt_tokens
+        return self.prefix_of(self.prompt_tokens)
+
+    def prefix_of(self, prompt_tokens: int) -> int:
+        return 1 + prompt_tokens
 
     @property
     def longest(self) -> int:

@@ -54,7 +54,7 @@ from chatterbox_engine.types import (
     SynthesisResult,
 )
 from chatterbox_engine.vocoder import Piece, Vocoder
-from chatterbox_engine.voice_cache import Memo
+from chatterbox_engine.voice_cache import Memo, Voice
 from chatterbox_engine.voices import Found, Voices
 from chatterbox_engine.watermark import Watermarker
 
@@ -270,6 +270,8 @@ class Engine:
             # before the vocoder's: its large kernels would delay the small ones of a step
             own_stream(device, priority=-1)
             self._runner.warm_up(self._report)
+            if (voice := self._parts.voices.built_in) is not None:
+                self._prefix(voice, self._parts.family.sampling.exaggeration)  # so that no first request waits for it
         except BaseException as error:  # handed to `start`, which raises it
             self._ready.put(error)
             return
@@ -317,7 +319,8 @@ class Engine:
             batches.append((plan.decode, self._runner.decode([_prompt(utterance) for utterance in plan.decode])))
         if plan.prefill:
             prompts = [self._start(utterance) for utterance in plan.prefill]
-            prefixes = [self._prefix(utterance.job) for utterance in plan.prefill]
+            jobs = [utterance.job for utterance in plan.prefill]
+            prefixes = [self._prefix(job.voice, job.request.sampling.exaggeration) for job in jobs]
             batches.append((plan.prefill, self._runner.prefill(prompts, prefixes)))
         return Launched(batches)
 
@@ -330,12 +333,10 @@ class Engine:
         utterance.prompt = Prompt(place.slot, place.rows, utterance.text, job.request.sampling, uniforms)
         return utterance.prompt
 
-    def _prefix(self, job: Job) -> torch.Tensor:
-        """Keys and values of the request's voice. No prompt keeps them, so that the cache's bound holds."""
-        exaggeration = job.request.sampling.exaggeration
+    def _prefix(self, voice: Voice, exaggeration: float) -> torch.Tensor:
+        """Keys and values of a voice. No prompt keeps them, so that the cache's bound holds."""
         return self._prefixes.get(
-            (job.voice.key, exaggeration),
-            lambda: self._runner.model.prefix(job.voice.conditionals.t3, exaggeration),
+            (voice.key, exaggeration), lambda: self._runner.model.prefix(voice.conditionals.t3, exaggeration)
         )
 
     def _publish(self, launched: Launched) -> None:

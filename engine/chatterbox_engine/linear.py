@@ -55,8 +55,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def add_linear(x: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
     """`x + linear(inputs, weight)`; x: [..., outputs]. In a decode step on a GPU, x: [rows, outputs], the product's own
-    kernel adds to x and the result is x itself."""
-    if x.dim() == 2 and _plain_on_cuda(weight):
+    kernel adds to x and the result is x itself; torch.compile adds together with what follows."""
+    if x.dim() == 2 and _plain_on_cuda(weight) and not torch.compiler.is_compiling():
         return x.addmm_(inputs, weight.T)
     return x + linear(inputs, weight)
 
@@ -71,7 +71,7 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def swiglu(x: Tensor) -> Tensor:
     """SiLU of the first half times the second: [..., 2 n] to [..., n] (arXiv 2002.05202)."""
-    if x.is_cuda:
+    if x.is_cuda and not torch.compiler.is_compiling():
         from chatterbox_engine.linear_cuda import swiglu_kernel
 
         product: Tensor = swiglu_kernel(x)

@@ -26,6 +26,7 @@ def _swiglu_kernel(x, out, width, block: tl.constexpr):  # type: ignore[no-untyp
 @torch.library.custom_op("chatterbox::swiglu", mutates_args=())
 def swiglu_kernel(x: Tensor) -> Tensor:
     """SiLU of the first half times the second: [..., 2 n], contiguous, to [..., n]."""
+    assert x.is_contiguous()
     width = x.shape[-1] // 2
     out = x.new_empty(*x.shape[:-1], width)
     _swiglu_kernel[(out.numel() // width, triton.cdiv(width, BLOCK))](x, out, width, block=BLOCK)

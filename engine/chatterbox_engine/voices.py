@@ -98,7 +98,8 @@ class Voices:
         """`identity` is the checkpoint's. `make_encoder` takes seconds, so it is called at the first unknown clip.
         At most `encoder_batch` clips are encoded together. `prepare_thread` is called first on the encoder's thread (to
         choose a CUDA stream)."""
-        self._built_in = None if built_in is None else Voice(f"{identity}/{DEFAULT}", built_in)
+        self.built_in = None if built_in is None else Voice(f"{identity}/{DEFAULT}", built_in)
+        """The checkpoint's own voice."""
         self._identity = f"{identity}/{PREPARATION}"
         self._store = store
         self._make_encoder = make_encoder
@@ -125,7 +126,7 @@ class Voices:
     @property
     def cached(self) -> int:
         """Voices in memory, the built-in one included."""
-        return len(self._cache) + (self._built_in is not None)
+        return len(self._cache) + (self.built_in is not None)
 
     def resolve(self, request: SynthesisRequest, done: Done) -> None:
         """Calls `done` once, from this or another thread, with the request's voice or with why there is none.
@@ -136,8 +137,8 @@ class Voices:
         clip = request.reference_audio
         if clip is not None:
             self._guard(done, partial(self._resolve_clip, clip, done))
-        elif request.voice == DEFAULT and self._built_in is not None:
-            self._remembered(self._built_in, done)
+        elif request.voice == DEFAULT and self.built_in is not None:
+            self._remembered(self.built_in, done)
         elif self._store.failing and (voice := self._last_seen(request.voice)) is not None:
             self._remembered(voice, done)
             self._lookups.submit(self._look_again, request.voice)

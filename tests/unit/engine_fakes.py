@@ -136,6 +136,7 @@ class FakeVoices:
     """Knows `default` and `other`; a voice called `later` is found when `release` is called."""
 
     cached = 1
+    built_in: Any = None
 
     def __init__(self) -> None:
         self.waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

@@ -136,6 +136,26 @@ def test_a_broken_built_in_voice_is_an_error(content: bytes | None, copy: Path) 
         Checkpoint.open(copy).conditionals()
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "refused"), [("tiny-turbo", 0, False), ("tiny-turbo", 1, True), ("tiny", 9, False)]
+)
+def test_a_built_in_voice_with_too_long_a_prompt_is_refused(
+    name: str, more: int, refused: bool, checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint_of(name).path, tmp_path / "copy"))
+    raw = torch.load(folder / "conds.pt", weights_only=True)
+    tokens = Checkpoint.open(folder).dims.t3.prompt_tokens + more
+    raw["t3"]["cond_prompt_speech_tokens"] = torch.zeros(1, tokens, dtype=torch.int64)
+    torch.save(raw, folder / "conds.pt")
+    if refused:
+        with pytest.raises(
+            CheckpointError, match=f"its T3 prompt has {tokens} tokens, the model takes {tokens - more}"
+        ):
+            Checkpoint.open(folder).conditionals()
+    else:
+        assert Checkpoint.open(folder).conditionals() is not None
+
+
 def test_an_odd_mel_frame_of_the_prompt_is_dropped() -> None:
     raw = {
         "t3": {

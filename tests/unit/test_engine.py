@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +32,16 @@ def test_a_prefix_is_computed_once_for_a_voice_and_exaggeration() -> None:
             fake.answers.take()
     assert fake.runner.given == asked
     assert fake.runner.computed == [("default", 0.5), ("other", 0.5), ("default", 0.9)]
+
+
+def test_the_built_in_voice_has_its_prefix_before_the_first_request() -> None:
+    fake = FakeEngine()
+    fake.voices.built_in = SimpleNamespace(key="default", conditionals=SimpleNamespace(t3="default", s3gen=None))
+    with fake:
+        assert fake.runner.computed == [("default", 0.5)]
+        fake.submit()
+        fake.answers.take()
+        assert fake.runner.computed == [("default", 0.5)]
 
 
 def test_prefixes_are_bounded_by_their_bytes() -> None:

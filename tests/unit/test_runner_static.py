@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+from chatterbox_engine import linear
 from chatterbox_engine.attention import Context
 from chatterbox_engine.runner import PREFILL_LENGTHS, Runner
 from chatterbox_engine.types import SamplingParams
 from tests.conftest import CheckpointOf
-from tests.fidelity.t3_loop import SLOTS, Request, Served
+from tests.fidelity.t3_loop import SLOTS, Request, Served, relative_error, teacher_forced
 from tests.unit.static import PretendGraphs
 
 
@@ -50,3 +52,14 @@ def test_the_mask_of_a_captured_prefill_suits_the_memory_efficient_kernel(served
     _, places = runner._prompt_tensors(2, length)
     mask = Context.of(runner.cache, *places, length=length, reach=runner._captured_reach(length)).mask
     assert all(stride % 8 == 0 for stride in mask.stride()[:-1])
+
+
+def test_products_that_add_in_place_change_nothing_that_is_read_later(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = Request(text_length=8, sampling=SamplingParams(), seed=3, max_tokens=1).text()
+    forced = torch.randint(0, 6561, (9,), generator=torch.Generator().manual_seed(1))
+    plain = teacher_forced(served.model, served.voice, text, forced)
+    monkeypatch.setattr(linear, "_plain_on_cuda", lambda _weight: True)  # as on a GPU, in float32
+    error = relative_error(teacher_forced(served.model, served.voice, text, forced), plain)
+    assert error < 1e-3, f"{error:.2e}"  # a CPU's GELU within the product is another form than the tanh one

@@ -71,7 +71,7 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     first = tl.program_id(0) * queries
     head = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)  # 2^31 elements are 40 rows of 30,000 positions
-    length = positions if lengths is None else tl.load(lengths + row).to(tl.int32)
+    length = tl.load(lengths + row).to(tl.int32)
     # Programs behind the row's end have nothing to do.
     end = tl.where(first < length, length, 0)
 
@@ -103,12 +103,13 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
 
 
 @torch.library.custom_op("chatterbox::attend", mutates_args=())
-def attend(qkv: Tensor, lengths: Tensor | None) -> Tensor:
+def attend(qkv: Tensor, lengths: Tensor) -> Tensor:
     """Attention of every row to itself, up to its end; what stands behind it is finite and means nothing.
 
-    qkv: [rows, positions, 3, heads, size], contiguous, size a power of two of at least 16; lengths: [rows] integers,
-    None when every row is full. Returns [rows, positions, heads * size].
+    qkv: [rows, positions, 3, heads, size], contiguous, size a power of two of at least 16; lengths: [rows] integers.
+    Returns [rows, positions, heads * size].
     """
+    assert qkv.is_contiguous()
     rows, positions, _, heads, size = qkv.shape
     out = torch.empty(rows, positions, heads * size, dtype=qkv.dtype, device=qkv.device)
     tiles = TILES[qkv.dtype.itemsize]
@@ -130,5 +131,5 @@ def attend(qkv: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 @attend.register_fake
-def _(qkv: Tensor, _lengths: Tensor | None) -> Tensor:
+def _(qkv: Tensor, _lengths: Tensor) -> Tensor:
     return qkv.new_empty(*qkv.shape[:2], qkv.shape[3] * qkv.shape[4])

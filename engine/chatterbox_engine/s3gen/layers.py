@@ -114,12 +114,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def self_attention(qkv: Tensor, lengths: Tensor | None) -> Tensor:
     """Attention of every row to its own positions.
 
-    qkv: [rows, positions, 3, heads, size], contiguous; lengths: [rows], None when every row is full. Returns [rows,
-    positions, width].
+    qkv: [rows, positions, 3, heads, size], contiguous; lengths: [rows], None on a CPU when every row is full.
+    Returns [rows, positions, width].
     """
     if qkv.device.type == "cuda":
         from chatterbox_engine.s3gen.attention_cuda import attend
 
+        assert lengths is not None
         attended: Tensor = attend(qkv, lengths)
         return attended
     q, k, v = qkv.permute(2, 0, 3, 1, 4)

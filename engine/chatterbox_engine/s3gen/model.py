@@ -231,8 +231,8 @@ class S3Gen:
         return F.pad(mel, (0, 0, 0, size - mel.shape[1])) if mel.shape[1] < size else mel
 
     def _lengths(self, lengths: Sequence[int], size: int) -> Tensor | None:
-        """[rows] int64 on the device, None when no row is padded."""
-        return upload(lengths, self.device) if set(lengths) != {size} else None
+        """[rows] int64 on the device. On a CPU None when no row is padded; a GPU has one variant of its kernels."""
+        return upload(lengths, self.device) if self.rows_together or set(lengths) != {size} else None
 
     def _pad(self, rows: Sequence[Tensor], size: int | None = None) -> Tensor:
         """Stacks rows of different first dimension, zeros behind them, on the device."""
