@@ -237,7 +237,19 @@ class Runner:
         return self._drawn[: len(utterances)]
 
     def _sample_rows(self, count: int, use_top: bool) -> None:
-        slots = self.slots
+        slots, bos = self.slots, self.model.dims.start_speech
+        if self._logits.is_cuda and not use_top:
+            from chatterbox_engine.sampling_cuda import draw_rows
+
+            draw_rows(
+                self._logits,
+                self._batch[:, :count],
+                slots,
+                self._drawn[:count],
+                has_min_p="min_p" in self.family.processors,
+                forgotten=bos if self.family.bos_once else None,
+            )
+            return
         slot, conditional, unconditional = self._batch[:, :count].unbind()
         logits = sampling.guide(self._logits[conditional], self._logits[unconditional], slots.cfg[slot])
         step = slots.step[slot]
@@ -251,8 +263,8 @@ class Runner:
         )
         slots.token[slot] = token
         if self.family.bos_once:
-            bos = slots.seen.select(1, self.model.dims.start_speech)
-            bos[slot] = bos[slot] & (step > 0)
+            heard = slots.seen.select(1, bos)
+            heard[slot] = heard[slot] & (step > 0)
         # a Python True would be copied from the host, which no graph can capture
         slots.seen[slot, token] = torch.ones_like(token, dtype=torch.bool)
         slots.step.index_add_(0, slot, slots.alive[slot])

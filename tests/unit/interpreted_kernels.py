@@ -6,6 +6,8 @@ Prints a line `kernel case error bound` for each case: the largest difference to
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
+from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -15,9 +17,14 @@ import torch.nn.functional as F
 from chatterbox_engine import attention_cuda
 from chatterbox_engine.attention import decode_attention
 from chatterbox_engine.attention_cuda import split_decode
+from chatterbox_engine.families import ENGLISH, TURBO
 from chatterbox_engine.linear import swiglu
 from chatterbox_engine.linear_cuda import swiglu_kernel
+from chatterbox_engine.runner import Runner, Slots
 from chatterbox_engine.s3gen.attention_cuda import attend
+from chatterbox_engine.sampling_cuda import draw_rows
+
+VOCAB = 300
 
 DECODE = [(2, 32, [1, 64, 65, 200], True), (4, 64, [700, 66], False), (2, 16, [599], True)]
 UNSPLIT = (2, 32, [1, 64, 129], True)
@@ -54,6 +61,49 @@ def swiglu_error(rows: int, width: int) -> float:
     return float((swiglu_kernel(x) - swiglu(x)).abs().max())
 
 
+def draw_error(count: int, guided: bool, bos_once: bool) -> float:
+    """How many of the slots' entries and drawn tokens differ from what torch's operators leave, after two steps."""
+    generator = torch.Generator().manual_seed(count)
+    runners = [draw_runner(count, guided, bos_once) for _ in range(2)]
+    wrong = 0
+    for _ in range(2):
+        logits = 3 * torch.randn(2 * count, VOCAB, generator=generator)
+        for runner in runners:
+            runner._logits = logits.clone()
+        ours, exact = runners
+        names = {"has_min_p": guided, "forgotten": 1 if bos_once else None}
+        draw_rows(ours._logits, ours._batch[:, :count], ours.slots, ours._drawn[:count], **names)
+        Runner._sample_rows(exact, count, False)
+        tensors = ("token", "step", "seen")
+        wrong += sum(int((getattr(ours.slots, name) != getattr(exact.slots, name)).sum()) for name in tensors)
+        wrong += int((ours._drawn != exact._drawn).sum())
+    assert len(set(exact._drawn.tolist())) > count // 2, "the draws differ"
+    return wrong
+
+
+def draw_runner(count: int, guided: bool, bos_once: bool) -> Any:
+    """What `Runner._sample_rows` reads of a runner: slots in use, one of them greedy, and a dummy one at the end."""
+    generator = torch.Generator().manual_seed(7)
+    slots = Slots(count - 1, VOCAB, 5, torch.device("cpu"))
+    slots.alive[:-1] = 1
+    slots.cfg[:] = torch.rand(count, generator=generator)
+    slots.temperature[:] = 0.5 + torch.rand(count, generator=generator)
+    slots.temperature[1] = 0
+    slots.penalty[:] = 1 + torch.rand(count, generator=generator)
+    slots.min_p[:] = 0.2 * torch.rand(count, generator=generator)
+    slots.uniforms[:] = torch.rand(slots.uniforms.shape, generator=generator)
+    slots.seen[:] = torch.rand(count, VOCAB, generator=generator) < 0.3
+    slots.seen[:, 1] = True
+    order = torch.arange(count)
+    return SimpleNamespace(
+        slots=slots,
+        _batch=torch.stack([order, order, order + (count if guided else 0)]),
+        _drawn=torch.zeros(count, dtype=torch.int64),
+        model=SimpleNamespace(dims=SimpleNamespace(start_speech=1)),
+        family=SimpleNamespace(processors=(ENGLISH if guided else TURBO).processors, bos_once=bos_once),
+    )
+
+
 def attend_error(heads: int, size: int, positions: int, lengths: list[int], dtype: torch.dtype) -> float:
     generator = torch.Generator().manual_seed(positions)
     qkv = torch.randn(len(lengths), positions, 3, heads, size, generator=generator).to(dtype)
@@ -80,6 +130,8 @@ if __name__ == "__main__":
     report("decode", UNSPLIT, decode_error(*UNSPLIT), 1e-5)
     for rows, width in ((3, 100), (2, 1500)):
         report("swiglu", (rows, width), swiglu_error(rows, width), 1e-5)
+    for case in ((6, True, False), (5, False, True)):
+        report("draw", case, draw_error(*case), 1)
     for heads, size, positions, lengths, dtype in ATTEND:
         bound = 1e-5 if dtype == torch.float32 else 2e-3
         error = attend_error(heads, size, positions, lengths, dtype)

@@ -14,7 +14,7 @@ from triton.backends.compiler import BaseBackend, GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import create_function_from_signature
 
-from chatterbox_engine import attention_cuda, linear_cuda
+from chatterbox_engine import attention_cuda, linear_cuda, sampling_cuda
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
 
 BYTES = {"bf16": 2, "fp32": 4}
@@ -25,7 +25,7 @@ def test_the_kernels_agree_with_torchs_operators() -> None:
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
-    assert {line[0] for line in lines} == {"decode", "swiglu", "attend"}
+    assert {line[0] for line in lines} == {"decode", "swiglu", "draw", "attend"}
     for line in lines:
         _, _, error, bound = line
         assert float(error) < float(bound), f"kernel, case, error, bound: {line}"
@@ -53,6 +53,16 @@ def test_the_kernels_of_a_decode_step_compile(dtype: str, splits: int, rotated: 
     assert compiled(attention_cuda._partial_kernel, given, sizes | unused | {"block": 64}).asm["cubin"]
     assert compiled(attention_cuda._join_kernel, halves | {"out": f"*{dtype}"}, sizes).asm["cubin"]
     assert compiled(linear_cuda._swiglu_kernel, {"x": f"*{dtype}", "out": f"*{dtype}", "width": "i32"}, {"block": 1024})
+
+
+@pytest.mark.parametrize(("vocab", "forgotten", "has_min_p"), [(8194, -1, True), (6563, 6561, False)])
+def test_the_kernel_that_draws_compiles(vocab: int, forgotten: int, has_min_p: bool) -> None:
+    integers = ("slot_of", "conditional_of", "unconditional_of", "token", "step", "alive", "drawn")
+    floats = ("cfg", "temperature", "penalty", "min_p", "uniforms")
+    types = {"logits": "*bf16", "seen": "*u8"} | dict.fromkeys(integers, "*i64") | dict.fromkeys(floats, "*fp32")
+    block = 1 << vocab.bit_length()
+    constants = {"vocab": vocab, "steps": 4098, "forgotten": forgotten, "has_min_p": has_min_p, "block": block}
+    assert compiled(sampling_cuda._draw_kernel, types, constants, num_warps=sampling_cuda.WARPS).asm["cubin"]
 
 
 @pytest.mark.parametrize("capability", [80, 90])
