@@ -238,7 +238,7 @@ class Runner:
 
     def _sample_rows(self, count: int, use_top: bool) -> None:
         slots, bos = self.slots, self.model.dims.start_speech
-        if self._logits.is_cuda and not use_top:
+        if self._logits.is_cuda:
             from chatterbox_engine.sampling_cuda import draw_rows
 
             draw_rows(
@@ -246,7 +246,8 @@ class Runner:
                 self._batch[:, :count],
                 slots,
                 self._drawn[:count],
-                has_min_p="min_p" in self.family.processors,
+                self.family.processors,
+                use_top=use_top,
                 forgotten=bos if self.family.bos_once else None,
             )
             return

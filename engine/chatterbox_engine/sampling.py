@@ -1,6 +1,6 @@
 """Drawing speech tokens on the device, every row with its own parameters.
 
-Without top-k and top-p a GPU draws in one kernel of the same mathematics (`sampling_cuda.py`).
+A GPU draws in one kernel of the same mathematics (`sampling_cuda.py`).
 
 The steps are upstream's (chatterbox-tts 0.1.7 `T3.inference` and `inference_turbo`), in the order that `families` has
 for each model. The draw is one uniform number by inverse distribution function, which makes a request's tokens

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from chatterbox_engine import attention_cuda
 from chatterbox_engine.attention import decode_attention
 from chatterbox_engine.attention_cuda import split_decode
-from chatterbox_engine.families import ENGLISH, TURBO
+from chatterbox_engine.families import ENGLISH, TURBO, Family
 from chatterbox_engine.linear import swiglu
 from chatterbox_engine.linear_cuda import swiglu_kernel
 from chatterbox_engine.runner import Runner, Slots
@@ -61,19 +61,20 @@ def swiglu_error(rows: int, width: int) -> float:
     return float((swiglu_kernel(x) - swiglu(x)).abs().max())
 
 
-def draw_error(count: int, guided: bool, bos_once: bool) -> float:
-    """How many of the slots' entries and drawn tokens differ from what torch's operators leave, after two steps."""
+def draw_error(family: Family, count: int, use_top: bool) -> float:
+    """How many of the slots' entries and drawn tokens differ from what torch's operators leave, after four steps."""
     generator = torch.Generator().manual_seed(count)
-    runners = [draw_runner(count, guided, bos_once) for _ in range(2)]
+    runners = [draw_runner(family, count) for _ in range(2)]
     wrong = 0
-    for _ in range(2):
-        logits = 3 * torch.randn(2 * count, VOCAB, generator=generator)
+    for _ in range(4):
+        logits = 0.5 * torch.randn(2 * count, VOCAB, generator=generator)  # so flat that every token kept changes draws
         for runner in runners:
             runner._logits = logits.clone()
         ours, exact = runners
-        names = {"has_min_p": guided, "forgotten": 1 if bos_once else None}
-        draw_rows(ours._logits, ours._batch[:, :count], ours.slots, ours._drawn[:count], **names)
-        Runner._sample_rows(exact, count, False)
+        where = (ours._batch[:, :count], ours.slots, ours._drawn[:count])
+        forgotten = 1 if family.bos_once else None
+        draw_rows(ours._logits, *where, family.processors, use_top=use_top, forgotten=forgotten)
+        Runner._sample_rows(exact, count, use_top)
         tensors = ("token", "step", "seen")
         wrong += sum(int((getattr(ours.slots, name) != getattr(exact.slots, name)).sum()) for name in tensors)
         wrong += int((ours._drawn != exact._drawn).sum())
@@ -81,7 +82,7 @@ def draw_error(count: int, guided: bool, bos_once: bool) -> float:
     return wrong
 
 
-def draw_runner(count: int, guided: bool, bos_once: bool) -> Any:
+def draw_runner(family: Family, count: int) -> Any:
     """What `Runner._sample_rows` reads of a runner: slots in use, one of them greedy, and a dummy one at the end."""
     generator = torch.Generator().manual_seed(7)
     slots = Slots(count - 1, VOCAB, 5, torch.device("cpu"))
@@ -91,16 +92,18 @@ def draw_runner(count: int, guided: bool, bos_once: bool) -> Any:
     slots.temperature[1] = 0
     slots.penalty[:] = 1 + torch.rand(count, generator=generator)
     slots.min_p[:] = 0.2 * torch.rand(count, generator=generator)
+    slots.top_k[:] = torch.tensor([2, 1, 5, 40, VOCAB, 0])[:count]
+    slots.top_p[:] = torch.tensor([1.0, 0.5, 1.0, 0.95, 0.3, 0.0])[:count]
     slots.uniforms[:] = torch.rand(slots.uniforms.shape, generator=generator)
     slots.seen[:] = torch.rand(count, VOCAB, generator=generator) < 0.3
     slots.seen[:, 1] = True
     order = torch.arange(count)
     return SimpleNamespace(
         slots=slots,
-        _batch=torch.stack([order, order, order + (count if guided else 0)]),
+        _batch=torch.stack([order, order, order + count * (family.rows - 1)]),
         _drawn=torch.zeros(count, dtype=torch.int64),
         model=SimpleNamespace(dims=SimpleNamespace(start_speech=1)),
-        family=SimpleNamespace(processors=(ENGLISH if guided else TURBO).processors, bos_once=bos_once),
+        family=family,
     )
 
 
@@ -130,8 +133,9 @@ if __name__ == "__main__":
     report("decode", UNSPLIT, decode_error(*UNSPLIT), 1e-5)
     for rows, width in ((3, 100), (2, 1500)):
         report("swiglu", (rows, width), swiglu_error(rows, width), 1e-5)
-    for case in ((6, True, False), (5, False, True)):
-        report("draw", case, draw_error(*case), 1)
+    for family in (ENGLISH, TURBO):
+        for use_top in (False, True):
+            report("draw", (family.name, use_top), draw_error(family, 6, use_top), 1)
     for heads, size, positions, lengths, dtype in ATTEND:
         bound = 1e-5 if dtype == torch.float32 else 2e-3
         error = attend_error(heads, size, positions, lengths, dtype)

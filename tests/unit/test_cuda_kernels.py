@@ -55,13 +55,14 @@ def test_the_kernels_of_a_decode_step_compile(dtype: str, splits: int, rotated: 
     assert compiled(linear_cuda._swiglu_kernel, {"x": f"*{dtype}", "out": f"*{dtype}", "width": "i32"}, {"block": 1024})
 
 
-@pytest.mark.parametrize(("vocab", "forgotten", "has_min_p"), [(8194, -1, True), (6563, 6561, False)])
-def test_the_kernel_that_draws_compiles(vocab: int, forgotten: int, has_min_p: bool) -> None:
-    integers = ("slot_of", "conditional_of", "unconditional_of", "token", "step", "alive", "drawn")
-    floats = ("cfg", "temperature", "penalty", "min_p", "uniforms")
+@pytest.mark.parametrize("has_top", [True, False])
+@pytest.mark.parametrize(("vocab", "guided"), [(8194, True), (6563, False)])
+def test_the_kernel_that_draws_compiles(vocab: int, guided: bool, has_top: bool) -> None:
+    integers = ("slot_of", "conditional_of", "unconditional_of", "top_k", "token", "step", "alive", "drawn")
+    floats = ("cfg", "temperature", "penalty", "min_p", "top_p", "uniforms")
     types = {"logits": "*bf16", "seen": "*u8"} | dict.fromkeys(integers, "*i64") | dict.fromkeys(floats, "*fp32")
-    block = 1 << vocab.bit_length()
-    constants = {"vocab": vocab, "steps": 4098, "forgotten": forgotten, "has_min_p": has_min_p, "block": block}
+    constants = {"vocab": vocab, "steps": 4098, "forgotten": -1 if guided else 6561, "block": 1 << vocab.bit_length()}
+    constants |= {"penalty_last": not guided, "has_min_p": guided, "has_top": has_top}
     assert compiled(sampling_cuda._draw_kernel, types, constants, num_warps=sampling_cuda.WARPS).asm["cubin"]
 
 
