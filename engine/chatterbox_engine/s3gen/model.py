@@ -26,6 +26,7 @@ from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, S3GenConditi
 
 _FRAMES_PER_TOKEN = SAMPLES_PER_TOKEN // SAMPLES_PER_FRAME
 _MUTED = SAMPLE_RATE // 50
+_GPU_GRAIN = 64
 _MEL_STEPS, _WAVE_STEPS = 16, 4  # the flow takes twenty times as long as HiFT, which has the larger kernels
 
 
@@ -140,13 +141,15 @@ class S3Gen:
         voices = [job.voice for job in jobs]
         prompts = [voice.frames for voice in voices]
         totals = [job.voice.frames + job.frames for job in jobs]
-        size = self._size(max(totals) // _FRAMES_PER_TOKEN, _MEL_STEPS)
+        size = max(totals) // _FRAMES_PER_TOKEN
+        bucket = self._to_mel.find(len(jobs), size)
+        size = size if bucket else self._size(size, _MEL_STEPS)
         frames = _FRAMES_PER_TOKEN * size
         tokens = self._pad([torch.cat([job.voice.tokens, upload(job.tokens, self.device)]) for job in jobs], size)
         start = self._start(jobs, frames) if noise is None else self._pad(noise, frames)
         speakers = torch.stack([voice.speaker for voice in voices])
         inputs = (tokens, start, speakers, self._pad([voice.mel for voice in voices], frames))
-        if bucket := self._to_mel.find(*tokens.shape):
+        if bucket:
             x = bucket.run(*inputs, upload(totals, self.device))
         else:
             x = self._solve(*inputs, self._lengths(totals, frames))
@@ -176,10 +179,11 @@ class S3Gen:
         return self._vocode(mel, frames, source)
 
     def _vocode(self, mel: Tensor, frames: Sequence[int], source: SourceNoise) -> Tensor:
-        size = self._size(mel.shape[1], _WAVE_STEPS)
+        bucket = self._to_wave.find(*mel.shape[:2])
+        size = mel.shape[1] if bucket else self._size(mel.shape[1], _WAVE_STEPS)
         samples = F.pad(source.samples, (0, SAMPLES_PER_FRAME * (size - mel.shape[1])))
         inputs = (self._widen(mel, size), source.phases, samples)
-        if bucket := self._to_wave.find(len(mel), size):
+        if bucket:
             return bucket.run(*inputs, upload(frames, self.device))
         return self.hift(*inputs, self._lengths(frames, size))
 
@@ -220,11 +224,12 @@ class S3Gen:
         return torch.full((rows,), length, device=self.device)
 
     def _size(self, longest: int, steps: int) -> int:
-        """Positions that a batch is padded to. oneDNN compiles its kernels for every new length, which takes 0.1 s and
-        10 MB, so on a CPU there are only so many lengths between a power of two and the next."""
-        if self.rows_together:
-            return longest
-        step = max(1, 2 ** longest.bit_length() // (2 * steps))
+        """Positions that a batch outside of all buckets is padded to.
+
+        For every new length oneDNN compiles its kernels, which takes 0.1 s and 10 MB, and cuDNN looks for plans. So on
+        a CPU there are only so many lengths between a power of two and the next, and on a GPU multiples of 64.
+        """
+        step = _GPU_GRAIN if self.rows_together else max(1, 2 ** longest.bit_length() // (2 * steps))
         return math.ceil(longest / step) * step
 
     def _widen(self, mel: Tensor, size: int) -> Tensor:
