@@ -230,12 +230,15 @@ def _request() -> object:
 @pytest.mark.usefixtures("threads_kept")
 def test_the_vocoder_takes_more_cores_when_nothing_else_is_under_way() -> None:
     with FakeEngine(vocoder_threads=(1, 2)) as fake:
-        fake.runner.gate.clear()
-        fake.runner.hold_from = 30
+        start, later = fake.runner.gate, threading.Event()
+        start.clear()
         fake.submit("x" * 10)
         fake.submit("x" * 100)
+        # both are there; now the long one is held half way
+        fake.runner.hold_from, fake.runner.gate = 30, later
+        start.set()
         fake.answers.take()
-        fake.runner.gate.set()
+        later.set()
         fake.answers.take()
     assert fake.s3gen.threads[-2:] == [1, 2]
 
