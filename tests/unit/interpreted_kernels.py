@@ -26,7 +26,7 @@ from chatterbox_engine.sampling_cuda import draw_rows
 
 VOCAB = 300
 
-DECODE = [(2, 32, [1, 64, 65, 200], True), (4, 64, [700, 66], False), (2, 16, [599], True)]
+DECODE = [(2, 32, [1, 64, 65, 200], True), (1, 64, [700, 66], False), (1, 16, [599], True)]
 UNSPLIT = (2, 32, [1, 64, 129], True)
 # float16 where the engine has bfloat16, which the interpreter cannot multiply
 ATTEND = [
