@@ -30,7 +30,6 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
 from chatterbox_engine.attention import decode_attention
-from chatterbox_engine.linear_cuda import swiglu_kernel
 from chatterbox_engine.s3gen.attention_cuda import attend
 from tests.elsewhere import Elsewhere, aten
 
@@ -38,7 +37,7 @@ NOT_THERE_YET = 99
 """What a copy in pinned memory holds until an event says that it is there."""
 
 
-OUR_OPERATORS = {operator._opoverload: operator for operator in (decode_attention, swiglu_kernel, attend)}
+OUR_OPERATORS = {operator._opoverload: operator for operator in (decode_attention, attend)}
 """Those that launch kernels of our own."""
 
 

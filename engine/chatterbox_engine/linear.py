@@ -74,8 +74,7 @@ def swiglu(x: Tensor) -> Tensor:
     if x.is_cuda and not torch.compiler.is_compiling():
         from chatterbox_engine.linear_cuda import swiglu_kernel
 
-        product: Tensor = swiglu_kernel(x)
-        return product
+        return swiglu_kernel(x)
     gate, up = x.chunk(2, dim=-1)
     return F.silu(gate) * up
 

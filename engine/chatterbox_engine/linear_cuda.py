@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -23,7 +22,6 @@ def _swiglu_kernel(x, out, width, block: tl.constexpr):  # type: ignore[no-untyp
     tl.store(out + row * width + at, gate * tl.sigmoid(gate) * up, mask=inside)
 
 
-@torch.library.custom_op("chatterbox::swiglu", mutates_args=())
 def swiglu_kernel(x: Tensor) -> Tensor:
     """SiLU of the first half times the second: [..., 2 n], contiguous, to [..., n]."""
     assert x.is_contiguous()
@@ -31,8 +29,3 @@ def swiglu_kernel(x: Tensor) -> Tensor:
     out = x.new_empty(*x.shape[:-1], width)
     _swiglu_kernel[(out.numel() // width, triton.cdiv(width, BLOCK))](x, out, width, block=BLOCK)
     return out
-
-
-@swiglu_kernel.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)

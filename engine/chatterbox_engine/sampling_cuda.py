@@ -31,32 +31,32 @@ def _penalised(x, heard, factor):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _kept(x, mass, most, share):  # type: ignore[no-untyped-def]
+def _cut(key, weight, spare):  # type: ignore[no-untyped-def]
+    """The highest key such that what lies below it weighs at most `spare`."""
+    lowest = tl.full([], -2147483648, dtype=tl.int64)
+    bit = tl.full([], 2147483648, dtype=tl.int64)
+    for _ in range(32):
+        higher = lowest + bit
+        bit = bit // 2
+        below = tl.sum(tl.where(key < higher.to(tl.int32), weight, 0.0), axis=0)
+        lowest = tl.where(below <= spare, higher, lowest)
+    return lowest.to(tl.int32)
+
+
+@triton.jit
+def _kept(x, mass, most, share, block: tl.constexpr):  # type: ignore[no-untyped-def]
     """Where x is among the `most` largest, all if that is 0, and of these in the smallest set that has `share` of their
     mass. The largest always is."""
     # As integers floats have the order of their bits, negative ones the opposite order.
     bits = x.to(tl.int32, bitcast=True)
     key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    lowest = tl.full([], -2147483648, dtype=tl.int64)
+    kept = tl.full([block], True, dtype=tl.int1)
     if most > 0:
-        bit = tl.full([], 2147483648, dtype=tl.int64)
-        for _ in range(32):
-            higher = lowest + bit
-            bit = bit // 2
-            enough = tl.sum((key >= higher.to(tl.int32)).to(tl.int32), axis=0) >= most
-            lowest = tl.where(enough, higher, lowest)
-        mass = tl.where(key >= lowest.to(tl.int32), mass, 0.0)
+        kept = key >= _cut(key, tl.full([block], 1.0, dtype=tl.float32), block - most)
+        mass = tl.where(kept, mass, 0.0)
     if share < 1.0:
-        spare = (1.0 - share) * tl.sum(mass, axis=0)
-        smallest = tl.full([], -2147483648, dtype=tl.int64)
-        bit = tl.full([], 2147483648, dtype=tl.int64)
-        for _ in range(32):
-            higher = smallest + bit
-            bit = bit // 2
-            dropped = tl.sum(tl.where(key < higher.to(tl.int32), mass, 0.0), axis=0)
-            smallest = tl.where(dropped <= spare, higher, smallest)
-        lowest = tl.maximum(lowest, smallest)
-    return (key >= lowest.to(tl.int32)) | (x == tl.max(x, axis=0))
+        kept = kept & (key >= _cut(key, mass, (1.0 - share) * tl.sum(mass, axis=0)))
+    return kept | (x == tl.max(x, axis=0))
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def _draw_kernel(  # type: ignore[no-untyped-def]
         x = tl.where(x < tl.max(x, axis=0) + tl.log(tl.load(min_p + slot)), -float("inf"), x)
     if has_top:
         mass = tl.exp(x - tl.max(x, axis=0))
-        x = tl.where(_kept(x, mass, tl.load(top_k + slot), tl.load(top_p + slot)), x, -float("inf"))
+        x = tl.where(_kept(x, mass, tl.load(top_k + slot), tl.load(top_p + slot), block), x, -float("inf"))
     if penalty_last:
         x = _penalised(x, heard, factor)
     mass = tl.cumsum(tl.exp(x - tl.max(x, axis=0)), axis=0)
