@@ -13,6 +13,7 @@ What the host would wait for elsewhere is noted in `waits`.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import threading
 import weakref
@@ -221,13 +222,14 @@ class PretendCuda(Elsewhere):
                 self.use(leaf.untyped_storage(), True)
 
     def launch(self, kernel: JITFunction[Any], *args: Any, grid: tuple[int, ...], warmup: bool, **_sizes: Any) -> None:
-        """Triton's. Which of the tensors a kernel writes is not known here: all."""
+        """Triton's."""
         assert all(isinstance(size, int) and size > 0 for size in grid)
-        for argument in args:
+        written = _written(kernel)
+        for name, argument in zip(kernel.arg_names, args, strict=False):
             if isinstance(argument, Tensor):
                 assert isinstance(argument, FakeTensor), "a kernel is given a tensor of the host"
                 assert argument.is_contiguous()
-                self.use(argument.untyped_storage(), True)
+                self.use(argument.untyped_storage(), name in written)
         self.kernels.add(kernel.__name__)
 
     def wait(self, function: Any) -> None:
@@ -280,6 +282,16 @@ def pretend_cuda(total: int = 80 << 30, free: int | None = None) -> Iterator[Pre
     ):
         yield device
         assert not device.faults, device.faults
+
+
+def _written(kernel: JITFunction[Any]) -> set[str]:
+    """Arguments that a kernel of Triton stores to, by name; all of them if it stores to what it has computed before."""
+    written: set[str] = set()
+    for call in ast.walk(kernel.parse()):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("tl.store", "tl.atomic_add"):
+            named = {node.id for node in ast.walk(call.args[0]) if isinstance(node, ast.Name)} & set(kernel.arg_names)
+            written |= named or set(kernel.arg_names)
+    return written
 
 
 def memory_of(*owners: object) -> set[int]:

@@ -22,11 +22,12 @@ _MASK_GRAIN = 8
 
 
 # The pool goes in whole: inductor (torch 2.11) loses writes when an operator mutates two views of one tensor.
-@torch.library.custom_op("chatterbox::decode_attention", mutates_args=("pool",))
+@torch.library.custom_op("chatterbox::decode_attention", mutates_args=("pool", "arrived"))
 def decode_attention(
     qkv: Tensor,  # [rows, 3, heads, head_dim], of the new position
     rotation: Tensor | None,  # [rows, 2, head_dim / 2], cosines and sines that turn query and key; None: they stay
     pool: Tensor,  # [layers, 2, positions, heads, head_dim]
+    arrived: Tensor,  # `KVCache.arrived`
     layer: int,
     start: Tensor,  # [rows] int64, first position of each row's extent
     position: Tensor,  # [rows] int64, where in its extent each row's new key goes
@@ -36,7 +37,7 @@ def decode_attention(
     if qkv.is_cuda:
         from chatterbox_engine.attention_cuda import split_decode
 
-        return split_decode(qkv, rotation, keys, values, start, position)
+        return split_decode(qkv, rotation, keys, values, arrived, start, position)
     query, key, value = qkv.unbind(1)
     if rotation is not None:
         query, key = rotate(qkv[:, :2], rotation[:, None, None]).unbind(1)

@@ -1,9 +1,10 @@
-"""Triton kernels of a decode step's attention: partial softmax per split of a row, then the splits joined.
+"""Triton kernel of a decode step's attention: partial softmax per split of a row, which the last split joins.
 
-The first kernel takes what the projection gave: it turns query and key to their position and stores the new key and
-value, which eight kernels of torch would do otherwise.
+It takes what the projection gave: it turns query and key to their position and stores the new key and value, which
+eight kernels of torch would do otherwise. The splits of a row and head count themselves when they are done; who finds
+all others counted joins them, in their order, so that the sum has the same bits whoever that is.
 
-`TRITON_INTERPRET=1` runs them on the CPU, which is how they are tested where there is no GPU.
+`TRITON_INTERPRET=1` runs it on the CPU, which is how it is tested where there is no GPU.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from chatterbox_engine.kv_cache import SPLIT_PAIRS
+
 BLOCK = 64
 MAX_SPLITS = 16
 # Programs that keep a large GPU (132 multiprocessors) busy; more splits than needed cost a longer join.
-TARGET_PROGRAMS = 1024
+TARGET_PROGRAMS = 2 * SPLIT_PAIRS
 
 
 @triton.jit
@@ -34,7 +37,21 @@ def _turned(vector, rotation, head_dim: tl.constexpr):  # type: ignore[no-untype
 
 
 @triton.jit
-def _partial_kernel(  # type: ignore[no-untyped-def]
+def _joined(partial, peak, total, pair, head_dim: tl.constexpr, splits: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What a head attends to, from what its splits stored, which is read past the multiprocessor's own cache: that may
+    hold what was there before."""
+    slot = pair * splits + tl.arange(0, splits)
+    lane = tl.arange(0, head_dim)
+    best = tl.load(peak + slot, cache_modifier=".cg")
+    # Split 0 always holds the new position, so the highest peak is finite; an empty split has weight 0.
+    share = tl.exp(best - tl.max(best, axis=0))
+    acc = tl.load(partial + slot[:, None] * head_dim + lane[None, :], cache_modifier=".cg")
+    weight = tl.load(total + slot, cache_modifier=".cg")
+    return tl.sum(share[:, None] * acc, axis=0) / tl.sum(share * weight, axis=0)
+
+
+@triton.jit
+def _decode_kernel(  # type: ignore[no-untyped-def]
     qkv,
     rotation,
     keys,
@@ -44,6 +61,7 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
     partial,
     peak,
     total,
+    arrived,
     out,
     scale,
     heads: tl.constexpr,
@@ -94,32 +112,15 @@ def _partial_kernel(  # type: ignore[no-untyped-def]
     if splits == 1:
         tl.store(out + (row * heads + head) * head_dim + lane, acc / weight)
     else:
-        slot = (row * heads + head) * splits + split
+        pair = row * heads + head
+        slot = pair * splits + split
         tl.store(partial + slot * head_dim + lane, acc)
         tl.store(peak + slot, best)
         tl.store(total + slot, weight)
-
-
-@triton.jit
-def _join_kernel(  # type: ignore[no-untyped-def]
-    partial,
-    peak,
-    total,
-    out,
-    heads: tl.constexpr,
-    head_dim: tl.constexpr,
-    splits: tl.constexpr,
-):
-    row = tl.program_id(0)
-    head = tl.program_id(1)
-    slot = (row * heads + head) * splits + tl.arange(0, splits)
-    lane = tl.arange(0, head_dim)
-    best = tl.load(peak + slot)
-    # Split 0 always holds the new position, so the highest peak is finite; an empty split has weight 0.
-    share = tl.exp(best - tl.max(best, axis=0))
-    acc = tl.load(partial + slot[:, None] * head_dim + lane[None, :])
-    joined = tl.sum(share[:, None] * acc, axis=0) / tl.sum(share * tl.load(total + slot), axis=0)
-    tl.store(out + (row * heads + head) * head_dim + lane, joined)
+        tl.debug_barrier()  # what all threads of this split stored is there before it counts
+        if tl.atomic_add(arrived + pair, 1) == splits - 1:
+            tl.store(arrived + pair, 0)
+            tl.store(out + pair * head_dim + lane, _joined(partial, peak, total, pair, head_dim, splits))
 
 
 def splits_for(rows: int, heads: int) -> int:
@@ -129,12 +130,18 @@ def splits_for(rows: int, heads: int) -> int:
 
 
 def split_decode(
-    qkv: Tensor, rotation: Tensor | None, keys: Tensor, values: Tensor, start: Tensor, position: Tensor
+    qkv: Tensor,
+    rotation: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    arrived: Tensor,
+    start: Tensor,
+    position: Tensor,
 ) -> Tensor:
     """Stores one new key and value a row and attends to everything that the row holds: [rows, heads, head_dim].
 
     qkv and rotation as in `attention.decode_attention`; `keys` and `values` are the contiguous pool [positions, heads,
-    head_dim]; head_dim is a power of two of at least 16.
+    head_dim]; head_dim is a power of two of at least 16. arrived: [SPLIT_PAIRS] int32, zero before and after.
     """
     rows, _, heads, head_dim = qkv.shape
     splits = splits_for(rows, heads)
@@ -145,7 +152,7 @@ def split_decode(
         partial = torch.empty(rows, heads, splits, head_dim, dtype=torch.float32, device=qkv.device)
         peak = torch.empty(rows, heads, splits, dtype=torch.float32, device=qkv.device)
         total = torch.empty_like(peak)
-    _partial_kernel[(rows, heads, splits)](
+    _decode_kernel[(rows, heads, splits)](
         qkv,
         rotation,
         keys,
@@ -155,6 +162,7 @@ def split_decode(
         partial,
         peak,
         total,
+        arrived if splits > 1 else None,
         out,
         head_dim**-0.5,
         heads=heads,
@@ -162,6 +170,4 @@ def split_decode(
         splits=splits,
         block=BLOCK,
     )
-    if splits > 1:
-        _join_kernel[(rows, heads)](partial, peak, total, out, heads=heads, head_dim=head_dim, splits=splits)
     return out

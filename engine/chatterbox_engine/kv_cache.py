@@ -16,6 +16,9 @@ from chatterbox_engine.dims import T3Dims
 GRAIN = 64
 """Extents are multiples of this many positions."""
 
+SPLIT_PAIRS = 512
+"""Pairs of a row and a head up to which a GPU splits a row's positions over several programs (`attention_cuda`)."""
+
 
 @dataclass(frozen=True)
 class Extent:
@@ -88,6 +91,8 @@ class KVCache:
         shape = (dims.layers, 2, positions + GRAIN, dims.heads, dims.head_dim)
         # empty, not zeros: a CPU then commits only the pages that are used; every position is written before it is read
         self.data = torch.empty(shape, device=device, dtype=dtype)
+        # how many splits of each pair are done; zero between steps
+        self.arrived = torch.zeros(SPLIT_PAIRS, device=device, dtype=torch.int32)
 
     def fill(self, extent: Extent, prefix: Tensor) -> None:
         """Copies keys and values [layers, 2, n, heads, head_dim] to the head of an extent."""

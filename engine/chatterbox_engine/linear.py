@@ -12,12 +12,16 @@ steps take it, prompts torchao's.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Activation = Literal["none", "gelu", "swiglu"]
+
+FEW_ROWS = 16
+"""Up to which a GPU reads a matrix of bfloat16 by a kernel of our own: what its matrix instructions take at least."""
 _ROWS = 64  # what oneDNN chooses the layout for; it serves any number
 _PARTS, _PARTED = 8, 1 << 19  # of a float32 matrix, and the elements from which it has them
 
@@ -53,28 +57,54 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def add_linear(x: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-    """`x + linear(inputs, weight)`; x: [..., outputs]. In a decode step on a GPU, x: [rows, outputs], the product's own
-    kernel adds to x and the result is x itself; torch.compile adds together with what follows."""
-    if x.dim() == 2 and _plain_on_cuda(weight) and not torch.compiler.is_compiling():
-        return x.addmm_(inputs, weight.T)
-    return x + linear(inputs, weight)
+def project(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    gain: Tensor | None = None,
+    eps: float = 0.0,
+    then: Activation = "none",
+    to: Tensor | None = None,
+) -> Tensor:
+    """`to + then(norm(x) @ weight.T + bias)`: what a layer does with one of its matrices.
+
+    x: [..., inputs]; gain, eps: of a root-mean-square norm (arXiv 1910.07467), none without a gain; then: `gelu` in its
+    tanh form, or `swiglu` (arXiv 2002.05202), SiLU of the first half of the outputs times the second; to: like the
+    result, [..., outputs], and in a decode step on a GPU it becomes the result. There x is [rows, inputs], and few rows
+    of bfloat16 take one kernel for all of it.
+    """
+    eager = not torch.compiler.is_compiling()  # the compiler makes kernels of its own from what follows
+    if eager and x.dim() == 2 and len(x) <= FEW_ROWS and weight.dtype == torch.bfloat16 and _plain_on_cuda(weight):
+        from chatterbox_engine import linear_cuda
+
+        return linear_cuda.project(x, weight, bias, gain=gain, eps=eps, then=then, to=to)
+    if gain is not None:
+        x = F.rms_norm(x, gain.shape, gain, eps)
+    if then == "none" and to is not None and bias is None and eager and x.dim() == 2 and _plain_on_cuda(weight):
+        return to.addmm_(x, weight.T)
+    if then == "gelu":
+        x = _gelu(x, weight, bias)
+    else:
+        x = linear(x, weight, bias)
+        x = _swiglu(x) if then == "swiglu" else x
+    return x if to is None else to + x
 
 
-def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GELU, in its tanh form, of `linear(x, weight, bias)`; on a GPU the product's own kernel computes it."""
-    if _plain_on_cuda(weight):
+def _gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """GELU of `linear(x, weight, bias)`; on a GPU the product's own kernel computes it."""
+    if bias is not None and _plain_on_cuda(weight):
         flat: Tensor = torch._addmm_activation(bias, x.flatten(0, -2), weight.T, use_gelu=True)
         return flat.unflatten(0, x.shape[:-1])
     return F.gelu(linear(x, weight, bias), approximate="tanh")
 
 
-def swiglu(x: Tensor) -> Tensor:
-    """SiLU of the first half times the second: [..., 2 n] to [..., n] (arXiv 2002.05202)."""
+def _swiglu(x: Tensor) -> Tensor:
+    """[..., 2 n] to [..., n]."""
     if x.is_cuda and not torch.compiler.is_compiling():
-        from chatterbox_engine.linear_cuda import swiglu_kernel
+        from chatterbox_engine.linear_cuda import swiglu
 
-        return swiglu_kernel(x)
+        return swiglu(x)
     gate, up = x.chunk(2, dim=-1)
     return F.silu(gate) * up
 

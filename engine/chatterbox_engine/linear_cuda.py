@@ -1,6 +1,11 @@
-"""Triton kernel of a gated layer's product, which torch has as two kernels.
+"""Triton kernels of a block's products: the whole of a product for few rows, and a gated layer's activation.
 
-`TRITON_INTERPRET=1` runs it on the CPU, which is how it is tested where there is no GPU.
+A decode step of few rows reads every matrix once and computes next to nothing. What it takes is memory's time and, of
+hundreds of kernels, the time between them. So the norm before a product and what comes behind it are parts of its
+kernel. A row's norm is a factor of the sum: squares are summed beside the products, and the result is scaled. The warps
+of a program share the inputs between them, as there are too few outputs for each to have its own.
+
+`TRITON_INTERPRET=1` runs them on the CPU, which is how they are tested where there is no GPU.
 """
 
 from __future__ import annotations
@@ -9,7 +14,84 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from chatterbox_engine.linear import FEW_ROWS, Activation
+
+WARPS = 4
+STEP = 64
+"""Inputs of one warp in one turn of its loop."""
+PROGRAMS = 192
+"""That keep the multiprocessors of a large GPU busy, where there are outputs enough."""
+SHARED = 80 << 10
+"""Bytes of shared memory for what is loaded ahead, at most: a program has 99 KiB on the smallest GPUs with bfloat16."""
 BLOCK = 1024
+
+
+@triton.jit
+def _inputs_of(x, row, place, rows, inputs: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[parts, rows, step]"""
+    inside = (row[None, :, None] < rows) & (place[:, None, :] < inputs)
+    return tl.load(x + row[None, :, None] * inputs + place[:, None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _weights_of(weight, column, place, end, inputs: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[parts, step, columns]"""
+    inside = (column[None, None, :] < end) & (place[:, :, None] < inputs)
+    return tl.load(weight + column[None, None, :] * inputs + place[:, :, None], mask=inside, other=0.0)
+
+
+@triton.jit
+def _project_kernel(  # type: ignore[no-untyped-def]
+    x,
+    weight,
+    bias,
+    gain,
+    to,
+    out,
+    rows,
+    eps,
+    inputs: tl.constexpr,
+    outputs: tl.constexpr,
+    then: tl.constexpr,
+    height: tl.constexpr,
+    width: tl.constexpr,
+    parts: tl.constexpr,
+    step: tl.constexpr,
+):
+    column = tl.program_id(0) * width + tl.arange(0, width)
+    row = tl.arange(0, height)
+    place = tl.arange(0, parts)[:, None] * step + tl.arange(0, step)[None, :]
+    total = tl.zeros([parts, height, width], dtype=tl.float32)
+    other = tl.zeros([parts, height, width], dtype=tl.float32)  # the second half of a gated layer
+    square = tl.zeros([parts, height, step], dtype=tl.float32)
+    for offset in range(0, inputs, parts * step):
+        at = offset + place
+        given = _inputs_of(x, row, at, rows, inputs)
+        if gain is not None:
+            wide = given.to(tl.float32)
+            square += wide * wide
+            scale = tl.load(gain + at, mask=at < inputs, other=0.0).to(tl.float32)
+            given = (wide * scale[:, None, :]).to(x.dtype.element_ty)
+        total = tl.dot(given, _weights_of(weight, column, at, outputs, inputs), total)
+        if then == "swiglu":
+            other = tl.dot(given, _weights_of(weight, outputs + column, at, 2 * outputs, inputs), other)
+    y = tl.sum(total, axis=0)
+    z = tl.sum(other, axis=0)
+    if gain is not None:
+        factor = tl.rsqrt(tl.sum(tl.sum(square, axis=2), axis=0) / inputs + eps)[:, None]
+        y = y * factor
+        z = z * factor
+    if bias is not None:
+        y += tl.load(bias + column, mask=column < outputs, other=0.0).to(tl.float32)[None, :]
+    if then == "swiglu":
+        y = y * tl.sigmoid(y) * z
+    elif then == "gelu":  # in its tanh form
+        y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
+    inside = (row[:, None] < rows) & (column[None, :] < outputs)
+    target = row[:, None] * outputs + column[None, :]
+    if to is not None:
+        y += tl.load(to + target, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + target, y, mask=inside)
 
 
 @triton.jit
@@ -22,7 +104,64 @@ def _swiglu_kernel(x, out, width, block: tl.constexpr):  # type: ignore[no-untyp
     tl.store(out + row * width + at, gate * tl.sigmoid(gate) * up, mask=inside)
 
 
-def swiglu_kernel(x: Tensor) -> Tensor:
+def project(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    gain: Tensor | None,
+    eps: float,
+    then: Activation,
+    to: Tensor | None,
+) -> Tensor:
+    """`linear.project` for at most FEW_ROWS rows.
+
+    x: [rows, inputs]; weight: [outputs, inputs], twice as many outputs for swiglu, which has no bias; to: [rows,
+    outputs], which becomes the result. All contiguous.
+    """
+    assert x.is_contiguous()
+    assert weight.is_contiguous()
+    assert len(x) <= FEW_ROWS
+    assert bias is None or then != "swiglu"
+    inputs, halves = x.shape[1], 2 if then == "swiglu" else 1
+    outputs = len(weight) // halves
+    width = tile_width(outputs)
+    out = x.new_empty(len(x), outputs) if to is None else to
+    assert out.is_contiguous()
+    _project_kernel[(triton.cdiv(outputs, width),)](
+        x,
+        weight,
+        bias,
+        gain,
+        to,
+        out,
+        len(x),
+        eps,
+        inputs=inputs,
+        outputs=outputs,
+        then=then,
+        height=FEW_ROWS,
+        width=width,
+        parts=WARPS,
+        step=STEP,
+        num_warps=WARPS,
+        num_stages=stages(width * halves),
+    )
+    return out
+
+
+def tile_width(outputs: int) -> int:
+    """Outputs of a program: a power of two from 8 to 32, so that there are PROGRAMS if possible."""
+    return max(8, min(32, 1 << (outputs // PROGRAMS).bit_length() >> 1))
+
+
+def stages(columns: int) -> int:
+    """Turns of the loop whose bfloat16 numbers, those of the inputs and of so many of the matrix's rows, are loaded
+    ahead."""
+    return min(4, SHARED // (2 * WARPS * STEP * (FEW_ROWS + columns)))
+
+
+def swiglu(x: Tensor) -> Tensor:
     """SiLU of the first half times the second: [..., 2 n], contiguous, to [..., n]."""
     assert x.is_contiguous()
     width = x.shape[-1] // 2

@@ -18,7 +18,7 @@ from chatterbox_engine.attention import Context, decode_attention, prompt_attent
 from chatterbox_engine.device import upload
 from chatterbox_engine.dims import LlamaDims
 from chatterbox_engine.kv_cache import KVCache
-from chatterbox_engine.linear import add_linear, linear, swiglu
+from chatterbox_engine.linear import Activation, project
 from chatterbox_engine.transformer import Transformer, rename
 from chatterbox_engine.types import T3Conditionals
 
@@ -131,7 +131,7 @@ class T3(Transformer):
         x = self.speech_embedding[token] + self.speech_position[speech_position]  # [rows, hidden]
         rotation = self.rotation[position]
         for index, block in enumerate(self._blocks):
-            mixed = decode_attention(self._qkv(block, x), rotation, cache.data, index, start, position)
+            mixed = decode_attention(self._qkv(block, x), rotation, cache.data, cache.arrived, index, start, position)
             x = self._finish_block(block, x, mixed.flatten(1))
         return self._logits(x)
 
@@ -141,19 +141,18 @@ class T3(Transformer):
 
     def _qkv(self, block: Block, x: Tensor) -> Tensor:
         """Query, key and value, not rotated yet: [..., 3, heads, head_dim]."""
-        x = linear(self._rms_norm(x, block.attention_norm), block.qkv)
+        x = self._normed(x, block.attention_norm, block.qkv)
         return x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim))
 
     def _finish_block(self, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
-        x = add_linear(x, mixed, block.out)
-        hidden = swiglu(linear(self._rms_norm(x, block.mlp_norm), block.gate_up))
-        return add_linear(x, hidden, block.down)
+        x = project(mixed, block.out, to=x)
+        return project(self._normed(x, block.mlp_norm, block.gate_up, "swiglu"), block.down, to=x)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return linear(self._rms_norm(x, self.norm), self.head)
+        return self._normed(x, self.norm, self.head)
 
-    def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.dims.rms_norm_eps)
+    def _normed(self, x: Tensor, gain: Tensor, weight: Tensor, then: Activation = "none") -> Tensor:
+        return project(x, weight, gain=gain, eps=self.dims.rms_norm_eps, then=then)
 
 
 def rotations(dims: LlamaDims, positions: int) -> Tensor:

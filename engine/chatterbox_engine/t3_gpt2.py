@@ -16,7 +16,7 @@ from chatterbox_engine.attention import Context, decode_attention, prompt_attent
 from chatterbox_engine.device import upload
 from chatterbox_engine.dims import GPT2Dims
 from chatterbox_engine.kv_cache import KVCache
-from chatterbox_engine.linear import gelu_linear, linear
+from chatterbox_engine.linear import project
 from chatterbox_engine.transformer import Transformer, rename
 from chatterbox_engine.types import T3Conditionals
 
@@ -96,7 +96,7 @@ class GPT2(Transformer):
     ) -> Tensor:
         x = self.speech_embedding[token] + self.position[position]  # [rows, hidden]
         for index, block in enumerate(self._blocks):
-            mixed = decode_attention(self._qkv(block, x), None, cache.data, index, start, position)
+            mixed = decode_attention(self._qkv(block, x), None, cache.data, cache.arrived, index, start, position)
             x = self._finish_block(block, x, mixed.flatten(1))
         return self._logits(x)
 
@@ -106,16 +106,16 @@ class GPT2(Transformer):
 
     def _qkv(self, block: Block, x: Tensor) -> Tensor:
         """Query, key and value: [..., 3, heads, head_dim]."""
-        x = linear(block.attention_norm(x), block.qkv, block.qkv_bias)
+        x = project(block.attention_norm(x), block.qkv, block.qkv_bias)
         return x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim))
 
     def _finish_block(self, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + linear(mixed, block.out, block.out_bias)
-        hidden = gelu_linear(block.mlp_norm(x), block.up, block.up_bias)
-        return x + linear(hidden, block.down, block.down_bias)
+        x = project(mixed, block.out, block.out_bias, to=x)
+        hidden = project(block.mlp_norm(x), block.up, block.up_bias, then="gelu")
+        return project(hidden, block.down, block.down_bias, to=x)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return linear(self.norm(x), self.head, self.head_bias)
+        return project(self.norm(x), self.head, self.head_bias)
 
 
 _NAMES = {

@@ -16,8 +16,8 @@ from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.config import Config
 from chatterbox_engine.dims import LlamaDims, S3GenDims
 from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.kv_cache import KVCache
-from chatterbox_engine.linear import swiglu
+from chatterbox_engine.kv_cache import SPLIT_PAIRS, KVCache
+from chatterbox_engine.linear import Activation, project
 from chatterbox_engine.quantize import FLOAT8_CAPABILITY
 from chatterbox_engine.reference import ReferenceEncoder
 from chatterbox_engine.runner import Runner
@@ -46,12 +46,14 @@ def test_the_decode_kernels_agree_with_torch(dtype: torch.dtype, rotated: bool) 
     qkv = torch.randn(len(lengths), 3, 16, 64, generator=generator).to(dtype)
     angles = torch.rand(len(lengths), 32, generator=generator)
     rotation = torch.stack([angles.cos(), angles.sin()], dim=1).to(dtype) if rotated else None
-    given = (qkv, rotation, pool.clone(), start, torch.tensor(lengths) - 1)
+    arrived = torch.zeros(SPLIT_PAIRS, dtype=torch.int32)
+    given = (qkv, rotation, pool.clone(), arrived, start, torch.tensor(lengths) - 1)
     ours = [None if tensor is None else tensor.cuda() for tensor in given]
-    got = decode_attention(*ours[:3], 0, *ours[3:]).float().cpu()
+    got = decode_attention(*ours[:4], 0, *ours[4:]).float().cpu()
+    assert not ours[3].any(), "the next step counts from zero"
     exact_pool = pool.float()
     exact = decode_attention(
-        qkv.float(), None if rotation is None else rotation.float(), exact_pool, 0, start, given[-1]
+        qkv.float(), None if rotation is None else rotation.float(), exact_pool, arrived, 0, start, given[-1]
     )
     bound = 1e-5 if dtype == torch.float32 else 1e-2
     assert relative_error(got, exact) < bound, f"{relative_error(got, exact):.2e}"
@@ -59,11 +61,45 @@ def test_the_decode_kernels_agree_with_torch(dtype: torch.dtype, rotated: bool) 
     assert stored < bound, f"{stored:.2e}"
 
 
+def test_splits_are_joined_by_the_last_one_in_a_thousand_steps() -> None:
+    lengths = torch.tensor([300, 700], device="cuda")
+    start = torch.tensor([0, 1000], device="cuda")
+    pool = torch.randn(1, 2, 2000, 16, 64, device="cuda", dtype=torch.bfloat16)
+    qkv = torch.randn(2, 3, 16, 64, device="cuda", dtype=torch.bfloat16)
+    arrived = torch.zeros(SPLIT_PAIRS, dtype=torch.int32, device="cuda")
+    first = decode_attention(qkv, None, pool, arrived, 0, start, lengths)
+    again = [decode_attention(qkv, None, pool, arrived, 0, start, lengths) for _ in range(1000)]
+    assert all(torch.equal(each, first) for each in again)
+    assert not arrived.any()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, 17, 70])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_swiglu_agrees_with_torch(dtype: torch.dtype) -> None:
-    x = torch.randn(70, 2 * 4096, device="cuda").to(dtype)
-    gate, up = x.float().chunk(2, dim=-1)
-    error = relative_error(swiglu(x).float(), F.silu(gate) * up)
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "then", "optional"),
+    [
+        (3072, 1024, "none", {"gain"}),
+        (4096, 1024, "swiglu", {"gain"}),
+        (1024, 4096, "none", {"to"}),
+        (8194, 1024, "none", {"gain"}),
+        (3072, 768, "gelu", {"bias"}),
+        (768, 3072, "none", {"bias", "to"}),
+    ],
+)
+def test_products_agree_with_the_cpus(
+    outputs: int, inputs: int, then: Activation, optional: set[str], dtype: torch.dtype, rows: int
+) -> None:
+    generator = torch.Generator().manual_seed(rows)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    x, weight = random(rows, inputs), random(outputs * (2 if then == "swiglu" else 1), inputs) * inputs**-0.5
+    around = {"bias": random(outputs), "gain": random(inputs), "to": random(rows, outputs)}
+    around = {name: value for name, value in around.items() if name in optional}
+    exact = project(x.float(), weight.float(), then=then, **{name: value.float() for name, value in around.items()})
+    got = project(x.cuda(), weight.cuda(), then=then, **{name: value.cuda() for name, value in around.items()})
+    error = relative_error(got.float().cpu(), exact)
     assert error < (1e-5 if dtype == torch.float32 else 1e-2), f"{error:.2e}"
 
 

@@ -14,12 +14,13 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 import torch.nn.functional as F
 
-from chatterbox_engine import attention_cuda
+from chatterbox_engine import attention_cuda, linear_cuda
 from chatterbox_engine.attention import decode_attention
 from chatterbox_engine.attention_cuda import split_decode
 from chatterbox_engine.families import ENGLISH, TURBO, Family
-from chatterbox_engine.linear import swiglu
-from chatterbox_engine.linear_cuda import swiglu_kernel
+from chatterbox_engine.kv_cache import SPLIT_PAIRS
+from chatterbox_engine.linear import Activation, project
+from chatterbox_engine.linear_cuda import swiglu
 from chatterbox_engine.runner import Runner, Slots
 from chatterbox_engine.s3gen.attention_cuda import attend
 from chatterbox_engine.sampling_cuda import draw_rows
@@ -28,6 +29,14 @@ VOCAB = 300
 
 DECODE = [(2, 32, [1, 64, 65, 200], True), (1, 64, [700, 66], False), (1, 16, [599], True)]
 UNSPLIT = (2, 32, [1, 64, 129], True)
+PROJECT: list[tuple[int, int, int, Activation, str]] = [
+    (1, 300, 20, "none", ""),  # neither inputs nor outputs are whole tiles
+    (16, 512, 128, "none", "gain"),
+    (3, 256, 40, "swiglu", "gain"),
+    (2, 64, 16, "gelu", "bias"),
+    (5, 768, 33, "none", "bias to"),
+    (2, 300, 260, "swiglu", "gain to"),
+]
 # float16 where the engine has bfloat16, which the interpreter cannot multiply
 ATTEND = [
     (heads, size, positions, lengths, dtype)
@@ -51,14 +60,35 @@ def decode_error(heads: int, head_dim: int, lengths: list[int], rotated: bool) -
     rotation = torch.stack([angles.cos(), angles.sin()], dim=1) if rotated else None
     position = torch.tensor(lengths) - 1
     ours = pool.clone()
-    got = split_decode(qkv, rotation, *ours[0], start, position)
-    exact = decode_attention(qkv, rotation, pool, 0, start, position)
+    arrived = torch.zeros(SPLIT_PAIRS, dtype=torch.int32)
+    got = split_decode(qkv, rotation, *ours[0], arrived, start, position)
+    exact = decode_attention(qkv, rotation, pool, arrived, 0, start, position)
+    assert not arrived.any(), "the next step counts from zero"
     return float(torch.maximum((got - exact).abs().max(), (ours - pool).abs().max()))
 
 
 def swiglu_error(rows: int, width: int) -> float:
     x = torch.randn(rows, 2 * width, generator=torch.Generator().manual_seed(width))
-    return float((swiglu_kernel(x) - swiglu(x)).abs().max())
+    gate, up = x.chunk(2, dim=1)
+    return float((swiglu(x) - F.silu(gate) * up).abs().max())
+
+
+def project_error(rows: int, inputs: int, outputs: int, then: Activation, parts: str) -> float:
+    """The largest difference to what `project` does on a CPU, with some of its optional parts."""
+    generator = torch.Generator().manual_seed(outputs)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    x, weight = 0.3 + random(rows, inputs), random(outputs * (2 if then == "swiglu" else 1), inputs) * inputs**-0.5
+    optional = {"bias": random(len(weight)), "gain": random(inputs), "to": random(rows, outputs)}
+    given = {name: value for name, value in optional.items() if name in parts}
+    exact = project(x, weight, **given, eps=0.1, then=then)
+    missing = dict.fromkeys(set(optional) - set(given))
+    half = {name: None if value is None else value.half() for name, value in (given | missing).items()}
+    got = linear_cuda.project(x.half(), weight.half(), half.pop("bias"), **half, eps=0.1, then=then)
+    assert half["to"] is None or got is half["to"]
+    return float((got.float() - exact).abs().max())
 
 
 def draw_error(family: Family, count: int, use_top: bool) -> float:
@@ -131,6 +161,9 @@ if __name__ == "__main__":
         report("decode", case, decode_error(*case), 1e-5)
     attention_cuda.TARGET_PROGRAMS = 1  # as if there were so many rows that none is split
     report("decode", UNSPLIT, decode_error(*UNSPLIT), 1e-5)
+    linear_cuda.PROGRAMS = 8  # so that there are tiles of every width
+    for project_case in PROJECT:
+        report("project", project_case, project_error(*project_case), 1e-2)
     for rows, width in ((3, 100), (2, 1500)):
         report("swiglu", (rows, width), swiglu_error(rows, width), 1e-5)
     for family in (ENGLISH, TURBO):

@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import create_function_from_signature
 
 from chatterbox_engine import attention_cuda, linear_cuda, sampling_cuda
+from chatterbox_engine.linear import FEW_ROWS
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
 
 BYTES = {"bf16": 2, "fp32": 4}
@@ -25,7 +26,7 @@ def test_the_kernels_agree_with_torchs_operators() -> None:
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
-    assert {line[0] for line in lines} == {"decode", "swiglu", "draw", "attend"}
+    assert {line[0] for line in lines} == {"decode", "project", "swiglu", "draw", "attend"}
     for line in lines:
         _, _, error, bound = line
         assert float(error) < float(bound), f"kernel, case, error, bound: {line}"
@@ -42,17 +43,50 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], targ
 @pytest.mark.parametrize("rotated", [True, False])
 @pytest.mark.parametrize("splits", [1, 8])
 @pytest.mark.parametrize("dtype", BYTES)
-def test_the_kernels_of_a_decode_step_compile(dtype: str, splits: int, rotated: bool) -> None:
+def test_the_kernel_of_a_decode_steps_attention_compiles(dtype: str, splits: int, rotated: bool) -> None:
     sizes = {"heads": 16, "head_dim": 64, "splits": splits}
     data = dict.fromkeys(("qkv", "rotation", "keys", "values", "out"), f"*{dtype}")
     places = {"start": "*i64", "position": "*i64"}
-    halves = {"partial": "*fp32", "peak": "*fp32", "total": "*fp32"}
+    halves = {"partial": "*fp32", "peak": "*fp32", "total": "*fp32", "arrived": "*i32"}
     types = data | places | halves | {"scale": "fp32"}
     unused: dict[str, None] = dict.fromkeys([*(halves if splits == 1 else ()), *(() if rotated else ("rotation",))])
     given = {name: kind for name, kind in types.items() if name not in unused}
-    assert compiled(attention_cuda._partial_kernel, given, sizes | unused | {"block": 64}).asm["cubin"]
-    assert compiled(attention_cuda._join_kernel, halves | {"out": f"*{dtype}"}, sizes).asm["cubin"]
-    assert compiled(linear_cuda._swiglu_kernel, {"x": f"*{dtype}", "out": f"*{dtype}", "width": "i32"}, {"block": 1024})
+    ptx = compiled(attention_cuda._decode_kernel, given, sizes | unused | {"block": 64}).asm["ptx"]
+    # what a split stored must be there for the multiprocessor that joins
+    assert ("atom.global.gpu.acq_rel" in ptx) == (splits > 1)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "then", "optional"),
+    [
+        (3072, 1024, "none", {"gain"}),
+        (1024, 1024, "none", {"to"}),
+        (4096, 1024, "swiglu", {"gain"}),
+        (1024, 4096, "none", {"to"}),
+        (8194, 1024, "none", {"gain"}),
+        (3072, 768, "gelu", {"bias"}),
+        (768, 3072, "none", {"bias", "to"}),
+    ],
+)
+def test_the_kernel_of_a_product_loads_ahead_and_spills_nothing(
+    outputs: int, inputs: int, then: str, optional: set[str], capability: int
+) -> None:
+    unused = dict.fromkeys({"bias", "gain", "to"} - optional)
+    types = dict.fromkeys(["x", "weight", "out", *optional], "*bf16") | {"rows": "i32", "eps": "fp32"}
+    width = linear_cuda.tile_width(outputs)
+    constants = {"inputs": inputs, "outputs": outputs, "then": then, "height": FEW_ROWS, "width": width} | unused
+    constants |= {"parts": linear_cuda.WARPS, "step": linear_cuda.STEP}
+    stages = linear_cuda.stages(width * (2 if then == "swiglu" else 1))
+    options = {"num_warps": linear_cuda.WARPS, "num_stages": stages}
+    kernel = compiled(linear_cuda._project_kernel, types, constants, capability, **options)
+    assert all(name in kernel.asm["ptx"] for name in ("cp.async", "ldmatrix", "mma.sync"))
+    assert kernel.metadata.shared <= 99 << 10
+    assert ".local" not in kernel.asm["ptx"]
+
+
+def test_a_gated_layers_kernel_compiles() -> None:
+    assert compiled(linear_cuda._swiglu_kernel, {"x": "*bf16", "out": "*bf16", "width": "i32"}, {"block": 1024})
 
 
 @pytest.mark.parametrize("has_top", [True, False])
