@@ -23,6 +23,8 @@ from chatterbox_engine.linear import Activation, project
 from chatterbox_engine.linear_cuda import swiglu
 from chatterbox_engine.runner import Runner, Slots
 from chatterbox_engine.s3gen.attention_cuda import attend
+from chatterbox_engine.s3gen.norm_cuda import add_norm, norm_mish
+from chatterbox_engine.s3gen.snake_cuda import snake
 from chatterbox_engine.sampling_cuda import draw_rows
 
 VOCAB = 300
@@ -37,6 +39,8 @@ PROJECT: list[tuple[int, int, int, Activation, str]] = [
     (5, 768, 33, "none", "bias to"),
     (2, 300, 260, "swiglu", "gain to"),
 ]
+NORM: list[tuple[int, int, tuple[int, ...]]] = [(33, 256, (256,)), (5, 256, (1, 5, 256)), (100, 24, (24,))]
+SNAKE = [((2, 40, 64), "mask"), ((1, 33, 24), ""), ((2, 40, 64), "bias mask"), ((1, 50, 64), "bias change mask")]
 # float16 where the engine has bfloat16, which the interpreter cannot multiply
 ATTEND = [
     (heads, size, positions, lengths, dtype)
@@ -89,6 +93,39 @@ def project_error(rows: int, inputs: int, outputs: int, then: Activation, parts:
     got = linear_cuda.project(x.half(), weight.half(), half.pop("bias"), **half, eps=0.1, then=then)
     assert half["to"] is None or got is half["to"]
     return float((got.float() - exact).abs().max())
+
+
+def norm_error(positions: int, width: int, after: tuple[int, ...]) -> float:
+    """The largest difference to torch's operators of both functions."""
+    generator = torch.Generator().manual_seed(positions)
+
+    def random(*shape: int) -> torch.Tensor:
+        return 3 + torch.randn(*shape, generator=generator)
+
+    x, change, weight, bias, behind = (
+        random(*shape) for shape in ((1, positions, width),) * 2 + ((width,),) * 2 + (after,)
+    )
+    total, normed = add_norm(x, change, weight, bias, 1e-5)
+    assert torch.equal(total, x + change)
+    exact = F.layer_norm(x + change, (width,), weight, bias, 1e-5)
+    marked = norm_mish(x, weight, bias, 1e-5, behind, offset=weight)
+    exact_mish = F.mish(F.layer_norm(x + weight, (width,), weight, bias, 1e-5)) + behind
+    return float(torch.maximum((normed - exact).abs().max(), (marked - exact_mish).abs().max()))
+
+
+def snake_error(shape: tuple[int, int, int], parts: str) -> float:
+    """The largest difference to torch's operators, in the sum and in what comes of it."""
+    generator = torch.Generator().manual_seed(shape[1])
+    x, change = (torch.randn(shape, generator=generator) for _ in range(2))
+    alpha, inverse, bias = 2 * torch.rand(3, shape[2], generator=generator)
+    mask = torch.rand(*shape[:2], 1, generator=generator) < 0.7
+    given: dict[str, Any] = {"bias": bias, "change": change}
+    given = {name: value for name, value in given.items() if name in parts}
+    exact = x + sum(given.values())
+    total, active = snake(x, alpha, inverse, mask if "mask" in parts else None, **given)
+    assert total is x or torch.allclose(total, exact, atol=1e-6)
+    exact = exact + torch.sin(exact * alpha).square() * inverse
+    return float((active - (exact * mask if "mask" in parts else exact)).abs().max())
 
 
 def draw_error(family: Family, count: int, use_top: bool) -> float:
@@ -166,6 +203,10 @@ if __name__ == "__main__":
         report("project", project_case, project_error(*project_case), 1e-2)
     for rows, width in ((3, 100), (2, 1500)):
         report("swiglu", (rows, width), swiglu_error(rows, width), 1e-5)
+    for norm_case in NORM:
+        report("norm", norm_case, norm_error(*norm_case), 2e-5)
+    for shape, parts in SNAKE:
+        report("snake", (shape, parts), snake_error(shape, parts), 2e-5)
     for family in (ENGLISH, TURBO):
         for use_top in (False, True):
             report("draw", (family.name, use_top), draw_error(family, 6, use_top), 1)

@@ -17,6 +17,7 @@ from triton.runtime.jit import create_function_from_signature
 from chatterbox_engine import attention_cuda, linear_cuda, sampling_cuda
 from chatterbox_engine.linear import FEW_ROWS
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
+from chatterbox_engine.s3gen import norm_cuda, snake_cuda
 
 BYTES = {"bf16": 2, "fp32": 4}
 
@@ -26,7 +27,7 @@ def test_the_kernels_agree_with_torchs_operators() -> None:
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
-    assert {line[0] for line in lines} == {"decode", "project", "swiglu", "draw", "attend"}
+    assert {line[0] for line in lines} == {"decode", "project", "swiglu", "norm", "snake", "draw", "attend"}
     for line in lines:
         _, _, error, bound = line
         assert float(error) < float(bound), f"kernel, case, error, bound: {line}"
@@ -87,6 +88,22 @@ def test_the_kernel_of_a_product_loads_ahead_and_spills_nothing(
 
 def test_a_gated_layers_kernel_compiles() -> None:
     assert compiled(linear_cuda._swiglu_kernel, {"x": "*bf16", "out": "*bf16", "width": "i32"}, {"block": 1024})
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("parts", [("change", "total"), ("offset", "after")])
+def test_the_kernel_of_the_flows_norms_compiles(parts: tuple[str, ...], dtype: str) -> None:
+    unused = dict.fromkeys({"change", "total", "offset", "after"} - set(parts))
+    types = dict.fromkeys(["x", "weight", "bias", "out", *parts], f"*{dtype}") | {"positions": "i32", "eps": "fp32"}
+    constants = {"width": 256, "everywhere": False, "activated": "after" in parts, "size": 256, "block": 16} | unused
+    assert ".local" not in compiled(norm_cuda._norm_kernel, types, constants).asm["ptx"]
+
+
+def test_the_kernel_of_snake_has_exact_sines() -> None:
+    tensors = ("x", "change", "bias", "alpha", "inverse", "total", "out")
+    types = dict.fromkeys(tensors, "*fp32") | {"mask": "*u8", "numbers": "i32"}
+    kernel = compiled(snake_cuda._snake_kernel, types, {"width": 64, "block": snake_cuda.BLOCK})
+    assert "sin.approx" not in kernel.asm["ptx"]
 
 
 @pytest.mark.parametrize("has_top", [True, False])

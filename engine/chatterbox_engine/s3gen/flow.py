@@ -133,12 +133,14 @@ class _Resnet:
         self._times = project(mish(embedded)).to(self._second.weight.dtype)  # [steps, outputs]
 
     def __call__(self, x: Tensor, step: int) -> Tensor:
-        return self.leave(*self.enter(x), step)
+        first, bias = self.enter.first.causal_in_parts(x)
+        return self.leave(first, self.enter.around(x), step, bias)
 
-    def leave(self, first: Tensor, around: Tensor, step: int) -> Tensor:
-        """Everything after `enter`."""
-        h = mish(self._first_norm(first)) + self._times[step]
-        return mish(self._second_norm(self._second.causal(h))) + around
+    def leave(self, first: Tensor, around: Tensor, step: int, bias: Tensor | None = None) -> Tensor:
+        """Everything after `enter`. bias: to be added to `first`."""
+        h = self._first_norm.mish(first, self._times[step], bias)
+        second, bias = self._second.causal_in_parts(h)
+        return self._second_norm.mish(second, around, bias)
 
 
 class _Block:
@@ -147,20 +149,18 @@ class _Block:
     def __init__(self, weights: Weights, dims: S3GenDims) -> None:
         width, self._heads, self._size = dims.decoder, dims.decoder_heads, dims.decoder_head_dim
         inner = self._heads * self._size
-        self._norm_attention = weights.norm("norm1", width)
+        self.norm = weights.norm("norm1", width)
         self._qkv = Linear(torch.cat([weights.take(f"attn1.to_{name}.weight", inner, width) for name in "qkv"]), None)
         self._attention_out = weights.linear("attn1.to_out.0", inner, width)
         self._norm_units = weights.norm("norm3", width)
         self._units_in = weights.linear("ff.net.0.proj", width, 4 * width)
         self._units_out = weights.linear("ff.net.2", 4 * width, width)
 
-    def __call__(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        x = x + self._attend(self._norm_attention(x), lengths)
-        return x + self._units_out(self._units_in.gelu(self._norm_units(x)))
-
-    def _attend(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        qkv = self._qkv(x).unflatten(-1, (3, self._heads, self._size))
-        return self._attention_out(self_attention(qkv, lengths))
+    def __call__(self, x: Tensor, normed: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """normed: `norm` of x. Returns what is left to be added: a sum so far and the last change to it."""
+        qkv = self._qkv(normed).unflatten(-1, (3, self._heads, self._size))
+        x, normed = self._norm_units.of_sum(x, self._attention_out(self_attention(qkv, lengths)))
+        return x, self._units_out(self._units_in.gelu(normed))
 
 
 def _blocks(weights: Weights, dims: S3GenDims) -> list[_Block]:
@@ -168,9 +168,12 @@ def _blocks(weights: Weights, dims: S3GenDims) -> list[_Block]:
 
 
 def _run(blocks: list[_Block], x: Tensor, lengths: Tensor | None) -> Tensor:
-    for block in blocks:
-        x = block(x, lengths)
-    return x
+    """Blocks one after the other; the sum at the end of each is a part of the next one's first norm."""
+    normed = blocks[0].norm(x)
+    for block, following in pairwise(blocks):
+        x, normed = following.norm.of_sum(*block(x, normed, lengths))
+    x, change = blocks[-1](x, normed, lengths)
+    return x + change
 
 
 def _schedule(steps: int, *, cosine: bool) -> list[float]:

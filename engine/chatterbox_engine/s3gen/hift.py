@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox_engine.dims import S3GenDims
-from chatterbox_engine.s3gen.layers import ConvTransposed, cut, image_weight, length_mask
+from chatterbox_engine.s3gen.layers import Conv, ConvTransposed, cut, image_weight, length_mask
 from chatterbox_engine.s3gen.noise import HARMONICS, SAMPLES_PER_FRAME
 from chatterbox_engine.s3gen.weights import Weights
 from chatterbox_engine.types import SAMPLE_RATE
@@ -161,7 +161,7 @@ class _Stage:
         total = self._stacks[0](x, mask)
         for stack in self._stacks[1:]:
             total = total + stack(x, mask)
-        return total / len(self._stacks)
+        return cut(total / len(self._stacks), mask)
 
 
 class _Stack:
@@ -179,20 +179,44 @@ class _Stack:
         ]
 
     def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        for snake1, conv1, snake2, conv2 in self._pairs:  # Snake keeps zeros
-            x = x + cut(conv2(snake2(cut(conv1(snake1(x)), mask))), mask)
-        return x
+        """What lies behind a row's end is kept from the convolutions, and stays in the result."""
+        active = self._pairs[0][0](x, mask)
+        for (_, conv1, snake2, conv2), (following, *_) in pairwise(self._pairs):
+            x, active = following.of_sum(x, conv2, snake2.behind(conv1, active, mask), mask)
+        _, conv1, snake2, conv2 = self._pairs[-1]
+        return x + conv2(snake2.behind(conv1, active, mask))
 
 
 class _Snake:
-    """x + sin(alpha x)^2 / alpha."""
+    """x + sin(alpha x)^2 / alpha, zero where a mask is False. On a GPU one kernel, with the sum before it."""
 
     def __init__(self, weights: Weights, name: str, width: int) -> None:
         self._alpha = weights.take(f"{name}.alpha", width)
         self._inverse = 1.0 / (self._alpha + 1e-9)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return x + torch.sin(x * self._alpha).square() * self._inverse
+    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self._of(x, mask)[1]
+
+    def behind(self, conv: Conv, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Of a convolution of x."""
+        product, bias = conv.in_parts(x)
+        return self._of(product, mask, bias)[1]
+
+    def of_sum(self, x: Tensor, conv: Conv, active: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x and a convolution of `active`, added up, and Snake of it."""
+        product, bias = conv.in_parts(active)
+        return self._of(x, mask, bias, product)
+
+    def _of(
+        self, x: Tensor, mask: Tensor | None, bias: Tensor | None = None, change: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if x.is_cuda:
+            from chatterbox_engine.s3gen.snake_cuda import snake
+
+            return snake(x, self._alpha, self._inverse, mask, bias=bias, change=change)
+        x = x if change is None else x + change
+        active = cut(x, mask)
+        return x, active + torch.sin(active * self._alpha).square() * self._inverse
 
 
 class _Fourier:

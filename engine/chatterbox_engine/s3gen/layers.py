@@ -55,6 +55,24 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
+    def of_sum(self, x: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        """`x + change`, and the norm of it; both [rows, positions, width]. One kernel on a GPU."""
+        if x.is_cuda:
+            from chatterbox_engine.s3gen.norm_cuda import add_norm
+
+            return add_norm(x, change, self.weight, self.bias, self.eps)
+        x = x + change
+        return x, self(x)
+
+    def mish(self, x: Tensor, after: Tensor, offset: Tensor | None = None) -> Tensor:
+        """Mish of the norm of `x + offset`, plus `after`: like x, [rows, positions, width], or [width]. One kernel on a
+        GPU."""
+        if x.is_cuda:
+            from chatterbox_engine.s3gen.norm_cuda import norm_mish
+
+            return norm_mish(x, self.weight, self.bias, self.eps, after, offset)
+        return mish(self(x if offset is None else x + offset)) + after
+
 
 @dataclass(frozen=True)
 class Conv:
@@ -68,13 +86,27 @@ class Conv:
 
     def __call__(self, x: Tensor, *, left: int = 0, right: int = 0) -> Tensor:
         """left, right: zeros beyond `padding`."""
+        return self._product(x, self.bias, left, right)
+
+    def in_parts(self, x: Tensor, *, left: int = 0) -> tuple[Tensor, Tensor | None]:
+        """The result, and a bias [outputs] that is still to be added: on a GPU, where it would be a kernel of its own,
+        so that the next one adds it."""
+        if x.is_cuda:
+            return self._product(x, None, left, 0), self.bias
+        return self._product(x, self.bias, left, 0), None
+
+    def _product(self, x: Tensor, bias: Tensor | None, left: int, right: int) -> Tensor:
         x = F.pad(x, (0, 0, left, right)) if left or right else x
         padding, dilation = (0, self.padding), (1, self.dilation)
-        return _rows(F.conv2d(_image(x), self.weight.unsqueeze(2), self.bias, (1, self.stride), padding, dilation))
+        return _rows(F.conv2d(_image(x), self.weight.unsqueeze(2), bias, (1, self.stride), padding, dilation))
 
     def causal(self, x: Tensor) -> Tensor:
         """The same, seeing a position and those before it."""
         return self(x, left=self.weight.shape[2] - 1)
+
+    def causal_in_parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`in_parts` of `causal`."""
+        return self.in_parts(x, left=self.weight.shape[2] - 1)
 
     def inputs(self, channels: slice, *, bias: bool) -> Conv:
         """The part that some of the input channels have in it."""
