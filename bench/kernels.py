@@ -1,0 +1,182 @@
+"""Our CUDA kernels, each beside what torch has for it, at the English model's sizes: what to keep, and up to where.
+
+Both are replayed from a CUDA graph, as in the engine. Attention is compared with torch's fastest kernel, which is given
+rows of one length and no mask: it is not that fast in the engine. Without a GPU there is nothing to measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.report import Report, Row, say
+from chatterbox_engine import linear
+from chatterbox_engine.attention import decode_attention
+from chatterbox_engine.kv_cache import SPLIT_PAIRS
+from chatterbox_engine.linear import Activation
+
+EPS = 1e-5
+ROWS = (1, 2, 4, 8, 16)
+PRODUCTS: dict[str, tuple[int, int, Activation, frozenset[str]]] = {
+    "query, key, value": (3072, 1024, "none", frozenset({"gain"})),
+    "attention's output": (1024, 1024, "none", frozenset({"to"})),
+    "gate and up": (4096, 1024, "swiglu", frozenset({"gain"})),
+    "down": (1024, 4096, "none", frozenset({"to"})),
+    "head": (8194, 1024, "none", frozenset({"gain"})),
+}
+HELD = (200, 1000)
+DECODED = (2, 16, 128)
+FLOW = ((2, 350), (2, 750), (16, 750), (32, 750), (32, 1500))  # rows, both halves of the guidance, and frames
+TILES = ((128, 64, 8, 3), (128, 64, 4, 3), (128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 4, 3), (64, 128, 4, 2))
+
+
+class Case(NamedTuple):
+    """A kernel of ours and what it replaces."""
+
+    kernel: str
+    name: str
+    ours: Callable[[], object]
+    torchs: Callable[[], object]
+
+
+def main() -> None:
+    if not torch.cuda.is_available():
+        say("kernels: no GPU, nothing to measure")
+        return
+    from triton.testing import do_bench_cudagraph
+
+    report = Report("kernels")
+    with torch.inference_mode():
+        for case in cases():
+            ours, torchs = (1000 * do_bench_cudagraph(call, return_mode="median") for call in (case.ours, case.torchs))
+            report.add(f"{case.kernel}: {case.name}", ours=ours, upstream=torchs, unit="us", more=False)
+    report.write(draw)
+
+
+def cases() -> Iterator[Case]:
+    yield from products()
+    yield from decode_attentions()
+    yield from flow_attentions()
+    yield from flow_norms()
+    yield from snakes()
+
+
+def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(*shape, device="cuda", dtype=dtype)
+
+
+def products() -> Iterator[Case]:
+    for name, (outputs, inputs, then, optional) in PRODUCTS.items():
+        weight = random(outputs * (2 if then == "swiglu" else 1), inputs)
+        for rows in ROWS:
+            x = random(rows, inputs)
+            given: dict[str, Any] = {"gain": random(inputs), "to": random(rows, outputs)}
+            given = {key: value for key, value in given.items() if key in optional}
+
+            def ours(x: Tensor = x, weight: Tensor = weight, then: Activation = then, given: Any = given) -> object:
+                return linear.project(x, weight, eps=EPS, then=then, **given)
+
+            def torchs(call: Callable[[], object] = ours) -> object:
+                with mock.patch.object(linear, "FEW_ROWS", 0):
+                    return call()
+
+            yield Case("product", f"{name}, {rows} rows", ours, torchs)
+
+
+def decode_attentions() -> Iterator[Case]:
+    arrived = torch.zeros(SPLIT_PAIRS, dtype=torch.int32, device="cuda")
+    for rows in DECODED:
+        for held in HELD:
+            room = held + 64
+            pool = random(1, 2, rows * room, 16, 64)
+            qkv, rotation = random(rows, 3, 16, 64), random(rows, 2, 32)
+            start = room * torch.arange(rows, device="cuda")
+            position = torch.full((rows,), held, device="cuda")
+            keys, values = pool[0].unflatten(1, (rows, room))[:, :, :held].transpose(2, 3)
+
+            def ours(given: Any = (qkv, rotation, pool, arrived, 0, start, position)) -> object:
+                return decode_attention(*given)
+
+            def torchs(query: Tensor = qkv[:, 0, :, None], keys: Tensor = keys, values: Tensor = values) -> object:
+                return F.scaled_dot_product_attention(query, keys, values)
+
+            yield Case("decode attention", f"{rows} rows of {held}", ours, torchs)
+
+
+def flow_attentions() -> Iterator[Case]:
+    from chatterbox_engine.s3gen import attention_cuda
+
+    for rows, positions in FLOW:
+        qkv = random(rows, positions, 3, 8, 64)
+        lengths = torch.full((rows,), positions, device="cuda")
+        for tiles in TILES:
+
+            def ours(qkv: Tensor = qkv, lengths: Tensor = lengths, tiles: tuple[int, ...] = tiles) -> object:
+                with mock.patch.dict(attention_cuda.TILES, {2: attention_cuda.Tiles(*tiles)}):
+                    return attention_cuda.attend(qkv, lengths)
+
+            def torchs(qkv: Tensor = qkv) -> object:
+                return F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
+
+            yield Case("flow attention", f"{rows} x {positions} frames, tiles {tiles}", ours, torchs)
+
+
+def flow_norms() -> Iterator[Case]:
+    from chatterbox_engine.s3gen.layers import Norm, mish
+
+    norm = Norm(random(256), random(256), EPS)
+    for rows, positions in FLOW:
+        x, change, offset = random(rows, positions, 256), random(rows, positions, 256), random(256)
+
+        def ours(x: Tensor = x, change: Tensor = change) -> object:
+            return norm.of_sum(x, change)
+
+        def torchs(x: Tensor = x, change: Tensor = change) -> object:
+            total = x + change
+            return total, norm(total)
+
+        yield Case("sum and norm", f"{rows} x {positions} frames", ours, torchs)
+
+        def ours_mish(x: Tensor = x, after: Tensor = change, offset: Tensor = offset) -> object:
+            return norm.mish(x, after, offset)
+
+        def torchs_mish(x: Tensor = x, after: Tensor = change, offset: Tensor = offset) -> object:
+            return mish(norm(x + offset)) + after
+
+        yield Case("norm and Mish", f"{rows} x {positions} frames", ours_mish, torchs_mish)
+
+
+def snakes() -> Iterator[Case]:
+    from chatterbox_engine.s3gen.snake_cuda import snake
+
+    for rows in (1, 16):
+        for rate, width in ((8, 256), (40, 128), (120, 64)):
+            shape = (rows, 250 * rate, width)
+            x, change = (random(*shape, dtype=torch.float32) for _ in range(2))
+            alpha, inverse, bias = random(3, width, dtype=torch.float32)
+            mask = torch.ones(*shape[:2], 1, dtype=torch.bool, device="cuda")
+
+            def ours(x: Tensor = x, change: Tensor = change, rest: Any = (alpha, inverse, mask, bias)) -> object:
+                return snake(x, *rest[:3], bias=rest[3], change=change)
+
+            def torchs(x: Tensor = x, change: Tensor = change, rest: Any = (alpha, inverse, mask, bias)) -> object:
+                total = x + (change + rest[3]) * rest[2]
+                return total, total + torch.sin(total * rest[0]).square() * rest[1]
+
+            yield Case("Snake", f"{rows} x {shape[1]} positions of {width}", ours, torchs)
+
+
+def draw(axes: Any, rows: Sequence[Row]) -> None:
+    """How many times as fast as torch's."""
+    places = range(len(rows))
+    axes.figure.set_size_inches(8, 2 + 0.14 * len(rows))
+    axes.barh(places, [row["ratio"] for row in rows])
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_yticks(list(places), [row["case"] for row in rows], fontsize="xx-small")
+    axes.invert_yaxis()
+    axes.set_xlabel("times as fast as torch")
