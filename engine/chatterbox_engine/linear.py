@@ -22,6 +22,8 @@ Activation = Literal["none", "gelu", "swiglu"]
 
 FEW_ROWS = 16
 """Up to which a GPU reads a matrix of bfloat16 by a kernel of our own: what its matrix instructions take at least."""
+SHIFT_ROWS = 2
+"""How many of these a layer norm takes."""
 _ROWS = 64  # what oneDNN chooses the layout for; it serves any number
 _PARTS, _PARTED = 8, 1 << 19  # of a float32 matrix, and the elements from which it has them
 
@@ -63,24 +65,26 @@ def project(
     bias: Tensor | None = None,
     *,
     gain: Tensor | None = None,
+    shift: Tensor | None = None,
     eps: float = 0.0,
     then: Activation = "none",
     to: Tensor | None = None,
 ) -> Tensor:
     """`to + then(norm(x) @ weight.T + bias)`: what a layer does with one of its matrices.
 
-    x: [..., inputs]; gain, eps: of a root-mean-square norm (arXiv 1910.07467), none without a gain; then: `gelu` in its
-    tanh form, or `swiglu` (arXiv 2002.05202), SiLU of the first half of the outputs times the second; to: like the
-    result, [..., outputs], and in a decode step on a GPU it becomes the result. There x is [rows, inputs], and few rows
-    of bfloat16 take one kernel for all of it.
+    x: [..., inputs]; gain, shift, eps: of a layer norm, without a shift of a root-mean-square norm (arXiv 1910.07467),
+    without a gain there is none; then: `gelu` in its tanh form, or `swiglu` (arXiv 2002.05202), SiLU of the first half
+    of the outputs times the second; to: like the result, [..., outputs], and in a decode step on a GPU it becomes the
+    result. There x is [rows, inputs], and few rows of bfloat16 take one kernel for all of it.
     """
     eager = not torch.compiler.is_compiling()  # the compiler makes kernels of its own from what follows
     if eager and x.dim() == 2 and len(x) <= FEW_ROWS and weight.dtype == torch.bfloat16 and _plain_on_cuda(weight):
         from chatterbox_engine import linear_cuda
 
-        return linear_cuda.project(x, weight, bias, gain=gain, eps=eps, then=then, to=to)
-    if gain is not None:
-        x = F.rms_norm(x, gain.shape, gain, eps)
+        if shift is not None and len(x) > FEW_ROWS - SHIFT_ROWS:
+            x, gain, shift = _norm(x, gain, shift, eps), None, None
+        return linear_cuda.project(x, weight, bias, gain=gain, shift=shift, eps=eps, then=then, to=to)
+    x = _norm(x, gain, shift, eps)
     if then == "none" and to is not None and bias is None and eager and x.dim() == 2 and _plain_on_cuda(weight):
         return to.addmm_(x, weight.T)
     if then == "gelu":
@@ -89,6 +93,14 @@ def project(
         x = linear(x, weight, bias)
         x = _swiglu(x) if then == "swiglu" else x
     return x if to is None else to + x
+
+
+def _norm(x: Tensor, gain: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
+    if gain is None:
+        return x
+    if shift is None:
+        return F.rms_norm(x, gain.shape, gain, eps)
+    return F.layer_norm(x, gain.shape, gain, shift, eps)
 
 
 def _gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

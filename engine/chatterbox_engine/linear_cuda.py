@@ -2,8 +2,9 @@
 
 A decode step of few rows reads every matrix once and computes next to nothing. What it takes is memory's time and, of
 hundreds of kernels, the time between them. So the norm before a product and what comes behind it are parts of its
-kernel. A row's norm is a factor of the sum: squares are summed beside the products, and the result is scaled. The warps
-of a program share the inputs between them, as there are too few outputs for each to have its own.
+kernel. A row's norm is a factor of the sum: squares are summed beside the products, and the result is scaled. What a
+layer norm takes away and adds are, for every output, sums of the matrix with gain and shift, which are two rows more of
+the product. The warps of a program share the inputs between them, as there are too few outputs for all of them.
 
 `TRITON_INTERPRET=1` runs them on the CPU, which is how they are tested where there is no GPU.
 """
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from chatterbox_engine.linear import FEW_ROWS, Activation
+from chatterbox_engine.linear import FEW_ROWS, SHIFT_ROWS, Activation
 
 WARPS = 4
 STEP = 64
@@ -46,6 +47,7 @@ def _project_kernel(  # type: ignore[no-untyped-def]
     weight,
     bias,
     gain,
+    shift,
     to,
     out,
     rows,
@@ -63,6 +65,7 @@ def _project_kernel(  # type: ignore[no-untyped-def]
     place = tl.arange(0, parts)[:, None] * step + tl.arange(0, step)[None, :]
     total = tl.zeros([parts, height, width], dtype=tl.float32)
     other = tl.zeros([parts, height, width], dtype=tl.float32)  # the second half of a gated layer
+    plain = tl.zeros([parts, height, step], dtype=tl.float32)
     square = tl.zeros([parts, height, step], dtype=tl.float32)
     for offset in range(0, inputs, parts * step):
         at = offset + place
@@ -70,17 +73,31 @@ def _project_kernel(  # type: ignore[no-untyped-def]
         if gain is not None:
             wide = given.to(tl.float32)
             square += wide * wide
-            scale = tl.load(gain + at, mask=at < inputs, other=0.0).to(tl.float32)
-            given = (wide * scale[:, None, :]).to(x.dtype.element_ty)
+            scale = tl.load(gain + at, mask=at < inputs, other=0.0).to(tl.float32)[:, None, :]
+            scaled = wide * scale
+            if shift is not None:
+                plain += wide
+                moved = tl.load(shift + at, mask=at < inputs, other=0.0).to(tl.float32)[:, None, :]
+                scaled = tl.where(row[None, :, None] == rows, scale, scaled)
+                scaled = tl.where(row[None, :, None] == rows + 1, moved, scaled)
+            given = scaled.to(x.dtype.element_ty)
         total = tl.dot(given, _weights_of(weight, column, at, outputs, inputs), total)
         if then == "swiglu":
             other = tl.dot(given, _weights_of(weight, outputs + column, at, 2 * outputs, inputs), other)
     y = tl.sum(total, axis=0)
     z = tl.sum(other, axis=0)
     if gain is not None:
-        factor = tl.rsqrt(tl.sum(tl.sum(square, axis=2), axis=0) / inputs + eps)[:, None]
-        y = y * factor
-        z = z * factor
+        spread = tl.sum(tl.sum(square, axis=2), axis=0) / inputs
+        if shift is not None:
+            mean = tl.sum(tl.sum(plain, axis=2), axis=0) / inputs
+            spread -= mean * mean
+            y -= mean[:, None] * tl.sum(tl.where(row[:, None] == rows, y, 0.0), axis=0)[None, :]
+            moved_by = tl.sum(tl.where(row[:, None] == rows + 1, y, 0.0), axis=0)[None, :]
+            y = y * tl.rsqrt(spread + eps)[:, None] + moved_by
+        else:
+            factor = tl.rsqrt(spread + eps)[:, None]
+            y = y * factor
+            z = z * factor
     if bias is not None:
         y += tl.load(bias + column, mask=column < outputs, other=0.0).to(tl.float32)[None, :]
     if then == "swiglu":
@@ -110,19 +127,20 @@ def project(
     bias: Tensor | None,
     *,
     gain: Tensor | None,
+    shift: Tensor | None,
     eps: float,
     then: Activation,
     to: Tensor | None,
 ) -> Tensor:
-    """`linear.project` for at most FEW_ROWS rows.
+    """`linear.project` for at most FEW_ROWS rows, two less for a layer norm.
 
-    x: [rows, inputs]; weight: [outputs, inputs], twice as many outputs for swiglu, which has no bias; to: [rows,
-    outputs], which becomes the result. All contiguous.
+    x: [rows, inputs]; weight: [outputs, inputs], twice as many outputs for swiglu, which has neither shift nor bias;
+    to: [rows, outputs], which becomes the result. All contiguous.
     """
     assert x.is_contiguous()
     assert weight.is_contiguous()
-    assert len(x) <= FEW_ROWS
-    assert bias is None or then != "swiglu"
+    assert len(x) <= FEW_ROWS - (0 if shift is None else SHIFT_ROWS)
+    assert then != "swiglu" or (bias is None and shift is None)
     inputs, halves = x.shape[1], 2 if then == "swiglu" else 1
     outputs = len(weight) // halves
     width = tile_width(outputs)
@@ -133,6 +151,7 @@ def project(
         weight,
         bias,
         gain,
+        shift,
         to,
         out,
         len(x),

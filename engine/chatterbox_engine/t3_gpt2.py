@@ -16,7 +16,7 @@ from chatterbox_engine.attention import Context, decode_attention, prompt_attent
 from chatterbox_engine.device import upload
 from chatterbox_engine.dims import GPT2Dims
 from chatterbox_engine.kv_cache import KVCache
-from chatterbox_engine.linear import project
+from chatterbox_engine.linear import Activation, project
 from chatterbox_engine.transformer import Transformer, rename
 from chatterbox_engine.types import T3Conditionals
 
@@ -106,16 +106,20 @@ class GPT2(Transformer):
 
     def _qkv(self, block: Block, x: Tensor) -> Tensor:
         """Query, key and value: [..., 3, heads, head_dim]."""
-        x = project(block.attention_norm(x), block.qkv, block.qkv_bias)
+        x = _normed(x, block.attention_norm, block.qkv, block.qkv_bias)
         return x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim))
 
     def _finish_block(self, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
         x = project(mixed, block.out, block.out_bias, to=x)
-        hidden = project(block.mlp_norm(x), block.up, block.up_bias, then="gelu")
+        hidden = _normed(x, block.mlp_norm, block.up, block.up_bias, "gelu")
         return project(hidden, block.down, block.down_bias, to=x)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return project(self.norm(x), self.head, self.head_bias)
+        return _normed(x, self.norm, self.head, self.head_bias)
+
+
+def _normed(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor, then: Activation = "none") -> Tensor:
+    return project(x, weight, bias, gain=norm.weight, shift=norm.bias, eps=norm.eps, then=then)
 
 
 _NAMES = {

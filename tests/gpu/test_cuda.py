@@ -73,7 +73,7 @@ def test_splits_are_joined_by_the_last_one_in_a_thousand_steps() -> None:
     assert not arrived.any()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 16, 17, 70])
+@pytest.mark.parametrize("rows", [1, 2, 14, 16, 17, 70])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("outputs", "inputs", "then", "optional"),
@@ -82,7 +82,7 @@ def test_splits_are_joined_by_the_last_one_in_a_thousand_steps() -> None:
         (4096, 1024, "swiglu", {"gain"}),
         (1024, 4096, "none", {"to"}),
         (8194, 1024, "none", {"gain"}),
-        (3072, 768, "gelu", {"bias"}),
+        (3072, 768, "gelu", {"bias", "gain", "shift"}),
         (768, 3072, "none", {"bias", "to"}),
     ],
 )
@@ -95,7 +95,7 @@ def test_products_agree_with_the_cpus(
         return torch.randn(*shape, generator=generator).to(dtype)
 
     x, weight = random(rows, inputs), random(outputs * (2 if then == "swiglu" else 1), inputs) * inputs**-0.5
-    around = {"bias": random(outputs), "gain": random(inputs), "to": random(rows, outputs)}
+    around = {"bias": random(outputs), "to": random(rows, outputs), "gain": random(inputs), "shift": random(inputs)}
     around = {name: value for name, value in around.items() if name in optional}
     exact = project(x.float(), weight.float(), then=then, **{name: value.float() for name, value in around.items()})
     got = project(x.cuda(), weight.cuda(), then=then, **{name: value.cuda() for name, value in around.items()})

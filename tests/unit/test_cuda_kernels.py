@@ -66,14 +66,14 @@ def test_the_kernel_of_a_decode_steps_attention_compiles(dtype: str, splits: int
         (4096, 1024, "swiglu", {"gain"}),
         (1024, 4096, "none", {"to"}),
         (8194, 1024, "none", {"gain"}),
-        (3072, 768, "gelu", {"bias"}),
+        (3072, 768, "gelu", {"bias", "gain", "shift"}),
         (768, 3072, "none", {"bias", "to"}),
     ],
 )
 def test_the_kernel_of_a_product_loads_ahead_and_spills_nothing(
     outputs: int, inputs: int, then: str, optional: set[str], capability: int
 ) -> None:
-    unused = dict.fromkeys({"bias", "gain", "to"} - optional)
+    unused = dict.fromkeys({"bias", "gain", "shift", "to"} - optional)
     types = dict.fromkeys(["x", "weight", "out", *optional], "*bf16") | {"rows": "i32", "eps": "fp32"}
     width = linear_cuda.tile_width(outputs)
     constants = {"inputs": inputs, "outputs": outputs, "then": then, "height": FEW_ROWS, "width": width} | unused
