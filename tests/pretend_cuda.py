@@ -30,7 +30,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
-from chatterbox_engine.attention import decode_attention
 from chatterbox_engine.s3gen.attention_cuda import attend
 from tests.elsewhere import Elsewhere, aten
 
@@ -38,8 +37,8 @@ NOT_THERE_YET = 99
 """What a copy in pinned memory holds until an event says that it is there."""
 
 
-OUR_OPERATORS = {operator._opoverload: operator for operator in (decode_attention, attend)}
-"""Those that launch kernels of our own."""
+OUR_OPERATOR = attend._opoverload
+"""Launches a kernel of our own."""
 
 
 class Stream:
@@ -187,9 +186,9 @@ class PretendCuda(Elsewhere):
         host = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor)]
         if host and self.capturing:
             raise RuntimeError(f"{function} uses a tensor of the host while a graph is captured")
-        if function in OUR_OPERATORS:
+        if function is OUR_OPERATOR:
             with self:
-                return OUR_OPERATORS[function]._init_fn(*args, **kwargs)
+                return attend._init_fn(*args, **kwargs)
         if function is aten.copy_.default and host and host[0] is args[0]:
             return self.copy_to_host(function, *args)
         if function in (aten.copy_.default, aten._to_copy.default) and host:

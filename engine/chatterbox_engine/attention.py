@@ -21,18 +21,36 @@ from chatterbox_engine.kv_cache import KVCache, round_up
 _MASK_GRAIN = 8
 
 
-# The pool goes in whole: inductor (torch 2.11) loses writes when an operator mutates two views of one tensor.
-@torch.library.custom_op("chatterbox::decode_attention", mutates_args=("pool", "arrived"))
 def decode_attention(
-    qkv: Tensor,  # [rows, 3, heads, head_dim], of the new position
-    rotation: Tensor | None,  # [rows, 2, head_dim / 2], cosines and sines that turn query and key; None: they stay
-    pool: Tensor,  # [layers, 2, positions, heads, head_dim]
-    arrived: Tensor,  # `KVCache.arrived`
+    qkv: Tensor,
+    rotation: Tensor | None,
+    pool: Tensor,
+    arrived: Tensor,
     layer: int,
-    start: Tensor,  # [rows] int64, first position of each row's extent
-    position: Tensor,  # [rows] int64, where in its extent each row's new key goes
+    start: Tensor,
+    position: Tensor,
 ) -> Tensor:
-    """Stores each row's new key and value and attends to everything that the row holds: [rows, heads, head_dim]."""
+    """Stores each row's new key and value and attends to everything that the row holds: [rows, heads, head_dim].
+
+    qkv: [rows, 3, heads, head_dim], of the new position; rotation: [rows, 2, head_dim / 2], cosines and sines that turn
+    query and key, without which they stay; pool: [layers, 2, positions, heads, head_dim]; arrived: `KVCache.arrived`;
+    start: [rows] int64, first position of each row's extent; position: [rows] int64, where in its extent each row's new
+    key goes.
+    """
+    if torch.compiler.is_compiling():
+        return _operator(qkv, rotation, pool, arrived, layer, start, position)
+    return _store_and_attend(qkv, rotation, pool, arrived, layer, start, position)
+
+
+def _store_and_attend(
+    qkv: Tensor,
+    rotation: Tensor | None,
+    pool: Tensor,
+    arrived: Tensor,
+    layer: int,
+    start: Tensor,
+    position: Tensor,
+) -> Tensor:
     keys, values = pool[layer].unbind()
     if qkv.is_cuda:
         from chatterbox_engine.attention_cuda import split_decode
@@ -46,7 +64,12 @@ def decode_attention(
     return attend_row_by_row(query, keys, values, start, position)
 
 
-@decode_attention.register_fake
+# For torch.compile alone, which cannot look into it: an operator's first call imports the compiler, two seconds. The
+# pool goes in whole: inductor (torch 2.11) loses writes when an operator mutates two views of one tensor.
+_operator = torch.library.custom_op("chatterbox::decode_attention", _store_and_attend, mutates_args=("pool", "arrived"))
+
+
+@_operator.register_fake
 def _(qkv: Tensor, *_rest: Tensor | int | None) -> Tensor:
     return qkv.new_empty(len(qkv), *qkv.shape[2:])
 

@@ -37,7 +37,8 @@ def speak_until(client: Client, done: Callable[[], bool]) -> bool:
 
 
 def page_after(server: TritonServer, client: Client, refusals: int) -> Pages:
-    """The page once it counts all that was asked of the server before, and these refusals of an unknown voice.
+    """The page once it counts all that was asked of the server before, and these refusals of an unknown voice, and
+    nothing is under way.
 
     It changes once a second, and what happened first is counted first. Reading it again takes as long as a pause would.
     """
@@ -48,7 +49,8 @@ def page_after(server: TritonServer, client: Client, refusals: int) -> Pages:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         page = Pages.read(server.http_url, server.metrics_url)
-        if page.total(ERRORS[0], kind="NotFound") >= start.total(ERRORS[0], kind="NotFound") + refusals:
+        counted = page.total(ERRORS[0], kind="NotFound") >= start.total(ERRORS[0], kind="NotFound") + refusals
+        if counted and page.total("chatterbox_slots_active") == page.total("chatterbox_requests_active") == 0:
             return page
     raise AssertionError("the page does not change")
 
