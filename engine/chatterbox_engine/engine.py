@@ -27,18 +27,12 @@ from typing import Any
 import torch
 
 from chatterbox_engine.device import own_stream
-from chatterbox_engine.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    EngineFailed,
-    InvalidRequest,
-    Overloaded,
-    RequestError,
-)
+from chatterbox_engine.errors import Cancelled, InvalidRequest, RequestError
 from chatterbox_engine.families import Family
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.jobs import Answer, ChunkAnswer, Job, Stream, Utterance
 from chatterbox_engine.metrics import Metrics, NoMetrics, Status, resident_bytes
+from chatterbox_engine.register import Register
 from chatterbox_engine.runner import Drawn, Prompt, Runner
 from chatterbox_engine.s3gen import S3Gen
 from chatterbox_engine.s3gen.stream import Phase
@@ -49,9 +43,7 @@ from chatterbox_engine.text import TextPreparation, split
 from chatterbox_engine.types import (
     SAMPLES_PER_TOKEN,
     TOKENS_PER_SECOND,
-    SynthesisChunk,
     SynthesisRequest,
-    SynthesisResult,
 )
 from chatterbox_engine.vocoder import Piece, Vocoder
 from chatterbox_engine.voice_cache import Memo, Voice
@@ -119,11 +111,13 @@ class Engine:
         self._stop_token = parts.runner.model.dims.stop_speech
         self._prefixes: Memo[torch.Tensor] = Memo(PREFIX_BYTES, lambda prefix: prefix.nbytes)
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
-        self._jobs: dict[int, Job] = {}  # guarded by the lock; oldest first
-        self._closing = False
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._register = Register(
+            limit=parts.max_queue,
+            allowance=parts.request_timeout,
+            metrics=self._metrics,
+            ended=lambda job: self._inbox.put(partial(self._drop, job)),
+        )
         self._pending = Launched()
         self._running = True
         self._ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -135,13 +129,13 @@ class Engine:
             memory=parts.vocoder_memory,
             prepare=self._share_cores,
             done=self._on_vocoded,
-            failed=lambda piece, error: self._settle(piece.utterance.job, error),
+            failed=lambda piece, error: self._register.settle(piece.utterance.job, error),
             metrics=self._metrics,
         )
         self._finishers = ThreadPoolExecutor(FINISHERS, "finisher", initializer=self._prepare_finisher)
         self._threads = [
             threading.Thread(target=self._guard, args=(body,), name=name, daemon=True)
-            for name, body in (("engine", self._loop), ("vocoder", self._vocode), ("sender", self._send))
+            for name, body in (("engine", self._loop), ("vocoder", self._vocode), ("sender", self._register.answer))
         ]
 
     # Any thread
@@ -177,22 +171,16 @@ class Engine:
         return job
 
     def _accept(self, job: Job) -> int:
-        with self._lock:
-            if self._closing:
-                raise Overloaded("the server is shutting down")
-            if len(self._jobs) >= self._parts.max_queue:
-                raise Overloaded(f"{len(self._jobs)} requests are under way and no more are taken; try again later")
-            self._jobs[job.number] = job
+        self._register.take(job)
         self._inbox.put(_look_up)  # so that its deadline counts from now on
         self._parts.voices.resolve(job.request, partial(self._voiced, job))
         return job.number
 
     def cancel(self, number: int) -> None:
         """Gives a request up: it is answered with Cancelled unless it has its answer already."""
-        with self._lock:
-            job = self._jobs.get(number)
+        job = self._register.find(number)
         if job is not None:
-            self._settle(job, Cancelled("the request was cancelled"))
+            self._register.settle(job, Cancelled("the request was cancelled"))
 
     @property
     def family(self) -> Family:
@@ -213,7 +201,7 @@ class Engine:
             slots_active=scheduler.running,
             slots_free=scheduler.free_slots,
             utterances_waiting=scheduler.waiting,
-            requests_active=len(self._jobs),
+            requests_active=len(self._register),
             kv_positions_used=scheduler.positions - scheduler.free_positions,
             kv_positions=scheduler.positions,
             voices_cached=self._parts.voices.cached,
@@ -227,25 +215,21 @@ class Engine:
 
     def close(self) -> None:
         """Takes no more requests, answers those under way with Overloaded and ends the threads."""
-        with self._lock:
-            self._closing = True
-            jobs = list(self._jobs.values())
-        for job in jobs:
-            self._settle(job, Overloaded("the server is shutting down"))
+        self._register.close()
         self._inbox.put(self._stop)
         self._threads[0].join()
         self._vocoder.close()
         self._threads[1].join()
         self._parts.voices.close()
         self._finishers.shutdown()
-        self._outbox.put(None)
+        self._register.end()
         self._threads[2].join()
 
     # Voices' threads, or the caller's
 
     def _voiced(self, job: Job, outcome: Found | RequestError) -> None:
         if isinstance(outcome, RequestError):
-            self._settle(job, outcome)
+            self._register.settle(job, outcome)
             return
         job.voice, job.voice_from, job.voiced = outcome.voice, outcome.source, time.monotonic()
         self._inbox.put(partial(self._enqueue, job))
@@ -285,33 +269,19 @@ class Engine:
         idle = self._scheduler.idle and not self._pending.batches
         try:
             if idle:
-                self._inbox.get(timeout=self._until_deadline())()
+                self._inbox.get(timeout=self._register.until_deadline())()
             while True:
                 self._inbox.get_nowait()()
         except queue.Empty:
-            self._expire()
+            self._register.expire()
 
     def _enqueue(self, job: Job) -> None:
-        if job.number in self._jobs:  # not given up meanwhile
+        if job in self._register:  # not given up meanwhile
             for utterance in job.utterances:
                 self._scheduler.add(utterance)
 
     def _stop(self) -> None:
         self._running = False
-
-    def _until_deadline(self) -> float | None:
-        """Seconds until the oldest request (perhaps in the vocoder's hands) is too old; None when there is none."""
-        with self._lock:
-            oldest = next(iter(self._jobs.values()), None)
-        return None if oldest is None else max(0.0, oldest.arrived + self._parts.request_timeout - time.monotonic())
-
-    def _expire(self) -> None:
-        """Gives up requests that are too old. All have the same allowance, so the oldest ones are the first."""
-        limit = time.monotonic() - self._parts.request_timeout
-        with self._lock:
-            late = list(itertools.takewhile(lambda job: job.arrived < limit, self._jobs.values()))
-        for job in late:
-            self._settle(job, DeadlineExceeded(f"no answer within {self._parts.request_timeout:g} seconds"))
 
     def _launch(self, plan: Plan[Utterance]) -> Launched:
         batches: list[tuple[Sequence[Utterance], Drawn]] = []
@@ -384,9 +354,7 @@ class Engine:
         """Before a batch of the vocoder: on a CPU it takes T3's core too when nobody's tokens are awaited."""
         threads = self._parts.vocoder_threads
         if threads is not None:
-            with self._lock:
-                speaking = any(job.decoded is None for job in self._jobs.values())
-            alone = self._scheduler.idle and not speaking
+            alone = self._scheduler.idle and not self._register.speaking()
             torch.set_num_threads(threads[alone])  # of the calling thread, and of those begun later
 
     def _prepare_finisher(self) -> None:
@@ -404,41 +372,14 @@ class Engine:
         job, wave = piece.utterance.job, self._parts.watermarker.apply(piece.wave)
         if job.stream is not None:
             chunk = job.chunk(piece.utterance, piece.span, wave, self.about)
-            self._send_chunk(job, chunk)
+            self._register.send_chunk(job, chunk)
             self._inbox.put(partial(self._chunk_finished, job, job.stream))
         else:
             piece.utterance.samples = wave[: SAMPLES_PER_TOKEN * piece.span.end]
             if job.done:
-                self._settle(job, job.result(self.about))
-
-    def _send_chunk(self, job: Job, chunk: SynthesisChunk) -> None:
-        if chunk.last:
-            self._settle(job, chunk)
-            return
-        with self._lock:  # no chunk follows the end
-            if job.number in self._jobs:
-                self._outbox.put(partial(job.answer, chunk))
-
-    # Sender thread
-
-    def _send(self) -> None:
-        while (call := self._outbox.get()) is not None:
-            call()
+                self._register.settle(job, job.result(self.about))
 
     # Shared
-
-    def _settle(self, job: Job, outcome: SynthesisResult | SynthesisChunk | RequestError) -> None:
-        """Ends a job unless it has ended, and frees what it holds."""
-        with self._lock:
-            if self._jobs.pop(job.number, None) is None:
-                return
-            job.ended = True
-            self._outbox.put(partial(job.answer, outcome))
-        self._inbox.put(partial(self._drop, job))
-        if isinstance(outcome, RequestError):
-            self._metrics.failed(outcome)
-        elif outcome.stats is not None:
-            self._metrics.answered(outcome.stats)
 
     def _drop(self, job: Job) -> None:
         for utterance in job.utterances:
@@ -452,17 +393,9 @@ class Engine:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        with self._lock:
-            self._closing = True
-            jobs, self._jobs = list(self._jobs.values()), {}
-        failed = EngineFailed(f"the engine failed: {type(error).__name__}: {error}")
-        for job in jobs:
-            job.ended = True
-            self._outbox.put(partial(job.answer, failed))
-            self._metrics.failed(failed)
-        self._outbox.put(partial(self._on_failure, error))
+        self._register.fail(error, partial(self._on_failure, error))
         if threading.current_thread() is self._threads[2]:
-            self._guard(self._send)  # the sender itself failed, in one receiver; the others still get their answers
+            self._guard(self._register.answer)  # the sender failed in one receiver; the others still get their answers
 
     def _utterances(self, job: Job) -> list[Utterance]:
         """The segments of a request, tokenised and measured."""
