@@ -11,7 +11,6 @@ steps take it, prompts torchao's.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -30,11 +29,11 @@ _PARTS, _PARTED = 8, 1 << 19  # of a float32 matrix, and the elements from which
 
 def pack(weight: Tensor) -> Tensor:
     """The matrix [outputs, inputs] as `linear` multiplies it fastest: on a CPU oneDNN's own layout for bfloat16, parts
-    [8, outputs / 8, inputs] for float32 (4 or 2 where the outputs have no more such parts)."""
+    [8, outputs / 8, inputs] for float32, with outputs of zero at the end that make their number one of eights."""
     if is_quantized(weight) or weight.device.type != "cpu":
         return weight
-    if weight.dtype == torch.float32 and weight.numel() >= _PARTED and len(weight) % 2 == 0:
-        return weight.unflatten(0, (math.gcd(len(weight), _PARTS), -1))
+    if weight.dtype == torch.float32 and weight.numel() >= _PARTED:
+        return F.pad(weight, (0, 0, 0, -len(weight) % _PARTS)).unflatten(0, (_PARTS, -1))
     if weight.dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return weight
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
@@ -42,7 +41,8 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` with a plain, packed or quantised weight. x: [..., inputs], [rows, inputs] in a decode step."""
+    """`F.linear` with a plain, packed or quantised weight. x: [..., inputs], [rows, inputs] in a decode step. Without a
+    bias the outputs that `pack` added are there, too."""
     if weight.is_mkldnn:
         packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return packed
@@ -54,8 +54,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if x.dim() == 2:
             parts = torch.bmm(x.expand(len(weight), -1, -1), weight.transpose(1, 2))  # [parts, rows, outputs / parts]
             product = parts.transpose(0, 1).flatten(1)
-            return product if bias is None else product + bias
-        weight = weight.flatten(0, 1)
+            return product if bias is None else product[:, : len(bias)] + bias
+        weight = weight.flatten(0, 1)[: None if bias is None else len(bias)]
     return F.linear(x, weight, bias)
 
 

@@ -27,16 +27,18 @@ def test_a_packed_product_has_the_bits_of_the_plain_one(rows: int, bias: bool) -
 
 
 @pytest.mark.usefixtures("threads_kept")
+@pytest.mark.parametrize("outputs", [768, 771])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_row_of_a_product_in_parts_has_the_same_bits_in_any_company(bias: bool) -> None:
+def test_a_row_of_a_product_in_parts_has_the_same_bits_in_any_company(bias: bool, outputs: int) -> None:
     generator = torch.Generator().manual_seed(1)
-    x, weight = torch.randn(64, 1024, generator=generator), torch.randn(768, 1024, generator=generator)
-    offset = torch.randn(768, generator=generator) if bias else None
+    x, weight = torch.randn(64, 1024, generator=generator), torch.randn(outputs, 1024, generator=generator)
+    offset = torch.randn(outputs, generator=generator) if bias else None
     packed = pack(weight)
-    assert packed.shape == (8, 96, 1024)
+    assert packed.shape == (8, -(-outputs // 8), 1024)
     torch.set_num_threads(1)
     fours = torch.cat([linear(rows, packed, offset) for rows in x.split(4)])
-    torch.testing.assert_close(fours, F.linear(x, weight, offset))
+    torch.testing.assert_close(fours[:, :outputs], F.linear(x, weight, offset))
+    assert bias == (fours.shape[1] == outputs) or outputs == 768
     for count in (1, 2):
         torch.set_num_threads(count)
         for rows in (4, 8, 12, 16, 32, 64):
@@ -45,8 +47,10 @@ def test_a_row_of_a_product_in_parts_has_the_same_bits_in_any_company(bias: bool
 
 def test_prompts_take_parts_for_the_whole_matrix() -> None:
     generator = torch.Generator().manual_seed(2)
-    x, weight = torch.randn(2, 60, 1024, generator=generator), torch.randn(768, 1024, generator=generator)
-    assert torch.equal(linear(x, pack(weight)), F.linear(x, weight))
+    x, weight = torch.randn(2, 60, 1024, generator=generator), torch.randn(771, 1024, generator=generator)
+    offset = torch.randn(771, generator=generator)
+    assert torch.equal(linear(x, pack(weight), offset), F.linear(x, weight, offset))
+    assert torch.equal(linear(x, pack(weight[:768])), F.linear(x, weight[:768]))
 
 
 def test_other_matrices_stay_as_they_are() -> None:
