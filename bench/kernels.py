@@ -1,11 +1,13 @@
-"""Our CUDA kernels, each beside what torch has for it, at the English model's sizes: what to keep, and up to where.
+"""Our CUDA kernels but the draw, each beside what torch has for it: what to keep, and up to where.
 
-Both are replayed from a CUDA graph, as in the engine. Attention is compared with torch's fastest kernel, which is given
-rows of one length and no mask: it is not that fast in the engine. Without a GPU there is nothing to measure.
+Both are replayed from a CUDA graph, and a step's weights and pool are new to the GPU's cache in every call, as in the
+engine. Attention is compared with torch's fastest kernel, which is given rows of one length and no mask: it is not that
+fast in the engine. Without a GPU there is nothing to measure.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
@@ -15,20 +17,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.report import Report, Row, say
-from chatterbox_engine import linear
 from chatterbox_engine.attention import decode_attention
 from chatterbox_engine.kv_cache import SPLIT_PAIRS
-from chatterbox_engine.linear import Activation
+from chatterbox_engine.linear import Activation, project
 
 EPS = 1e-5
-ROWS = (1, 2, 4, 8, 16)
+ROWS = (1, 2, 4, 8, 15, 16)
 PRODUCTS: dict[str, tuple[int, int, Activation, frozenset[str]]] = {
-    "query, key, value": (3072, 1024, "none", frozenset({"gain"})),
-    "attention's output": (1024, 1024, "none", frozenset({"to"})),
-    "gate and up": (4096, 1024, "swiglu", frozenset({"gain"})),
-    "down": (1024, 4096, "none", frozenset({"to"})),
-    "head": (8194, 1024, "none", frozenset({"gain"})),
+    "Llama's query, key, value": (3072, 1024, "none", frozenset({"gain"})),
+    "Llama's output": (1024, 1024, "none", frozenset({"to"})),
+    "Llama's gate and up": (4096, 1024, "swiglu", frozenset({"gain"})),
+    "Llama's down": (1024, 4096, "none", frozenset({"to"})),
+    "Llama's head": (8194, 1024, "none", frozenset({"gain"})),
+    "GPT-2's query, key, value": (3072, 1024, "none", frozenset({"bias", "gain", "shift"})),
+    "GPT-2's up": (4096, 1024, "gelu", frozenset({"bias", "gain", "shift"})),
+    "GPT-2's down": (1024, 4096, "none", frozenset({"bias", "to"})),
 }
+COLD = 256 << 20
+"""Bytes that are read in turns, more than any GPU's cache holds."""
 HELD = (200, 1000)
 DECODED = (2, 16, 128)
 FLOW = ((2, 350), (2, 750), (16, 750), (32, 750), (32, 1500))  # rows, both halves of the guidance, and frames
@@ -53,6 +59,7 @@ def main() -> None:
     report = Report("kernels")
     with torch.inference_mode():
         for case in cases():
+            torch.cuda.synchronize()  # what it reads was made on another stream than those that are captured
             ours, torchs = (1000 * do_bench_cudagraph(call, return_mode="median") for call in (case.ours, case.torchs))
             report.add(f"{case.kernel}: {case.name}", ours=ours, upstream=torchs, unit="us", more=False)
     report.write(draw)
@@ -70,22 +77,51 @@ def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(*shape, device="cuda", dtype=dtype)
 
 
+def in_turns(tensor: Tensor) -> Callable[[], Tensor]:
+    """Copies of a tensor, another one in each call, so many that none is in the cache."""
+    copies = itertools.cycle([tensor.clone() for _ in range(max(1, COLD // tensor.nbytes))])
+    return lambda: next(copies)
+
+
 def products() -> Iterator[Case]:
     for name, (outputs, inputs, then, optional) in PRODUCTS.items():
-        weight = random(outputs * (2 if then == "swiglu" else 1), inputs)
+        weights = in_turns(random(outputs * (2 if then == "swiglu" else 1), inputs))
         for rows in ROWS:
             x = random(rows, inputs)
-            given: dict[str, Any] = {"gain": random(inputs), "to": random(rows, outputs)}
-            given = {key: value for key, value in given.items() if key in optional}
+            given: dict[str, Any] = {"bias": random(outputs), "gain": random(inputs), "shift": random(inputs)}
+            given = {key: value for key, value in (given | {"to": random(rows, outputs)}).items() if key in optional}
 
-            def ours(x: Tensor = x, weight: Tensor = weight, then: Activation = then, given: Any = given) -> object:
-                return linear.project(x, weight, eps=EPS, then=then, **given)
+            def ours(x: Tensor = x, weights: Any = weights, then: Activation = then, given: Any = given) -> object:
+                return project(x, weights(), eps=EPS, then=then, **given)
 
-            def torchs(call: Callable[[], object] = ours) -> object:
-                with mock.patch.object(linear, "FEW_ROWS", 0):
-                    return call()
+            def torchs(x: Tensor = x, weights: Any = weights, then: Activation = then, given: Any = given) -> object:
+                return plain_product(x, weights(), then, **given)
 
             yield Case("product", f"{name}, {rows} rows", ours, torchs)
+
+
+def plain_product(
+    x: Tensor,
+    weight: Tensor,
+    then: Activation,
+    *,
+    bias: Tensor | None = None,
+    gain: Tensor | None = None,
+    shift: Tensor | None = None,
+    to: Tensor | None = None,
+) -> Tensor:
+    """`project` in torch's own operators."""
+    if shift is not None and gain is not None:
+        x = F.layer_norm(x, gain.shape, gain, shift, EPS)
+    elif gain is not None:
+        x = F.rms_norm(x, gain.shape, gain, EPS)
+    y = F.linear(x, weight, bias)
+    if then == "swiglu":
+        gate, up = y.chunk(2, dim=-1)
+        y = F.silu(gate) * up
+    elif then == "gelu":
+        y = F.gelu(y, approximate="tanh")
+    return y if to is None else to + y
 
 
 def decode_attentions() -> Iterator[Case]:
@@ -93,16 +129,18 @@ def decode_attentions() -> Iterator[Case]:
     for rows in DECODED:
         for held in HELD:
             room = held + 64
-            pool = random(1, 2, rows * room, 16, 64)
+            pools = in_turns(random(1, 2, rows * room, 16, 64))
             qkv, rotation = random(rows, 3, 16, 64), random(rows, 2, 32)
             start = room * torch.arange(rows, device="cuda")
             position = torch.full((rows,), held, device="cuda")
-            keys, values = pool[0].unflatten(1, (rows, room))[:, :, :held].transpose(2, 3)
 
-            def ours(given: Any = (qkv, rotation, pool, arrived, 0, start, position)) -> object:
-                return decode_attention(*given)
+            def ours(given: Any = (qkv, rotation), pools: Any = pools, rest: Any = (0, start, position)) -> object:
+                return decode_attention(*given, pools(), arrived, *rest)
 
-            def torchs(query: Tensor = qkv[:, 0, :, None], keys: Tensor = keys, values: Tensor = values) -> object:
+            def torchs(
+                query: Tensor = qkv[:, 0, :, None], pools: Any = pools, size: Any = (rows, room, held)
+            ) -> object:
+                keys, values = pools()[0].unflatten(1, size[:2])[:, :, : size[2]].transpose(2, 3)
                 return F.scaled_dot_product_attention(query, keys, values)
 
             yield Case("decode attention", f"{rows} rows of {held}", ours, torchs)

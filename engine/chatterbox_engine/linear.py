@@ -21,18 +21,18 @@ Activation = Literal["none", "gelu", "swiglu"]
 
 FEW_ROWS = 16
 """Up to which a GPU reads a matrix of bfloat16 by a kernel of our own: what its matrix instructions take at least."""
-SHIFT_ROWS = 2
+SHIFT_ROWS = 1
 """How many of these a layer norm takes."""
 _ROWS = 64  # what oneDNN chooses the layout for; it serves any number
 _PARTS, _PARTED = 8, 1 << 19  # of a float32 matrix, and the elements from which it has them
 
 
-def pack(weight: Tensor) -> Tensor:
+def pack(weight: Tensor, *, padded: bool = False) -> Tensor:
     """The matrix [outputs, inputs] as `linear` multiplies it fastest: on a CPU oneDNN's own layout for bfloat16, parts
-    [8, outputs / 8, inputs] for float32, with outputs of zero at the end that make their number one of eights."""
+    [8, outputs / 8, inputs] for float32. padded: outputs of zero may be added at the end for that."""
     if is_quantized(weight) or weight.device.type != "cpu":
         return weight
-    if weight.dtype == torch.float32 and weight.numel() >= _PARTED:
+    if weight.dtype == torch.float32 and weight.numel() >= _PARTED and (padded or len(weight) % _PARTS == 0):
         return F.pad(weight, (0, 0, 0, -len(weight) % _PARTS)).unflatten(0, (_PARTS, -1))
     if weight.dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return weight

@@ -2,9 +2,10 @@
 
 A decode step of few rows reads every matrix once and computes next to nothing. What it takes is memory's time and, of
 hundreds of kernels, the time between them. So the norm before a product and what comes behind it are parts of its
-kernel. A row's norm is a factor of the sum: squares are summed beside the products, and the result is scaled. What a
-layer norm takes away and adds are, for every output, sums of the matrix with gain and shift, which are two rows more of
-the product. The warps of a program share the inputs between them, as there are too few outputs for all of them.
+kernel. A row's norm is a factor of the sum: squares are summed beside the products, and the result is scaled. A layer
+norm's mean is taken away before that, as products of bfloat16 would round what it hides, and what the norm adds is the
+matrix's product with its shift, one row more. The warps of a program share the inputs between them, as there are too
+few outputs for all of them.
 
 `TRITON_INTERPRET=1` runs them on the CPU, which is how they are tested where there is no GPU.
 """
@@ -42,6 +43,24 @@ def _weights_of(weight, column, place, end, inputs: tl.constexpr):  # type: igno
 
 
 @triton.jit
+def _means(x, row, place, rows, inputs: tl.constexpr, turn: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of each row, [1, rows, 1]."""
+    total = _inputs_of(x, row, place, rows, inputs).to(tl.float32)
+    for offset in range(turn, inputs, turn):
+        total += _inputs_of(x, row, offset + place, rows, inputs).to(tl.float32)
+    return (tl.sum(tl.sum(total, axis=2), axis=0) / inputs)[None, :, None]
+
+
+@triton.jit
+def _activated(y, z, then: tl.constexpr):  # type: ignore[no-untyped-def]
+    if then == "swiglu":
+        y = y * tl.sigmoid(y) * z
+    elif then == "gelu":  # in its tanh form
+        y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
+    return y
+
+
+@triton.jit
 def _project_kernel(  # type: ignore[no-untyped-def]
     x,
     weight,
@@ -65,21 +84,21 @@ def _project_kernel(  # type: ignore[no-untyped-def]
     place = tl.arange(0, parts)[:, None] * step + tl.arange(0, step)[None, :]
     total = tl.zeros([parts, height, width], dtype=tl.float32)
     other = tl.zeros([parts, height, width], dtype=tl.float32)  # the second half of a gated layer
-    plain = tl.zeros([parts, height, step], dtype=tl.float32)
     square = tl.zeros([parts, height, step], dtype=tl.float32)
+    if shift is not None:
+        mean = _means(x, row, place, rows, inputs, parts * step)
     for offset in range(0, inputs, parts * step):
         at = offset + place
         given = _inputs_of(x, row, at, rows, inputs)
         if gain is not None:
             wide = given.to(tl.float32)
-            square += wide * wide
-            scale = tl.load(gain + at, mask=at < inputs, other=0.0).to(tl.float32)[:, None, :]
-            scaled = wide * scale
             if shift is not None:
-                plain += wide
+                wide = tl.where(at[:, None, :] < inputs, wide - mean, 0.0)
+            square += wide * wide
+            scaled = wide * tl.load(gain + at, mask=at < inputs, other=0.0).to(tl.float32)[:, None, :]
+            if shift is not None:
                 moved = tl.load(shift + at, mask=at < inputs, other=0.0).to(tl.float32)[:, None, :]
-                scaled = tl.where(row[None, :, None] == rows, scale, scaled)
-                scaled = tl.where(row[None, :, None] == rows + 1, moved, scaled)
+                scaled = tl.where(row[None, :, None] == rows, moved, scaled)
             given = scaled.to(x.dtype.element_ty)
         total = tl.dot(given, _weights_of(weight, column, at, outputs, inputs), total)
         if then == "swiglu":
@@ -87,23 +106,15 @@ def _project_kernel(  # type: ignore[no-untyped-def]
     y = tl.sum(total, axis=0)
     z = tl.sum(other, axis=0)
     if gain is not None:
-        spread = tl.sum(tl.sum(square, axis=2), axis=0) / inputs
+        factor = tl.rsqrt(tl.sum(tl.sum(square, axis=2), axis=0) / inputs + eps)[:, None]
+        moved_by = tl.sum(tl.where(row[:, None] == rows, y, 0.0), axis=0)[None, :]
+        y = y * factor
+        z = z * factor
         if shift is not None:
-            mean = tl.sum(tl.sum(plain, axis=2), axis=0) / inputs
-            spread -= mean * mean
-            y -= mean[:, None] * tl.sum(tl.where(row[:, None] == rows, y, 0.0), axis=0)[None, :]
-            moved_by = tl.sum(tl.where(row[:, None] == rows + 1, y, 0.0), axis=0)[None, :]
-            y = y * tl.rsqrt(spread + eps)[:, None] + moved_by
-        else:
-            factor = tl.rsqrt(spread + eps)[:, None]
-            y = y * factor
-            z = z * factor
+            y += moved_by
     if bias is not None:
         y += tl.load(bias + column, mask=column < outputs, other=0.0).to(tl.float32)[None, :]
-    if then == "swiglu":
-        y = y * tl.sigmoid(y) * z
-    elif then == "gelu":  # in its tanh form
-        y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
+    y = _activated(y, z, then)
     inside = (row[:, None] < rows) & (column[None, :] < outputs)
     target = row[:, None] * outputs + column[None, :]
     if to is not None:
@@ -132,7 +143,7 @@ def project(
     then: Activation,
     to: Tensor | None,
 ) -> Tensor:
-    """`linear.project` for at most FEW_ROWS rows, two less for a layer norm.
+    """`linear.project` for at most FEW_ROWS rows, one less for a layer norm.
 
     x: [rows, inputs]; weight: [outputs, inputs], twice as many outputs for swiglu, which has neither shift nor bias;
     to: [rows, outputs], which becomes the result. All contiguous.

@@ -71,7 +71,7 @@ class Transformer(nn.Module, abc.ABC):
         for module in self.modules():
             for name in (*self.matrices, "head"):
                 if isinstance(weight := getattr(module, name, None), nn.Parameter):
-                    setattr(module, name, nn.Parameter(pack(weight.data), requires_grad=False))
+                    setattr(module, name, nn.Parameter(pack(weight.data, padded=name == "head"), requires_grad=False))
 
     @property
     def device(self) -> torch.device:

@@ -38,7 +38,7 @@ PROJECT: list[tuple[int, int, int, Activation, str]] = [
     (2, 64, 16, "gelu", "bias"),
     (5, 768, 33, "none", "bias to"),
     (2, 300, 260, "swiglu", "gain to"),
-    (14, 300, 33, "gelu", "bias gain shift"),
+    (15, 300, 33, "gelu", "bias gain shift"),
     (1, 512, 128, "none", "gain shift to"),
 ]
 NORM: list[tuple[int, int, tuple[int, ...]]] = [(33, 256, (256,)), (5, 256, (1, 5, 256)), (100, 24, (24,))]
@@ -86,7 +86,7 @@ def project_error(rows: int, inputs: int, outputs: int, then: Activation, parts:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    x, weight = 0.3 + random(rows, inputs), random(outputs * (2 if then == "swiglu" else 1), inputs) * inputs**-0.5
+    x, weight = 3 + random(rows, inputs), random(outputs * (2 if then == "swiglu" else 1), inputs) * inputs**-0.5
     optional = {"bias": random(len(weight)), "to": random(rows, outputs)}
     optional |= {"gain": random(inputs), "shift": random(inputs)}
     given = {name: value for name, value in optional.items() if name in parts}

@@ -53,8 +53,11 @@ def test_the_kernel_of_a_decode_steps_attention_compiles(dtype: str, splits: int
     unused: dict[str, None] = dict.fromkeys([*(halves if splits == 1 else ()), *(() if rotated else ("rotation",))])
     given = {name: kind for name, kind in types.items() if name not in unused}
     ptx = compiled(attention_cuda._decode_kernel, given, sizes | unused | {"block": 64}).asm["ptx"]
-    # what a split stored must be there for the multiprocessor that joins
-    assert ("atom.global.gpu.acq_rel" in ptx) == (splits > 1)
+    if splits > 1:  # what all threads of a split stored is there before it counts, and is read past the first cache
+        before, after = ptx.split("atom.global.gpu.acq_rel")
+        assert before.rindex("bar.sync") > before.rindex("st.global")
+        joined = after[: after.index("st.global", after.index("ld.global"))]
+        assert joined.count("ld.global") == joined.count("ld.global.cg") > 0
 
 
 @pytest.mark.parametrize("capability", [80, 90])
