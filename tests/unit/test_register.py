@@ -1,0 +1,117 @@
+"""Requests are answered once, in order, whatever ends them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, RequestError
+from chatterbox_engine.jobs import Job
+from chatterbox_engine.metrics import NoMetrics
+from chatterbox_engine.register import Register
+from chatterbox_engine.types import SynthesisChunk, SynthesisRequest
+
+LONG = 1000.0
+
+
+class Desk:
+    """A register and what its receivers got."""
+
+    def __init__(self, allowance: float = LONG) -> None:
+        self.got: list[tuple[int, object]] = []
+        self.ended: list[int] = []
+        self.register = Register(
+            limit=3, allowance=allowance, metrics=NoMetrics(), ended=lambda job: self.ended.append(job.number)
+        )
+
+    def job(self, number: int, age: float = 0.0) -> Job:
+        job = Job(number, SynthesisRequest("Hello.", seed=1), lambda part: self.got.append((number, part)))
+        job.arrived -= age
+        self.register.take(job)
+        return job
+
+    def answers(self) -> list[tuple[int, type]]:
+        self.register.end()
+        self.register.answer()
+        return [(number, type(part)) for number, part in self.got]
+
+
+def chunk(index: int, *, last: bool = False) -> SynthesisChunk:
+    return SynthesisChunk(index, np.zeros(3, dtype=np.float32), np.zeros(1, dtype=np.int32), {} if last else None)
+
+
+def test_a_request_has_one_answer_and_what_it_holds_is_given_back_once() -> None:
+    desk = Desk()
+    job = desk.job(1)
+    for error in (Cancelled("given up"), Overloaded("too late")):
+        desk.register.settle(job, error)
+    assert desk.answers() == [(1, Cancelled)]
+    assert desk.ended == [1]
+    assert job.ended
+    assert job not in desk.register
+    assert desk.register.find(1) is None
+
+
+def test_no_more_requests_than_the_limit_are_taken_until_one_ends() -> None:
+    desk = Desk()
+    first = desk.job(1)
+    desk.job(2)
+    desk.job(3)
+    with pytest.raises(Overloaded, match="3 requests are under way"):
+        desk.job(4)
+    desk.register.settle(first, Cancelled("given up"))
+    desk.job(5)
+    assert len(desk.register) == 3
+
+
+def test_chunks_come_in_order_and_none_behind_the_end() -> None:
+    desk = Desk()
+    job = desk.job(1)
+    parts = [chunk(0), chunk(1), chunk(2, last=True), chunk(3)]
+    for part in parts:
+        desk.register.send_chunk(job, part)
+    desk.answers()
+    assert [part for _, part in desk.got] == parts[:3]
+    assert desk.ended == [1]
+
+
+def test_only_requests_that_are_too_old_are_given_up() -> None:
+    desk = Desk(allowance=50.0)
+    assert desk.register.until_deadline() is None
+    desk.job(1, age=60.0)
+    desk.job(2, age=51.0)
+    desk.job(3, age=10.0)
+    assert desk.register.until_deadline() == 0.0
+    desk.register.expire()
+    left = desk.register.until_deadline()
+    assert left is not None
+    assert 30.0 < left <= 40.0
+    assert desk.answers() == [(1, DeadlineExceeded), (2, DeadlineExceeded)]
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_at_the_end_everyone_is_answered_and_no_one_taken(failed: bool) -> None:
+    desk = Desk()
+    for number in (1, 2):
+        desk.job(number)
+    if failed:
+        desk.register.fail(ValueError("broken"), lambda: desk.got.append((0, "then")))
+    else:
+        desk.register.close()
+    with pytest.raises(Overloaded, match="shutting down"):
+        desk.job(3)
+    expected: type[RequestError] = EngineFailed if failed else Overloaded
+    assert desk.answers()[:2] == [(1, expected), (2, expected)]
+    assert desk.got[2:] == ([(0, "then")] if failed else [])
+
+
+def test_a_receiver_that_raises_keeps_no_answer_from_the_others() -> None:
+    desk = Desk()
+    broken = Job(1, SynthesisRequest("Hello.", seed=1), lambda _part: 1 / 0)
+    desk.register.take(broken)
+    other = desk.job(2)
+    for job in (broken, other):
+        desk.register.settle(job, Cancelled("given up"))
+    with pytest.raises(ZeroDivisionError):
+        desk.register.answer()
+    assert desk.answers() == [(2, Cancelled)]
