@@ -181,7 +181,7 @@ def flow_norms() -> Iterator[Case]:
         yield Case("sum and norm", f"{rows} x {positions} frames", ours, torchs)
 
         def ours_mish(x: Tensor = x, after: Tensor = change, offset: Tensor = offset) -> object:
-            return norm.mish(x, after, offset)
+            return norm.mish(x, after, offset=offset)
 
         def torchs_mish(x: Tensor = x, after: Tensor = change, offset: Tensor = offset) -> object:
             return mish(norm(x + offset)) + after

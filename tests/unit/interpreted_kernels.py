@@ -41,7 +41,7 @@ PROJECT: list[tuple[int, int, int, Activation, str]] = [
     (15, 300, 33, "gelu", "bias gain shift"),
     (1, 512, 128, "none", "gain shift to"),
 ]
-NORM: list[tuple[int, int, tuple[int, ...]]] = [(33, 256, (256,)), (5, 256, (1, 5, 256)), (100, 24, (24,))]
+NORM = [(1, 33, 256, True, 2), (3, 5, 256, False, 2), (2, 50, 24, True, 0)]
 SNAKE = [((2, 40, 64), "mask"), ((1, 33, 24), ""), ((2, 40, 64), "bias mask"), ((1, 50, 64), "bias change mask")]
 # float16 where the engine has bfloat16, which the interpreter cannot multiply
 ATTEND = [
@@ -98,22 +98,23 @@ def project_error(rows: int, inputs: int, outputs: int, then: Activation, parts:
     return float((got.float() - exact).abs().max())
 
 
-def norm_error(positions: int, width: int, after: tuple[int, ...]) -> float:
+def norm_error(rows: int, positions: int, width: int, everywhere: bool, lead: int) -> float:
     """The largest difference to torch's operators of both functions."""
     generator = torch.Generator().manual_seed(positions)
+    shape = (rows, positions, width)
 
-    def random(*shape: int) -> torch.Tensor:
-        return 3 + torch.randn(*shape, generator=generator)
+    def random(*sizes: int) -> torch.Tensor:
+        return 3 + torch.randn(*sizes, generator=generator)
 
-    x, change, weight, bias, behind = (
-        random(*shape) for shape in ((1, positions, width),) * 2 + ((width,),) * 2 + (after,)
-    )
+    x, change, weight, bias, offset = random(*shape), random(*shape), random(width), random(width), random(width)
+    after = random(width) if everywhere else random(*shape)
     total, normed = add_norm(x, change, weight, bias, 1e-5)
     assert torch.equal(total, x + change)
-    exact = F.layer_norm(x + change, (width,), weight, bias, 1e-5)
-    marked = norm_mish(x, weight, bias, 1e-5, behind, offset=weight)
-    exact_mish = F.mish(F.layer_norm(x + weight, (width,), weight, bias, 1e-5)) + behind
-    return float(torch.maximum((normed - exact).abs().max(), (marked - exact_mish).abs().max()))
+    exact = F.layer_norm(total, (width,), weight, bias, 1e-5)
+    marked = norm_mish(x, weight, bias, 1e-5, after, offset=offset, lead=lead)
+    exact_mish = F.mish(F.layer_norm(x + offset, (width,), weight, bias, 1e-5)) + after
+    difference = (marked - F.pad(exact_mish, (0, 0, lead, 0))).abs().max()
+    return float(torch.maximum((normed - exact).abs().max(), difference))
 
 
 def snake_error(shape: tuple[int, int, int], parts: str) -> float:

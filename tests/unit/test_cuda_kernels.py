@@ -97,8 +97,16 @@ def test_a_gated_layers_kernel_compiles() -> None:
 @pytest.mark.parametrize("parts", [("change", "total"), ("offset", "after")])
 def test_the_kernel_of_the_flows_norms_compiles(parts: tuple[str, ...], dtype: str) -> None:
     unused = dict.fromkeys({"change", "total", "offset", "after"} - set(parts))
-    types = dict.fromkeys(["x", "weight", "bias", "out", *parts], f"*{dtype}") | {"positions": "i32", "eps": "fp32"}
-    constants = {"width": 256, "everywhere": False, "activated": "after" in parts, "size": 256, "block": 16} | unused
+    types = dict.fromkeys(["x", "weight", "bias", "out", *parts], f"*{dtype}")
+    types |= {"rows": "i32", "positions": "i32", "eps": "fp32"}
+    constants = {
+        "width": 256,
+        "lead": 2,
+        "everywhere": False,
+        "activated": "after" in parts,
+        "size": 256,
+        "block": 16,
+    } | unused
     assert ".local" not in compiled(norm_cuda._norm_kernel, types, constants).asm["ptx"]
 
 

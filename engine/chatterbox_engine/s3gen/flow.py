@@ -133,14 +133,14 @@ class _Resnet:
         self._times = project(mish(embedded)).to(self._second.weight.dtype)  # [steps, outputs]
 
     def __call__(self, x: Tensor, step: int) -> Tensor:
-        first, bias = self.enter.first.causal_in_parts(x)
+        first, bias = self.enter.first.in_parts(x, left=self.enter.first.seen_before)
         return self.leave(first, self.enter.around(x), step, bias)
 
     def leave(self, first: Tensor, around: Tensor, step: int, bias: Tensor | None = None) -> Tensor:
         """Everything after `enter`. bias: to be added to `first`."""
-        h = self._first_norm.mish(first, self._times[step], bias)
-        second, bias = self._second.causal_in_parts(h)
-        return self._second_norm.mish(second, around, bias)
+        h = self._first_norm.mish(first, self._times[step], offset=bias, lead=self._second.seen_before)
+        second, bias = self._second.in_parts(h)
+        return self._second_norm.mish(second, around, offset=bias)
 
 
 class _Block:

@@ -64,14 +64,15 @@ class Norm:
         x = x + change
         return x, self(x)
 
-    def mish(self, x: Tensor, after: Tensor, offset: Tensor | None = None) -> Tensor:
-        """Mish of the norm of `x + offset`, plus `after`: like x, [rows, positions, width], or [width]. One kernel on a
-        GPU."""
+    def mish(self, x: Tensor, after: Tensor, *, offset: Tensor | None = None, lead: int = 0) -> Tensor:
+        """Mish of the norm of `x + offset`, plus `after`: like x, [rows, positions, width], or [width]; behind `lead`
+        positions of zeros. One kernel on a GPU."""
         if x.is_cuda:
             from chatterbox_engine.s3gen.norm_cuda import norm_mish
 
-            return norm_mish(x, self.weight, self.bias, self.eps, after, offset)
-        return mish(self(x if offset is None else x + offset)) + after
+            return norm_mish(x, self.weight, self.bias, self.eps, after, offset=offset, lead=lead)
+        result = mish(self(x if offset is None else x + offset)) + after
+        return F.pad(result, (0, 0, lead, 0)) if lead else result
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,14 @@ class Conv:
         padding, dilation = (0, self.padding), (1, self.dilation)
         return _rows(F.conv2d(_image(x), self.weight.unsqueeze(2), bias, (1, self.stride), padding, dilation))
 
+    @property
+    def seen_before(self) -> int:
+        """Positions before the first that see it, if the convolution is causal: of zeros."""
+        return self.weight.shape[2] - 1
+
     def causal(self, x: Tensor) -> Tensor:
         """The same, seeing a position and those before it."""
-        return self(x, left=self.weight.shape[2] - 1)
-
-    def causal_in_parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`in_parts` of `causal`."""
-        return self.in_parts(x, left=self.weight.shape[2] - 1)
+        return self(x, left=self.seen_before)
 
     def inputs(self, channels: slice, *, bias: bool) -> Conv:
         """The part that some of the input channels have in it."""

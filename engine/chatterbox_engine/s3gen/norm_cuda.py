@@ -1,7 +1,7 @@
 """Triton kernel of a layer norm with what stands around it in the flow: a sum before it, Mish and a sum behind.
 
-The flow has a thousand of them in a solve, which read and write all positions; torch has a kernel for each part, and
-adds the bias of a convolution of cuDNN's by one more.
+The flow has a thousand of them in a solve, which read and write all positions; torch has a kernel for each part, adds
+the bias of a convolution of cuDNN's by one more, and puts the zeros before the next one by two.
 
 `TRITON_INTERPRET=1` runs it on the CPU, which is how it is tested where there is no GPU.
 """
@@ -24,7 +24,7 @@ def _mish(x):  # type: ignore[no-untyped-def]
 
 
 # One compilation serves every number of positions.
-@triton.jit(do_not_specialize=("positions",))
+@triton.jit(do_not_specialize=("rows", "positions"))
 def _norm_kernel(  # type: ignore[no-untyped-def]
     x,
     change,
@@ -34,18 +34,22 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
     after,
     total,
     out,
-    positions,
+    rows,
+    positions,  # of a row
     eps,
     width: tl.constexpr,
+    lead: tl.constexpr,
     everywhere: tl.constexpr,
     activated: tl.constexpr,
     size: tl.constexpr,
     block: tl.constexpr,
 ):
     lane = tl.arange(0, size)
-    position = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    at = position[:, None] * width + lane[None, :]
-    inside = (position[:, None] < positions) & (lane[None, :] < width)
+    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)  # in what is written, with what leads each row
+    row, position = place // (positions + lead), place % (positions + lead) - lead
+    at = (row * positions + position)[:, None] * width + lane[None, :]
+    written = (row[:, None] < rows) & (lane[None, :] < width)
+    inside = written & (position[:, None] >= 0)
     y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if change is not None:
         y += tl.load(change + at, mask=inside, other=0.0).to(tl.float32)
@@ -66,39 +70,43 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
             y += tl.load(after + lane, mask=lane < width, other=0.0).to(tl.float32)[None, :]
         else:
             y += tl.load(after + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + at, y, mask=inside)
+    tl.store(out + place[:, None] * width + lane[None, :], tl.where(inside, y, 0.0), mask=written)
 
 
 def add_norm(x: Tensor, change: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`x + change`, and its layer norm over the last dimension. x, change: [..., width]."""
-    total, out = (x.new_empty(x.shape) for _ in range(2))
-    _launch(out, x, change, None, weight, bias, None, total, eps=eps, activated=False)
-    return total, out
+    """`x + change`, and its layer norm over the last dimension. x, change: [rows, positions, width]."""
+    total = x.new_empty(x.shape)
+    return total, _launch(x, change, None, weight, bias, None, total, eps=eps, lead=0, activated=False)
 
 
 def norm_mish(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, after: Tensor, offset: Tensor | None = None
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, after: Tensor, *, offset: Tensor | None = None, lead: int = 0
 ) -> Tensor:
-    """`mish(layer_norm(x + offset)) + after`. x: [..., width]; after: like x, or [width]; offset: [width]."""
-    out = x.new_empty(x.shape)
-    _launch(out, x, None, offset, weight, bias, after, None, eps=eps, activated=True)
-    return out
+    """`mish(layer_norm(x + offset)) + after` behind `lead` positions of zeros: [rows, lead + positions, width].
+
+    x: [rows, positions, width]; after: like x, or [width]; offset: [width].
+    """
+    return _launch(x, None, offset, weight, bias, after, None, eps=eps, lead=lead, activated=True)
 
 
-def _launch(out: Tensor, x: Tensor, *others: Tensor | None, eps: float, activated: bool) -> None:
+def _launch(x: Tensor, *others: Tensor | None, eps: float, lead: int, activated: bool) -> Tensor:
     given = [None if tensor is None else tensor.contiguous() for tensor in (x, *others)]
     after = given[-2]
-    width = x.shape[-1]
-    positions, size = x.numel() // width, triton.next_power_of_2(width)
+    rows, positions, width = x.shape
+    out = x.new_empty(rows, lead + positions, width)
+    size = triton.next_power_of_2(width)
     block = max(1, NUMBERS // size)
-    _norm_kernel[(triton.cdiv(positions, block),)](
+    _norm_kernel[(triton.cdiv(rows * (lead + positions), block),)](
         *given,
         out,
+        rows,
         positions,
         eps,
         width=width,
+        lead=lead,
         everywhere=after is not None and after.dim() == 1,
         activated=activated,
         size=size,
         block=block,
     )
+    return out
