@@ -23,16 +23,20 @@ from chatterbox_engine.linear import Activation, project
 
 EPS = 1e-5
 ROWS = (1, 2, 4, 8, 15, 16)
-PRODUCTS: dict[str, tuple[int, int, Activation, frozenset[str]]] = {
+Product = tuple[int, int, Activation, frozenset[str]]
+PRODUCTS: dict[str, Product] = {
     "Llama's query, key, value": (3072, 1024, "none", frozenset({"gain"})),
     "Llama's output": (1024, 1024, "none", frozenset({"to"})),
     "Llama's gate and up": (4096, 1024, "swiglu", frozenset({"gain"})),
     "Llama's down": (1024, 4096, "none", frozenset({"to"})),
     "Llama's head": (8194, 1024, "none", frozenset({"gain"})),
-    "GPT-2's query, key, value": (3072, 1024, "none", frozenset({"bias", "gain", "shift"})),
-    "GPT-2's up": (4096, 1024, "gelu", frozenset({"bias", "gain", "shift"})),
-    "GPT-2's down": (1024, 4096, "none", frozenset({"bias", "to"})),
+    "Turbo's query, key, value": (3072, 1024, "none", frozenset({"bias", "gain", "shift"})),
+    "Turbo's up": (4096, 1024, "gelu", frozenset({"bias", "gain", "shift"})),
+    "Turbo's down": (1024, 4096, "none", frozenset({"bias", "to"})),
+    "Nano's up": (3072, 768, "gelu", frozenset({"bias", "gain", "shift"})),
+    "Nano's down": (768, 3072, "none", frozenset({"bias", "to"})),
 }
+"""Outputs, inputs, what follows, and which of the optional arguments of `project` there are."""
 COLD = 256 << 20
 """Bytes that are read in turns, more than any GPU's cache holds."""
 HELD = (200, 1000)

@@ -39,18 +39,6 @@ def decode_attention(
     """
     if torch.compiler.is_compiling():
         return _operator(qkv, rotation, pool, arrived, layer, start, position)
-    return _store_and_attend(qkv, rotation, pool, arrived, layer, start, position)
-
-
-def _store_and_attend(
-    qkv: Tensor,
-    rotation: Tensor | None,
-    pool: Tensor,
-    arrived: Tensor,
-    layer: int,
-    start: Tensor,
-    position: Tensor,
-) -> Tensor:
     keys, values = pool[layer].unbind()
     if qkv.is_cuda:
         from chatterbox_engine.attention_cuda import split_decode
@@ -64,9 +52,9 @@ def _store_and_attend(
     return attend_row_by_row(query, keys, values, start, position)
 
 
-# For torch.compile alone, which cannot look into it: an operator's first call imports the compiler, two seconds. The
+# The same for torch.compile, which cannot look into it; an operator's first call imports the compiler, two seconds. The
 # pool goes in whole: inductor (torch 2.11) loses writes when an operator mutates two views of one tensor.
-_operator = torch.library.custom_op("chatterbox::decode_attention", _store_and_attend, mutates_args=("pool", "arrived"))
+_operator = torch.library.custom_op("chatterbox::decode_attention", decode_attention, mutates_args=("pool", "arrived"))
 
 
 @_operator.register_fake

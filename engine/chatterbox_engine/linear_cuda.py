@@ -107,11 +107,11 @@ def _project_kernel(  # type: ignore[no-untyped-def]
     z = tl.sum(other, axis=0)
     if gain is not None:
         factor = tl.rsqrt(tl.sum(tl.sum(square, axis=2), axis=0) / inputs + eps)[:, None]
-        moved_by = tl.sum(tl.where(row[:, None] == rows, y, 0.0), axis=0)[None, :]
-        y = y * factor
-        z = z * factor
+        normed = y * factor
         if shift is not None:
-            y += moved_by
+            normed += tl.sum(tl.where(row[:, None] == rows, y, 0.0), axis=0)[None, :]
+        y = normed
+        z = z * factor
     if bias is not None:
         y += tl.load(bias + column, mask=column < outputs, other=0.0).to(tl.float32)[None, :]
     y = _activated(y, z, then)
@@ -129,7 +129,7 @@ def _swiglu_kernel(x, out, width, block: tl.constexpr):  # type: ignore[no-untyp
     inside = at < width
     gate = tl.load(x + row * 2 * width + at, mask=inside).to(tl.float32)
     up = tl.load(x + row * 2 * width + width + at, mask=inside).to(tl.float32)
-    tl.store(out + row * width + at, gate * tl.sigmoid(gate) * up, mask=inside)
+    tl.store(out + row * width + at, _activated(gate, up, "swiglu"), mask=inside)
 
 
 def project(

@@ -18,7 +18,7 @@ from chatterbox_engine.config import Config
 from chatterbox_engine.dims import LlamaDims, S3GenDims
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.kv_cache import SPLIT_PAIRS, KVCache
-from chatterbox_engine.linear import Activation, project
+from chatterbox_engine.linear import project
 from chatterbox_engine.quantize import FLOAT8_CAPABILITY
 from chatterbox_engine.reference import ReferenceEncoder
 from chatterbox_engine.runner import Runner
@@ -76,20 +76,9 @@ def test_splits_are_joined_by_the_last_one_in_a_thousand_steps() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 70])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("outputs", "inputs", "then", "optional"),
-    [
-        (3072, 1024, "none", {"gain"}),
-        (4096, 1024, "swiglu", {"gain"}),
-        (1024, 4096, "none", {"to"}),
-        (8194, 1024, "none", {"gain"}),
-        (3072, 768, "gelu", {"bias", "gain", "shift"}),
-        (768, 3072, "none", {"bias", "to"}),
-    ],
-)
-def test_products_agree_with_the_cpus(
-    outputs: int, inputs: int, then: Activation, optional: set[str], dtype: torch.dtype, rows: int
-) -> None:
+@pytest.mark.parametrize("product", kernels.PRODUCTS.values(), ids=kernels.PRODUCTS)
+def test_products_agree_with_the_cpus(product: kernels.Product, dtype: torch.dtype, rows: int) -> None:
+    outputs, inputs, then, optional = product
     generator = torch.Generator().manual_seed(rows)
 
     def random(*shape: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from triton.backends.compiler import BaseBackend, GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import create_function_from_signature
 
+from bench import kernels
 from chatterbox_engine import attention_cuda, linear_cuda, sampling_cuda
 from chatterbox_engine.linear import FEW_ROWS
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
@@ -61,21 +62,9 @@ def test_the_kernel_of_a_decode_steps_attention_compiles(dtype: str, splits: int
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(
-    ("outputs", "inputs", "then", "optional"),
-    [
-        (3072, 1024, "none", {"gain"}),
-        (1024, 1024, "none", {"to"}),
-        (4096, 1024, "swiglu", {"gain"}),
-        (1024, 4096, "none", {"to"}),
-        (8194, 1024, "none", {"gain"}),
-        (3072, 768, "gelu", {"bias", "gain", "shift"}),
-        (768, 3072, "none", {"bias", "to"}),
-    ],
-)
-def test_the_kernel_of_a_product_loads_ahead_and_spills_nothing(
-    outputs: int, inputs: int, then: str, optional: set[str], capability: int
-) -> None:
+@pytest.mark.parametrize("product", kernels.PRODUCTS.values(), ids=kernels.PRODUCTS)
+def test_the_kernel_of_a_product_loads_ahead_and_spills_nothing(product: kernels.Product, capability: int) -> None:
+    outputs, inputs, then, optional = product
     unused = dict.fromkeys({"bias", "gain", "shift", "to"} - optional)
     types = dict.fromkeys(["x", "weight", "out", *optional], "*bf16") | {"rows": "i32", "eps": "fp32"}
     width = linear_cuda.tile_width(outputs)
