@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.report import Report, Row, say
 from bench.t3 import full_size_checkpoint, make_runner, step_seconds
-from chatterbox_engine.assemble import BACKBONES, choose_dtype
+from chatterbox_engine.assemble import BACKBONES, choose_dtypes
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.linear import is_quantized
 from chatterbox_engine.quantize import FLOAT8_CAPABILITY, quantize
@@ -28,7 +28,7 @@ BATCHES = {"cuda": (1, 8, 32), "cpu": (1, 4, 8)}
 
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = choose_dtype(os.environ.get("CHATTERBOX_DTYPE", "auto"), device, say)
+    dtype, _ = choose_dtypes(os.environ.get("CHATTERBOX_DTYPE", "auto"), device, say)
     ways = ["int8"]
     if device.type == "cuda" and torch.cuda.get_device_capability() >= FLOAT8_CAPABILITY:
         ways.append("float8")
@@ -44,7 +44,6 @@ def main() -> None:
         for how in ways:
             model = load(checkpoint, device, dtype)
             quantize(model, how)
-            model.pack()
             error = relative_error(logits(checkpoint, model), exact)
             for (count, was), now in zip(before.items(), steps(checkpoint, model).values(), strict=True):
                 report.add(

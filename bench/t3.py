@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.report import Report, Row, say, seconds, synchronize
 from chatterbox_engine import random_checkpoint
-from chatterbox_engine.assemble import choose_dtype
+from chatterbox_engine.assemble import choose_dtypes
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.families import ENGLISH, Family
 from chatterbox_engine.graphs import Graphs
@@ -38,7 +38,7 @@ COPY_BYTES = 1 << 30
 def main() -> None:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    dtype = choose_dtype(os.environ.get("CHATTERBOX_DTYPE", "auto"), device, say)
+    dtype, _ = choose_dtypes(os.environ.get("CHATTERBOX_DTYPE", "auto"), device, say)
     batches = BATCHES if cuda else BATCHES[:5]
     steps = STEPS if cuda else 16
     checkpoint = full_size_checkpoint()
@@ -53,7 +53,6 @@ def main() -> None:
     if recipe:
         say(f"t3: the recipe {1 / recipe:.1f} tokens/s")
     model = T3.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
-    model.pack()
     runner = make_runner(model, batches[-1])
     prefix = prefix_seconds(model, checkpoint)
     for count in batches:

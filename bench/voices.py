@@ -22,7 +22,7 @@ import torch
 
 from bench.report import Report, Row, say, seconds, synchronize
 from bench.t3 import full_size_checkpoint, make_runner, step_seconds
-from chatterbox_engine.assemble import choose_dtype, encoder_batch, share_of_cores
+from chatterbox_engine.assemble import choose_dtypes, encoder_batch, share_of_cores
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.clips import ClipLimits, read_clip
 from chatterbox_engine.conditionals import to_bytes
@@ -146,9 +146,8 @@ def batches(report: Report, encoder: ReferenceEncoder) -> None:
 
 def beside_decoding(report: Report, encoder: ReferenceEncoder, checkpoint: Checkpoint, device: torch.device) -> None:
     """T3's steps alone, and while the encoders work on a thread of their own as in the server."""
-    dtype = choose_dtype("auto", device, say)
+    dtype, _ = choose_dtypes("auto", device, say)
     model = T3.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
-    model.pack()
     runner = make_runner(model, UTTERANCES)
     clip = encoded(tone(10.0, RATE), RATE)
     alone, _ = step_seconds(runner, checkpoint, UTTERANCES, STEPS)

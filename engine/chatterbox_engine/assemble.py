@@ -69,29 +69,33 @@ def build(
     family = checkpoint.family
     report(f"it is {family.title}")
     device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device, report)
+    dtype, vocoder_dtype = choose_dtypes(config.dtype, device, report, compiled=config.compile)
     if device.type == "cpu":
         torch.set_num_threads(share_of_cores(config))
+        report("kernels for this processor: loading; compiled where they are new, which takes about 20 s")
+        from chatterbox_engine import cpu_kernels
     else:
         # The host's tensors are small: a team of threads at each of them, for several callers at once, waits more than
         # it works (docs/performance.md, The host).
         torch.set_num_threads(1)
         # What stays float32 beside bfloat16 weights, HiFT, may round its convolutions' factors to TF32's ten bits, as
         # upstream's do on a GPU. Where all is float32 it is for exactness.
-        torch.backends.cudnn.allow_tf32 = dtype == torch.bfloat16
+        torch.backends.cudnn.allow_tf32 = vocoder_dtype == torch.bfloat16
         # cuDNN's attention makes a plan for every new shape, which costs more than it saves where lengths vary.
         torch.backends.cuda.enable_cudnn_sdp(False)
     check_quantization(config.quantization, device, dtype)
-    report(f"loading T3 and S3Gen on {device} in {str(dtype).removeprefix('torch.')}")
+    report(f"loading T3 on {device} in {name_of(dtype)}, S3Gen in {name_of(vocoder_dtype)}")
     backbone = BACKBONES[type(checkpoint.dims.t3)]
     model = backbone.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
     if config.quantization != "none":
         report(f"quantising T3 to {config.quantization}")
         quantize(model, config.quantization)
-    if not config.compile:
-        model.pack()
     s3gen = S3Gen.from_state_dict(
-        checkpoint.s3gen_state(), checkpoint.dims.s3gen, device=device, dtype=dtype, cfm_steps=config.cfm_steps or None
+        checkpoint.s3gen_state(),
+        checkpoint.dims.s3gen,
+        device=device,
+        dtype=vocoder_dtype,
+        cfm_steps=config.cfm_steps or None,
     )
     max_slots = config.max_slots or choose_slots(checkpoint.dims.t3, family.rows, config.max_cache_len, dtype, device)
     positions = plan_positions(checkpoint.dims.t3, family.rows * max_slots, config.max_cache_len)
@@ -127,6 +131,8 @@ def build(
     )
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the engine's threads read what was made here on streams of their own
+    else:
+        cpu_kernels.release_threads()
     return Engine(parts, report=report, on_failure=on_failure or (lambda _error: None), metrics=metrics)
 
 
@@ -191,12 +197,10 @@ def vocoder_threads(config: Config, device: torch.device) -> tuple[int, int] | N
 
 
 def t3_threads(config: Config, model: Transformer) -> tuple[int, int] | None:
-    """Threads of T3 on a CPU, beside S3Gen and alone, where a step is long: in float32, of many weights. Of a short
-    one, as Nano's in bfloat16, the waiting at barriers takes more than a second thread saves. None leaves them as they
+    """Threads of T3 on a CPU, beside S3Gen and alone, where a step is long: of many weights. None leaves them as they
     are."""
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    long = model.dtype == torch.float32 and size >= LONG_STEP
-    return vocoder_threads(config, model.device) if long else None
+    return vocoder_threads(config, model.device) if size >= LONG_STEP else None
 
 
 def choose_device(name: str) -> torch.device:
@@ -212,19 +216,34 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device, report: Report) -> torch.dtype:
-    """The weights' type: bfloat16 where the device multiplies it in hardware, else float32."""
+def name_of(dtype: torch.dtype) -> str:
+    """As people write it: float32, bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def choose_dtypes(
+    name: str, device: torch.device, report: Report, *, compiled: bool = False
+) -> tuple[torch.dtype, torch.dtype]:
+    """The types of T3's and of S3Gen's weights: bfloat16 where the device multiplies it in hardware, else float32.
+
+    A CPU without gets T3 in bfloat16 all the same: reading the weights is most of a step, and our kernel makes float32
+    of them on the way. torch.compile has no such kernel.
+    """
     if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
+        chosen = torch.bfloat16 if name == "bfloat16" else torch.float32
+        return chosen, chosen
     if device.type == "cuda":
         has_bfloat16, what = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name(device)
     else:
         # AVX512-BF16 also comes with every processor that has AMX.
         has_bfloat16, what = torch.cpu._is_avx512_bf16_supported(), "this processor"
     if has_bfloat16:
-        return torch.bfloat16
+        return torch.bfloat16, torch.bfloat16
+    if device.type == "cpu" and not compiled:
+        report(f"{what} has no bfloat16: S3Gen is float32, which is slower, and T3's weights are stored in bfloat16")
+        return torch.bfloat16, torch.float32
     report(f"{what} has no bfloat16: using float32, which is slower")
-    return torch.float32
+    return torch.float32, torch.float32
 
 
 # torch.compile's modes that capture CUDA graphs themselves, which cannot happen inside our captures.

@@ -3,8 +3,8 @@
 The pool has no batch dimension: a row owns the extent `start .. start + capacity` of positions, so rows of any length
 share one static tensor and a captured graph serves every length. In a decode step each row reads only what it has
 filled. On CUDA the method is split-K decoding ("Flash-Decoding", Dao et al. 2023) with the row's length read on the
-device; elsewhere one row after the other through torch's own kernel, which also serves as the reference of the tests.
-A prompt attends to the prefix that its extent holds already, too (`Context`).
+device; on a CPU a kernel of our own takes some heads of a row at a time. A prompt attends to the prefix that its extent
+holds already, too (`Context`).
 """
 
 from __future__ import annotations
@@ -44,12 +44,9 @@ def decode_attention(
         from chatterbox_engine.attention_cuda import split_decode
 
         return split_decode(qkv, rotation, keys, values, arrived, start, position)
-    query, key, value = qkv.unbind(1)
-    if rotation is not None:
-        query, key = rotate(qkv[:, :2], rotation[:, None, None]).unbind(1)
-    keys.index_copy_(0, start + position, key)
-    values.index_copy_(0, start + position, value)
-    return attend_row_by_row(query, keys, values, start, position)
+    from chatterbox_engine import cpu_kernels
+
+    return cpu_kernels.decode_attention(qkv, rotation, keys, values, start, position)
 
 
 # The same for torch.compile, which cannot look into it; an operator's first call imports the compiler, two seconds. The
@@ -68,26 +65,6 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     cos, sin = rotation.unbind(-2)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-def attend_row_by_row(query: Tensor, keys: Tensor, values: Tensor, start: Tensor, position: Tensor) -> Tensor:
-    """The plain form of `decode_attention` without the store; `keys` and `values` are a layer's [positions, heads,
-    head_dim]. Reads `start` and `position` on the host."""
-    out = torch.empty_like(query)
-    for row, (first, last) in enumerate(zip(start.tolist(), position.tolist(), strict=True)):
-        if last == 0:  # padding: one position has all the weight
-            out[row] = values[first]
-            continue
-        extent = slice(first, first + last + 1)
-        # [1, heads, 1, head_dim] against [1, heads, length, head_dim], the pool seen through strides. In float32, since
-        # torch's bfloat16 kernel for a CPU takes 5 to 11 times as long with a single query (torch 2.11, 125 to 1,000
-        # positions).
-        out[row] = F.scaled_dot_product_attention(
-            query[row].float()[None, :, None],
-            keys[extent].float().transpose(0, 1)[None],
-            values[extent].float().transpose(0, 1)[None],
-        )[0, :, 0]
-    return out
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,7 @@ class Engine:
             delay=parts.vocoder_delay,
             memory=parts.vocoder_memory,
             prepare=self._share_cores,
+            rest=self._release_cores,
             done=self._on_vocoded,
             failed=lambda piece, error: self._register.settle(piece.utterance.job, error),
             metrics=self._metrics,
@@ -269,6 +270,7 @@ class Engine:
         idle = self._scheduler.idle and not self._pending.batches
         try:
             if idle:
+                self._release_cores()
                 self._inbox.get(timeout=self._register.until_deadline())()
             while True:
                 self._inbox.get_nowait()()
@@ -356,6 +358,13 @@ class Engine:
         if threads is not None:
             alone = self._scheduler.idle and not self._register.speaking()
             torch.set_num_threads(threads[alone])  # of the calling thread, and of those begun later
+
+    def _release_cores(self) -> None:
+        """When a network has nothing to do: on a CPU its threads would slow down the other's."""
+        if self._parts.vocoder_threads is not None:
+            from chatterbox_engine.cpu_kernels import release_threads
+
+            release_threads()
 
     def _prepare_finisher(self) -> None:
         own_stream(self._runner.model.device)

@@ -1,8 +1,7 @@
-"""Matrix products of the transformer with weights laid out for the device, or quantised.
+"""Matrix products of the transformer, with plain or quantised weights.
 
-On a CPU oneDNN lays a bfloat16 matrix out anew for every product, which takes as long as the product of a few rows.
-Laid out once, the products have the same bits and take about half the time. MKL gives the product of a few float32 rows
-to one thread alone, but those of parts of the matrix to as many threads as there are; they have the same bits, too.
+Few rows take kernels of our own, on a GPU (`linear_cuda`) and on a CPU (`cpu_kernels`): there MKL gives a product of
+few rows to one thread alone, and oneDNN lays a bfloat16 matrix out anew for every product.
 
 Quantised weights are torchao's. Its product of an int8 matrix makes the whole matrix floating-point first, which on a
 CPU costs more than the product of a few rows. torch has a kernel that reads int8, and is made for few rows: decode
@@ -19,43 +18,20 @@ from torch import Tensor
 
 Activation = Literal["none", "gelu", "swiglu"]
 
+CPU_GRAIN = 16
+"""What the inputs of a matrix are a multiple of for our kernel on a CPU: its vectors' size."""
 FEW_ROWS = 16
 """Up to which a GPU reads a matrix of bfloat16 by a kernel of our own: what its matrix instructions take at least."""
 SHIFT_ROWS = 1
 """How many of these a layer norm takes."""
-_ROWS = 64  # what oneDNN chooses the layout for; it serves any number
-_PARTS, _PARTED = 8, 1 << 19  # of a float32 matrix, and the elements from which it has them
-
-
-def pack(weight: Tensor, *, padded: bool = False) -> Tensor:
-    """The matrix [outputs, inputs] as `linear` multiplies it fastest: on a CPU oneDNN's own layout for bfloat16, parts
-    [8, outputs / 8, inputs] for float32. padded: outputs of zero may be added at the end for that."""
-    if is_quantized(weight) or weight.device.type != "cpu":
-        return weight
-    if weight.dtype == torch.float32 and weight.numel() >= _PARTED and (padded or len(weight) % _PARTS == 0):
-        return F.pad(weight, (0, 0, 0, -len(weight) % _PARTS)).unflatten(0, (_PARTS, -1))
-    if weight.dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return weight
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
-    return packed
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` with a plain, packed or quantised weight. x: [..., inputs], [rows, inputs] in a decode step. Without a
-    bias the outputs that `pack` added are there, too."""
-    if weight.is_mkldnn:
-        packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return packed
+    """`F.linear` with a plain or quantised weight. x: [..., inputs], [rows, inputs] in a decode step."""
     if weight.device.type == "cpu" and x.dim() == 2 and is_quantized(weight):
         quantized: Any = weight
         product = int8_rows(x, quantized.qdata, quantized.scale.flatten())
         return product if bias is None else product + bias
-    if weight.dim() == 3:
-        if x.dim() == 2:
-            parts = torch.bmm(x.expand(len(weight), -1, -1), weight.transpose(1, 2))  # [parts, rows, outputs / parts]
-            product = parts.transpose(0, 1).flatten(1)
-            return product if bias is None else product[:, : len(bias)] + bias
-        weight = weight.flatten(0, 1)[: None if bias is None else len(bias)]
     return F.linear(x, weight, bias)
 
 
@@ -84,6 +60,12 @@ def project(
         if shift is not None and len(x) > FEW_ROWS - SHIFT_ROWS:
             x, gain, shift = _norm(x, gain, shift, eps), None, None
         return linear_cuda.project(x, weight, bias, gain=gain, shift=shift, eps=eps, then=then, to=to)
+    if eager and _for_cpu_kernel(x, weight):
+        from chatterbox_engine import cpu_kernels
+
+        flat = x.flatten(0, -2), None if to is None else to.flatten(0, -2)
+        rows = cpu_kernels.project(flat[0], weight, bias, gain=gain, shift=shift, eps=eps, then=then, to=flat[1])
+        return rows.unflatten(0, x.shape[:-1])
     x = _norm(x, gain, shift, eps)
     if then == "none" and to is not None and bias is None and eager and x.dim() == 2 and _plain_on_cuda(weight):
         return to.addmm_(x, weight.T)
@@ -119,6 +101,13 @@ def _swiglu(x: Tensor) -> Tensor:
         return swiglu(x)
     gate, up = x.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def _for_cpu_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Whether our own kernel is the fastest: of a step, and of a prompt in bfloat16 if the processor has none."""
+    if weight.device.type != "cpu" or is_quantized(weight) or x.shape[-1] % CPU_GRAIN or x.dtype != weight.dtype:
+        return False
+    return x.dim() == 2 or (weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _plain_on_cuda(weight: Tensor) -> bool:

@@ -28,9 +28,8 @@ PREFILL_LENGTHS = (32, 64, 96, 128, 160, 224, 288, 352, 416, 480)
 characters are, then in larger ones for the languages that have more tokens."""
 PREFILL_ROWS = (2, 8)
 ROW_GRAIN = 4
-"""Without graphs, decode rows are padded to a multiple of this. On a CPU, matrix products of 4, 8, 12, ... rows give
-each row the same bits, and fewer or odd ones do not (seen with MKL on AVX-512, one and two threads; in bfloat16 with
-oneDNN a single row alone differs): so a request's tokens do not depend on its company."""
+"""Without graphs, decode rows are padded to a multiple of this. Our kernels do not need it, but on a CPU the products
+of compiled steps are MKL's: those of 4, 8, 12, ... rows give each row the same bits, fewer or odd ones do not."""
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ class T3(Transformer):
         return project(self._normed(x, block.mlp_norm, block.gate_up, "swiglu"), block.down, to=x)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self._normed(x, self.norm, self.head)[:, : self.dims.speech_vocab]  # a packed head has more
+        return self._normed(x, self.norm, self.head)
 
     def _normed(self, x: Tensor, gain: Tensor, weight: Tensor, then: Activation = "none") -> Tensor:
         return project(x, weight, gain=gain, eps=self.dims.rms_norm_eps, then=then)

@@ -13,7 +13,6 @@ from chatterbox_engine.attention import Context
 from chatterbox_engine.dims import T3Dims
 from chatterbox_engine.errors import CheckpointError
 from chatterbox_engine.kv_cache import KVCache, round_up
-from chatterbox_engine.linear import pack
 from chatterbox_engine.types import T3Conditionals
 
 T = TypeVar("T", bound="Transformer")
@@ -64,14 +63,6 @@ class Transformer(nn.Module, abc.ABC):
 
     def add_tables(self) -> None:
         """Computes constant buffers once the weights are there."""
-
-    def pack(self) -> None:
-        """Lays the matrices of the blocks and the head out for products on a CPU (`linear.pack`). torch.compile cannot
-        read them afterwards."""
-        for module in self.modules():
-            for name in (*self.matrices, "head"):
-                if isinstance(weight := getattr(module, name, None), nn.Parameter):
-                    setattr(module, name, nn.Parameter(pack(weight.data, padded=name == "head"), requires_grad=False))
 
     @property
     def device(self) -> torch.device:

@@ -69,13 +69,14 @@ class Vocoder:
         delay: float,
         memory: int,
         prepare: Callable[[], None],
+        rest: Callable[[], None],
         done: Callable[[Piece], None],
         failed: Callable[[Piece, RequestError], None],
         metrics: Metrics | None = None,
     ) -> None:
         """batch: most pieces together; delay: seconds that a piece waits for company; memory: bytes for one batch;
-        prepare: called before each batch is vocoded; done, failed: called once for each piece that was put and
-        not given up."""
+        prepare: called before each batch is vocoded; rest: after one behind which nothing waits; done, failed: called
+        once for each piece that was put and not given up."""
         self._s3gen = s3gen
         self._graphs = graphs
         self._memory = memory
@@ -83,6 +84,7 @@ class Vocoder:
         self._batch = batch
         self._delay = delay
         self._prepare = prepare
+        self._rest = rest
         self._done = done
         self._failed = failed
         self._changed = threading.Condition()
@@ -132,6 +134,8 @@ class Vocoder:
             self._prepare()
             self._vocode(batch)
             self._working = False
+            if self.idle:
+                self._rest()
 
     def _next_batch(self) -> list[Piece] | None:
         """Waits for a piece, then takes what else is ready within the delay; None at the end.

@@ -67,15 +67,24 @@ def test_compile_modes_lose_their_own_graphs_while_ours_are_on() -> None:
     assert assemble.choose_compile_mode(Config(), graphs) is None
 
 
-@pytest.mark.parametrize(("has_it", "expected", "lines"), [(True, torch.bfloat16, 0), (False, torch.float32, 1)])
-def test_a_device_without_bfloat16_gets_float32_and_a_line_that_says_so(
-    monkeypatch: pytest.MonkeyPatch, has_it: bool, expected: torch.dtype, lines: int
+@pytest.mark.parametrize(
+    ("has_it", "compiled", "t3", "s3gen", "lines"),
+    [
+        (True, False, torch.bfloat16, torch.bfloat16, 0),
+        (False, False, torch.bfloat16, torch.float32, 1),
+        (False, True, torch.float32, torch.float32, 1),
+    ],
+)
+def test_a_processor_without_bfloat16_gets_it_for_t3_alone_and_a_line_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, has_it: bool, compiled: bool, t3: torch.dtype, s3gen: torch.dtype, lines: int
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_it)
     said: list[str] = []
-    assert assemble.choose_dtype("auto", CPU, said.append) == expected
+    assert assemble.choose_dtypes("auto", CPU, said.append, compiled=compiled) == (t3, s3gen)
     assert len(said) == lines
-    assert assemble.choose_dtype("float32", CPU, said.append) == torch.float32
+    assert assemble.choose_dtypes("float32", CPU, said.append) == (torch.float32, torch.float32)
+    assert assemble.choose_dtypes("bfloat16", CPU, said.append) == (torch.bfloat16, torch.bfloat16)
+    assert len(said) == lines
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -103,9 +112,9 @@ def test_s3gen_takes_the_cores_that_t3_leaves_when_it_works_alone() -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "elements", "more"),
-    [(torch.float32, 1 << 24, True), (torch.bfloat16, 1 << 25, False), (torch.float32, 1 << 10, False)],
+    [(torch.float32, 1 << 24, True), (torch.bfloat16, 1 << 25, True), (torch.bfloat16, 1 << 24, False)],
 )
-def test_t3_takes_the_cores_of_s3gen_for_long_steps_in_float32(dtype: torch.dtype, elements: int, more: bool) -> None:
+def test_t3_takes_the_cores_of_s3gen_for_long_steps(dtype: torch.dtype, elements: int, more: bool) -> None:
     weight = torch.empty(elements, dtype=dtype)
     model: Any = SimpleNamespace(parameters=lambda: [weight], dtype=dtype, device=CPU)
     assert assemble.t3_threads(Config(), model) == (assemble.vocoder_threads(Config(), CPU) if more else None)

@@ -197,6 +197,7 @@ def make_vocoder(s3gen: FakeS3Gen, done: list[Piece], graphs: Graphs = NO_GRAPHS
         delay=0.0,
         memory=memory,
         prepare=lambda: None,
+        rest=lambda: None,
         done=done.append,
         failed=lambda _piece, error: pytest.fail(str(error)),
     )

@@ -18,6 +18,8 @@ from chatterbox_engine.s3gen.layers import Linear, attention, cut, key_mask, len
 from chatterbox_engine.s3gen.weights import Weights
 
 _LOOKAHEAD = 3
+_QUERIES = 128
+"""That a CPU compares with the keys in one go: the scores stay in the cache, and half of the distances are not met."""
 
 
 class Encoder:
@@ -95,11 +97,19 @@ class _Layer:
         """positions: [1, 2 n - 1, width]; mask: [rows, 1, 1, n], zero or minus infinity."""
         q, k, v = self._qkv(x).unflatten(-1, (3, self._heads, self._size)).permute(2, 0, 3, 1, 4)
         p = linear(positions, self._position, None).unflatten(-1, (self._heads, self._size)).transpose(1, 2)
-        # contiguous: a head's rows lie apart, and MKL takes five times as long with them
-        bias = _by_key((q + self._position_bias) @ p.contiguous().mT) / math.sqrt(self._size)
-        if mask is not None:
-            bias = bias + mask
-        return self._out(attention(q + self._content_bias, k, v, bias))
+        p = p.contiguous()  # a head's rows lie apart, and MKL takes five times as long with them
+        size = x.shape[1]
+        some = size if x.is_cuda else _QUERIES
+        mixed = []
+        for first in range(0, size, some):
+            queries = q[:, :, first : first + some]
+            count = queries.shape[2]
+            heard = p[:, :, size - count - first : 2 * size - 1 - first]  # the distances of their keys
+            bias = _by_key((queries + self._position_bias) @ heard.mT, size) / math.sqrt(self._size)
+            if mask is not None:
+                bias = bias + mask
+            mixed.append(attention(queries + self._content_bias, k, v, bias))
+        return self._out(torch.cat(mixed, dim=1))
 
 
 def _run(layers: list[_Layer], x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -118,11 +128,11 @@ def _relative_positions(size: int, width: int, device: torch.device) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[None]
 
 
-def _by_key(scores: Tensor) -> Tensor:
-    """Scores by distance, [rows, heads, n, 2 n - 1], seen as scores by key, [rows, heads, n, n], without a copy.
+def _by_key(scores: Tensor, keys: int) -> Tensor:
+    """Scores by distance, [rows, heads, n, keys + n - 1], seen as those by key, [rows, heads, n, keys], without a copy.
 
-    Key j of query i is distance i - j, which lies at n - 1 - i + j: one step further left in every next query.
+    Key j of query i lies at n - 1 - i + j: one step further left in every next query.
     """
-    size = scores.shape[2]
-    flat = scores.flatten(2)[..., size - 1 : size - 1 + size * (2 * size - 2)]
-    return flat.unflatten(-1, (size, 2 * size - 2))[..., :size]
+    queries, distances = scores.shape[2:]
+    flat = scores.flatten(2)[..., queries - 1 : queries - 1 + queries * (distances - 1)]
+    return flat.unflatten(-1, (queries, distances - 1))[..., :keys]

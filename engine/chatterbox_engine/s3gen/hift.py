@@ -210,13 +210,13 @@ class _Snake:
     def _of(
         self, x: Tensor, mask: Tensor | None, bias: Tensor | None = None, change: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        from chatterbox_engine import cpu_kernels
+
         if x.is_cuda:
             from chatterbox_engine.s3gen.snake_cuda import snake
 
             return snake(x, self._alpha, self._inverse, mask, bias=bias, change=change)
-        x = x if change is None else x + change
-        active = cut(x, mask)
-        return x, active + torch.sin(active * self._alpha).square() * self._inverse
+        return cpu_kernels.snake(x, self._alpha, self._inverse, mask, change=change)
 
 
 class _Fourier:

@@ -1,0 +1,201 @@
+"""The kernels for a CPU give what torch gives, and a row the same bits in any company."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chatterbox_engine import cpu_kernels
+from chatterbox_engine.attention import rotate
+from chatterbox_engine.linear import Activation, project
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}  # of a result's size, at least one
+DTYPES = tuple(TOLERANCE)
+
+
+def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def error(got: Tensor, exact: Tensor) -> float:
+    return float(((got.double() - exact).abs() / exact.abs().clamp(min=1)).max())
+
+
+def exactly(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    then: Activation,
+    to: Tensor | None,
+) -> Tensor:
+    """`project` by torch in float64."""
+
+    def wide(tensor: Tensor | None) -> Any:
+        return None if tensor is None else tensor.double()
+
+    x = x.double()
+    if gain is not None and shift is None:
+        x = F.rms_norm(x, gain.shape, wide(gain), 1e-5)
+    elif gain is not None:
+        x = F.layer_norm(x, gain.shape, wide(gain), wide(shift), 1e-5)
+    x = F.linear(x, weight.double(), wide(bias))
+    if then == "gelu":
+        x = F.gelu(x, approximate="tanh")
+    elif then == "swiglu":
+        gate, up = x.chunk(2, dim=1)
+        x = F.silu(gate) * up
+    return x if to is None else x + to.double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("then", ["none", "gelu", "swiglu"])
+@pytest.mark.parametrize("norm", ["", "gain", "gain shift"])
+@pytest.mark.parametrize(("rows", "outputs"), [(1, 70), (4, 24), (7, 2), (9, 194)])
+def test_a_product_is_torchs(dtype: torch.dtype, then: Activation, norm: str, rows: int, outputs: int) -> None:
+    inputs, results = 96, outputs // 2 if then == "swiglu" else outputs
+    x, to = numbers(rows, inputs, dtype=dtype, seed=1), numbers(rows, results, dtype=dtype, seed=2)
+    weight, bias = numbers(outputs, inputs, dtype=dtype, seed=3) / 8, numbers(outputs, dtype=dtype, seed=4)
+    bias_or_none = None if then == "swiglu" else bias
+    gain = numbers(inputs, dtype=dtype, seed=5) if "gain" in norm else None
+    shift = numbers(inputs, dtype=dtype, seed=6) if "shift" in norm else None
+    for added in (None, to):
+        exact = exactly(x, weight, bias_or_none, gain, shift, then, added)
+        got = cpu_kernels.project(x, weight, bias_or_none, gain=gain, shift=shift, eps=1e-5, then=then, to=added)
+        assert got.dtype == dtype
+        assert error(got, exact) < TOLERANCE[dtype], f"{error(got, exact):.2e}"
+
+
+@pytest.mark.usefixtures("threads_kept")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_of_a_product_has_the_same_bits_in_any_company_on_any_number_of_threads(dtype: torch.dtype) -> None:
+    x, gain = numbers(64, 1024, dtype=dtype), numbers(1024, dtype=dtype, seed=1)
+    weight, bias = numbers(771, 1024, dtype=dtype, seed=2), numbers(771, dtype=dtype, seed=3)
+    torch.set_num_threads(1)
+    alone = torch.cat([cpu_kernels.project(row, weight, bias, gain=gain, then="gelu") for row in x.split(1)])
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for rows in (2, 3, 4, 5, 8, 17, 64):
+            got = cpu_kernels.project(x[:rows], weight, bias, gain=gain, then="gelu")
+            assert torch.equal(got, alone[:rows]), f"{rows} rows on {threads} threads"
+
+
+@pytest.mark.parametrize("then", ["none", "gelu", "swiglu"])
+def test_large_sums_and_nan_stay_what_they_are(then: Activation) -> None:
+    x = numbers(6, 64)
+    x[1], x[2], x[3, 5] = x[1] * 1e4, -x[1], torch.nan
+    weight = numbers(66, 64, seed=1)
+    got = cpu_kernels.project(x, weight, None, then=then)
+    assert got[3].isnan().all()
+    rest = torch.tensor([0, 1, 2, 4, 5])
+    exact = exactly(x[rest], weight, None, None, None, then, None)
+    assert float(((got[rest] - exact).abs() / exact.abs().amax(dim=1, keepdim=True)).max()) < 1e-6
+
+
+def test_a_product_takes_the_kernel_unless_a_row_is_no_multiple_of_its_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+    kernel = cpu_kernels.project
+
+    def counted(x: Tensor, *args: Any, **options: Any) -> Tensor:
+        calls.append(tuple(x.shape))
+        return kernel(x, *args, **options)
+
+    monkeypatch.setattr(cpu_kernels, "project", counted)
+    x, weight = numbers(3, 20), numbers(5, 20, seed=1)
+    torch.testing.assert_close(project(x, weight), F.linear(x, weight))
+    assert not calls
+    torch.testing.assert_close(project(x[:, :16], weight[:, :16].contiguous()), F.linear(x[:, :16], weight[:, :16]))
+    assert calls == [(3, 16)]
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prompts_take_the_kernel_where_the_processor_has_no_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, hardware: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: hardware)
+    calls: list[str] = []
+    monkeypatch.setattr(cpu_kernels, "project", lambda x, *_args, **_options: (calls.append("kernel"), x)[1])
+    x = numbers(2, 5, 16, dtype=dtype)
+    assert project(x, numbers(16, 16, dtype=dtype, seed=1)).shape == x.shape
+    assert bool(calls) == (dtype == torch.bfloat16 and not hardware)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("heads", [2, 6, 7, 16])
+def test_attention_is_torchs_and_stores_the_new_position(dtype: torch.dtype, rotated: bool, heads: int) -> None:
+    size, lengths = 32, (1, 17, 300)
+    start = torch.tensor([3, 10, 40])
+    position = torch.tensor(lengths) - 1
+    pool = numbers(2, 350, heads, size, dtype=dtype)
+    qkv = numbers(3, 3, heads, size, dtype=dtype, seed=1)
+    angles = numbers(3, size // 2, seed=2)
+    rotation = torch.stack([angles.cos(), angles.sin()], dim=1).to(dtype) if rotated else None
+    query, key, value = qkv.double().unbind(1)
+    if rotation is not None:
+        query, key = (rotate(part, rotation.double()[:, None]) for part in (query, key))
+    expected = pool.clone()
+    expected[0, start + position], expected[1, start + position] = key.to(dtype), value.to(dtype)
+    got = cpu_kernels.decode_attention(qkv, rotation, *pool, start, position)
+    assert error(pool, expected.double()) < TOLERANCE[dtype]
+    for row, (first, count) in enumerate(zip(start.tolist(), lengths, strict=True)):
+        keys, values = pool[:, first : first + count].double().transpose(1, 2)
+        exact = F.scaled_dot_product_attention(query[row, :, None], keys, values)[:, 0]
+        assert error(got[row], exact) < TOLERANCE[dtype], f"row {row}: {error(got[row], exact):.2e}"
+        turn = None if rotation is None else rotation[row, None]
+        alone = cpu_kernels.decode_attention(qkv[row, None], turn, *pool, start[row, None], position[row, None])
+        assert torch.equal(alone[0], got[row])
+
+
+def test_attention_of_scores_that_no_float_has_the_exponential_of() -> None:
+    pool, qkv = numbers(2, 20, 2, 16) * 1e3, numbers(1, 3, 2, 16, seed=1) * 1e3
+    start, position = torch.tensor([0]), torch.tensor([19])
+    got = cpu_kernels.decode_attention(qkv, None, *pool, start, position)
+    keys, values = pool.double().transpose(1, 2)
+    exact = F.scaled_dot_product_attention(qkv[0, 0, :, None].double(), keys, values)[:, 0]
+    assert error(got[0], exact) < 1e-5
+
+
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_snake_is_torchs(changed: bool, masked: bool) -> None:
+    x, change = 30 * numbers(2, 300, 24), numbers(2, 300, 24, seed=1)
+    alpha = 4 * torch.rand(24, generator=torch.Generator().manual_seed(2))
+    inverse = 1 / (alpha + 1e-9)
+    mask = torch.arange(300)[None, :, None] < torch.tensor([300, 211])[:, None, None]
+    y = (x + change if changed else x).double()
+    exact = y + torch.sin(y * alpha).square() * inverse
+    exact = exact * mask if masked else exact
+    total, active = cpu_kernels.snake(x, alpha, inverse, mask if masked else None, change=change if changed else None)
+    assert error(total, y) < 1e-6
+    assert error(active, exact) < 1e-5
+    assert total is (change if changed else x)
+
+
+def test_a_released_team_is_made_anew() -> None:
+    x, weight = numbers(4, 64), numbers(48, 64, seed=1)
+    before = cpu_kernels.project(x, weight, None)
+    cpu_kernels.release_threads()
+    assert torch.equal(cpu_kernels.project(x, weight, None), before)
+    assert torch.equal(x @ weight.T, x @ weight.T)
+
+
+def test_kernels_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def cfunc(_declared: Any, cache: bool = False) -> Any:
+        asked.append(cache)
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda kernel: SimpleNamespace(kernel=kernel)
+
+    monkeypatch.setattr(cpu_kernels, "cfunc", cfunc)
+    assert cpu_kernels._compiled(len).kernel is len
+    assert asked == [True, False]
