@@ -69,10 +69,12 @@ def build(
     family = checkpoint.family
     report(f"it is {family.title}")
     device = choose_device(config.device)
-    dtype, vocoder_dtype = choose_dtypes(config.dtype, device, report, compiled=config.compile)
+    dtype, vocoder_dtype = choose_dtypes(
+        config.dtype, device, report, own_kernel=not config.compile and config.quantization == "none"
+    )
     if device.type == "cpu":
         torch.set_num_threads(share_of_cores(config))
-        report("kernels for this processor: loading; compiled where they are new, which takes about 20 s")
+        report("kernels for this processor: loading; compiled where they are new, which takes about 15 s")
         from chatterbox_engine import cpu_kernels
     else:
         # The host's tensors are small: a team of threads at each of them, for several callers at once, waits more than
@@ -222,12 +224,12 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def choose_dtypes(
-    name: str, device: torch.device, report: Report, *, compiled: bool = False
+    name: str, device: torch.device, report: Report, *, own_kernel: bool = True
 ) -> tuple[torch.dtype, torch.dtype]:
     """The types of T3's and of S3Gen's weights: bfloat16 where the device multiplies it in hardware, else float32.
 
     A CPU without gets T3 in bfloat16 all the same: reading the weights is most of a step, and our kernel makes float32
-    of them on the way. torch.compile has no such kernel.
+    of them on the way (own_kernel), which neither compiled steps nor quantised prompts have.
     """
     if name != "auto":
         chosen = torch.bfloat16 if name == "bfloat16" else torch.float32
@@ -239,7 +241,7 @@ def choose_dtypes(
         has_bfloat16, what = torch.cpu._is_avx512_bf16_supported(), "this processor"
     if has_bfloat16:
         return torch.bfloat16, torch.bfloat16
-    if device.type == "cpu" and not compiled:
+    if device.type == "cpu" and own_kernel:
         report(f"{what} has no bfloat16: S3Gen is float32, which is slower, and T3's weights are stored in bfloat16")
         return torch.bfloat16, torch.float32
     report(f"{what} has no bfloat16: using float32, which is slower")

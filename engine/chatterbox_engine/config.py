@@ -85,7 +85,7 @@ class Config:
     """`auto` (CUDA when there is one), `cuda`, `cuda:1`, `cpu`."""
     dtype: str = "auto"
     """The weights of T3 and of S3Gen's encoder and flow: `bfloat16`, `float32`, or `auto` (bfloat16 on devices that
-    have it)."""
+    have it; on other CPUs for T3 alone, unless it is compiled or quantised)."""
     quantization: str = "none"
     """T3's blocks in `int8` (weights only) or `float8` (products too, on GPUs that have it), or `none`."""
     cpu_threads: int = 0

@@ -469,6 +469,8 @@ _PAUSE_SOFTLY = 1  # keeping its settings
 
 def _run(kernel: Any, *arguments: int | Tensor | None) -> None:
     """Runs a kernel on as many threads as torch would take. Of a tensor it is told the address, and 0 for none."""
+    tensors = [it for it in arguments if isinstance(it, Tensor)]
+    assert all(it.device.type == "cpu" and it.is_contiguous() for it in tensors), "a kernel reads memory as it lies"
     numbers = [it.data_ptr() if isinstance(it, Tensor) else it or 0 for it in arguments]
     given = (ctypes.c_int64 * (1 + len(numbers)))(0, *numbers)
     _openmp.GOMP_parallel(kernel.address, given, torch.get_num_threads(), 0)
@@ -495,6 +497,8 @@ def project(
     to: Tensor | None = None,
 ) -> Tensor:
     """As `linear.project`, of x [rows, inputs], inputs a multiple of `linear.CPU_GRAIN`; new, [rows, outputs]."""
+    assert all(it is None or it.dtype == x.dtype for it in (weight, bias, gain, shift, to)), "all of one type"
+    assert bias is None or then != "swiglu", "no gate has a bias"
     rows, inputs = x.shape
     outputs = len(weight) // (2 if then == "swiglu" else 1)
     x, to = x.contiguous(), None if to is None else to.contiguous()
@@ -511,6 +515,8 @@ def decode_attention(
 ) -> Tensor:
     """As `attention.decode_attention`; keys, values: a layer's, [positions, heads, head_dim]."""
     qkv, rotation = qkv.contiguous(), None if rotation is None else rotation.contiguous()
+    assert qkv.dtype == keys.dtype == values.dtype
+    assert start.dtype == position.dtype == torch.int64
     rows, _, heads, head_dim = qkv.shape
     out = qkv.new_empty(rows, heads, head_dim)
     tensors = (qkv, rotation, keys, values, start.contiguous(), position.contiguous(), out)
@@ -522,6 +528,7 @@ def snake(
     x: Tensor, alpha: Tensor, inverse: Tensor, mask: Tensor | None, *, change: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As `s3gen.snake_cuda.snake`; the change becomes the sum."""
+    assert x.dtype == torch.float32
     x, active = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
     change = None if change is None else change.contiguous()
     rows, positions, width = x.shape

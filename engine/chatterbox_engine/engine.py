@@ -346,6 +346,7 @@ class Engine:
     def _vocode(self) -> None:
         try:
             self._vocoder.warm_up(self._report)
+            self._release_cores()
         except BaseException as error:  # handed to `start`, which raises it
             self._ready.put(error)
             return

@@ -107,7 +107,9 @@ def _for_cpu_kernel(x: Tensor, weight: Tensor) -> bool:
     """Whether our own kernel is the fastest: of a step, and of a prompt in bfloat16 if the processor has none."""
     if weight.device.type != "cpu" or is_quantized(weight) or x.shape[-1] % CPU_GRAIN or x.dtype != weight.dtype:
         return False
-    return x.dim() == 2 or (weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if weight.dtype not in (torch.float32, torch.bfloat16) or not weight.is_contiguous():
+        return False
+    return x.dim() == 2 or (weight.dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported())
 
 
 def _plain_on_cuda(weight: Tensor) -> bool:

@@ -80,7 +80,7 @@ def test_a_processor_without_bfloat16_gets_it_for_t3_alone_and_a_line_that_says_
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_it)
     said: list[str] = []
-    assert assemble.choose_dtypes("auto", CPU, said.append, compiled=compiled) == (t3, s3gen)
+    assert assemble.choose_dtypes("auto", CPU, said.append, own_kernel=not compiled) == (t3, s3gen)
     assert len(said) == lines
     assert assemble.choose_dtypes("float32", CPU, said.append) == (torch.float32, torch.float32)
     assert assemble.choose_dtypes("bfloat16", CPU, said.append) == (torch.bfloat16, torch.bfloat16)

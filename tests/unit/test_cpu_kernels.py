@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_a_product_takes_the_kernel_unless_a_row_is_no_multiple_of_its_vectors(m
 def test_prompts_take_the_kernel_where_the_processor_has_no_bfloat16(
     monkeypatch: pytest.MonkeyPatch, hardware: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: hardware)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: hardware)
     calls: list[str] = []
     monkeypatch.setattr(cpu_kernels, "project", lambda x, *_args, **_options: (calls.append("kernel"), x)[1])
     x = numbers(2, 5, 16, dtype=dtype)
@@ -179,12 +180,19 @@ def test_snake_is_torchs(changed: bool, masked: bool) -> None:
     assert total is (change if changed else x)
 
 
+@pytest.mark.usefixtures("threads_kept")
 def test_a_released_team_is_made_anew() -> None:
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    torch.set_num_threads(3)
     x, weight = numbers(4, 64), numbers(48, 64, seed=1)
     before = cpu_kernels.project(x, weight, None)
+    busy = threads()
     cpu_kernels.release_threads()
+    assert threads() == busy - 2
     assert torch.equal(cpu_kernels.project(x, weight, None), before)
-    assert torch.equal(x @ weight.T, x @ weight.T)
+    assert threads() == busy
 
 
 def test_kernels_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,5 +134,7 @@ def _by_key(scores: Tensor, keys: int) -> Tensor:
     Key j of query i lies at n - 1 - i + j: one step further left in every next query.
     """
     queries, distances = scores.shape[2:]
+    if queries == 1:
+        return scores
     flat = scores.flatten(2)[..., queries - 1 : queries - 1 + queries * (distances - 1)]
     return flat.unflatten(-1, (queries, distances - 1))[..., :keys]

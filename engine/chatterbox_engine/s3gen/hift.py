@@ -210,12 +210,13 @@ class _Snake:
     def _of(
         self, x: Tensor, mask: Tensor | None, bias: Tensor | None = None, change: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        from chatterbox_engine import cpu_kernels
-
         if x.is_cuda:
             from chatterbox_engine.s3gen.snake_cuda import snake
 
             return snake(x, self._alpha, self._inverse, mask, bias=bias, change=change)
+        assert bias is None, "a convolution on a CPU has added it"
+        from chatterbox_engine import cpu_kernels
+
         return cpu_kernels.snake(x, self._alpha, self._inverse, mask, change=change)
 
 
