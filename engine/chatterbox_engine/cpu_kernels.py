@@ -2,10 +2,9 @@
 
 numba compiles the loops for the processor that it finds and keeps the code, in `NUMBA_CACHE_DIR` or beside this file;
 it notices changes of this file alone, so they are all here. The innermost loop of a product is written in LLVM's own
-vectors, as what counts in it is what stays in registers. A kernel is a C function of one array of
-int64: a counter, then numbers and addresses of tensors. Each thread of torch's own OpenMP team runs it, and takes the
-next piece of work by that counter until none is left, so a thread that another process holds up leaves its pieces to
-the others.
+vectors, as what counts in it is what stays in registers. A kernel is a C function of one array of int64: a counter,
+then numbers and addresses of tensors. Each thread of torch's own OpenMP team runs it, and takes the next piece of work
+by that counter until none is left: a thread that another process holds up leaves what it has not begun to the others.
 
 In which order a result's products are added does not depend on how many results there are: a row has the same bits in
 any company. Tensors are float32, or all of a call bfloat16, which needs no hardware for it; sums are float32.
@@ -47,13 +46,14 @@ _VECTOR = ir.VectorType(_FLOAT, LANES)
 # LLVM instructions that numba has no words for. bfloat16 is uint16 to it.
 
 
+def _number_to_pointer(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+
 def _pointer_to(numba_type: Any) -> Any:
     @intrinsic
     def pointer(_context, address):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(numba_type)(types.int64), generate
+        return types.CPointer(numba_type)(types.int64), _number_to_pointer
 
     return pointer
 
@@ -65,11 +65,7 @@ booleans_at, integers_at = _pointer_to(types.uint8), _pointer_to(types.int64)
 @intrinsic
 def at(_context, address, kind):  # type: ignore[no-untyped-def]
     """The address as a pointer of the kind of another one."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return kind(types.int64, kind), generate
+    return kind(types.int64, kind), _number_to_pointer
 
 
 @intrinsic
