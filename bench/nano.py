@@ -8,5 +8,5 @@ from tests.fidelity import upstream
 
 
 def main() -> None:
-    checkpoint = full_size_checkpoint("nano")
-    compare("nano", checkpoint, upstream.turbo(checkpoint), rounds=4)
+    checkpoint = full_size_checkpoint("nano", stops=False)
+    compare("nano", checkpoint, upstream.turbo(checkpoint))

@@ -1,7 +1,8 @@
 """S3Gen: audio seconds a second at several batch, utterance and prompt lengths, beside upstream in the same run.
 
 Both have the same random weights. Upstream takes one utterance at a time, so n of them take it n times as long. The
-rounds go through all of them in turn, so that a machine that is busy for a while is so for both.
+rounds go through all of them in turn, so that a machine that is busy for a while is so for both. On a GPU those batches
+are captured in CUDA graphs which the engine captures too, at their exact sizes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import chatterbox_engine.s3gen.attention_cuda  # noqa: F401  registers its operator
 from bench.report import Report, Row, say, seconds, synchronize
 from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
 from chatterbox_engine.s3gen.model import draw_source
 from chatterbox_engine.types import TOKENS_PER_SECOND
+from chatterbox_engine.vocoder import LAUNCH_BOUND
 from tests.fidelity.s3gen_reference import Upstream, build_upstream, random_conditionals, random_tokens
 
 DIMS = S3GenDims()
@@ -44,7 +47,7 @@ ON_CPU = (
 )
 ON_CUDA = tuple(Case(speech, prompt, (1, 2, 4, 8, 16, 32)) for prompt in (3, 10) for speech in (2, 5, 10))
 MATRIX = {"cpu": 2048, "cuda": 8192}
-ROUNDS = {"cpu": 2, "cuda": 5}
+ROUNDS = {"cpu": 2, "cuda": 3}
 
 
 def main() -> None:
@@ -60,10 +63,15 @@ def main() -> None:
     dtypes = sorted({dtype for case in cases for dtype in case.dtypes}, key=str)
     state = theirs.state_dict()
     ours = {dtype: S3Gen.from_state_dict(state, DIMS, device=device, dtype=dtype) for dtype in dtypes}
+    operations = {case: flops(ours[case.dtypes[0]], case) for case in cases}
+    if device.type == "cuda":
+        graphs = Graphs(device, enabled=True)
+        for s3gen in ours.values():
+            s3gen.capture(graphs, captured(cases), say)
     theirs.flow.to(device)
     theirs.mel2wav.to(device)
     for case in cases:
-        measure(report, case, theirs, ours, rates)
+        measure(report, case, theirs, ours, operations[case], rates)
     report.write(draw)
 
 
@@ -72,9 +80,10 @@ def measure(
     case: Case,
     theirs: Upstream,
     ours: dict[torch.dtype, S3Gen],
+    operations: float,
     rates: dict[torch.dtype, float],
 ) -> None:
-    """Adds a row per batch size and dtype."""
+    """Adds a row per batch size and dtype. operations: of one utterance."""
     kinds = [(dtype, batch) for dtype in case.dtypes for batch in case.batches]
     jobs = {kind: make_jobs(ours[kind[0]], case, kind[1]) for kind in kinds}
     device = ours[case.dtypes[0]].device
@@ -83,7 +92,6 @@ def measure(
     calls |= {(dtype, batch): lambda d=dtype, b=batch: ours[d].synthesise(jobs[d, b]) for dtype, batch in kinds}
     taken = in_turn(calls, ROUNDS[device.type])
     for dtype, batch in kinds:
-        flops = count_flops(calls[dtype, batch])
         audio = batch * case.speech
         report.add(
             f"{batch} x {case.speech} s, prompt {case.prompt} s, {str(dtype).removeprefix('torch.')}",
@@ -93,9 +101,25 @@ def measure(
             batch=batch,
             seconds=taken[dtype, batch],
             **stages(ours[dtype], jobs[dtype, batch]),
-            gflop_per_audio_second=flops / audio / 1e9,
-            of_matrix_rate=flops / taken[dtype, batch] / rates[dtype],
+            gflop_per_audio_second=operations / case.speech / 1e9,
+            of_matrix_rate=batch * operations / taken[dtype, batch] / rates[dtype],
         )
+
+
+def captured(cases: Sequence[Case]) -> list[tuple[int, int, int]]:
+    """Rows, prompt tokens and utterance tokens of the cases that the engine has graphs for."""
+    sizes = [
+        (rows, case.prompt * TOKENS_PER_SECOND, case.speech * TOKENS_PER_SECOND)
+        for case in cases
+        for rows in case.batches
+    ]
+    return [size for size in sizes if size[0] * (size[1] + size[2]) <= LAUNCH_BOUND]
+
+
+def flops(s3gen: S3Gen, case: Case) -> float:
+    """Floating-point operations of the matrix products and convolutions of one utterance."""
+    jobs = make_jobs(s3gen, case, 1)
+    return count_flops(lambda: s3gen.synthesise(jobs))
 
 
 def make_jobs(s3gen: S3Gen, case: Case, batch: int) -> list[VocoderJob]:
@@ -157,7 +181,7 @@ def stages(s3gen: S3Gen, jobs: Sequence[VocoderJob]) -> dict[str, float]:
 
 
 def count_flops(call: Callable[[], object]) -> float:
-    """Floating-point operations of the matrix products and convolutions of a call."""
+    """Those of a call, which replays no graph."""
     aten = torch.ops.aten  # torch counts neither the first two nor our own
     fused = {
         aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,

@@ -75,18 +75,19 @@ def main() -> None:
     report.write(draw)
 
 
-def full_size_checkpoint(family: str = "") -> Checkpoint:
+def full_size_checkpoint(family: str = "", *, stops: bool = True) -> Checkpoint:
     """Random weights at a family's official sizes (`turbo`, `nano`, English by default: 3.2 GB), made once under out/;
-    or the folder `CHECKPOINT`."""
+    or the folder `CHECKPOINT`. stops: whether an utterance ends by itself."""
     given = os.environ.get("CHECKPOINT")
     name = f"full-{family}" if family else "full"
-    folder = Path(given) if given else Path("out/checkpoints") / f"{name}-{random_checkpoint.FORMAT}"
+    made = Path("out/checkpoints") / f"{name}{'' if stops else '-endless'}-{random_checkpoint.FORMAT}"
+    folder = Path(given) if given else made
     if not folder.is_dir():
         say(f"bench: making a full-size random checkpoint in {folder}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder.parent))
         of = random_checkpoint.TINY[name.replace("full", "tiny")]
-        random_checkpoint.write_random_checkpoint(partial, "full", family=of)
+        random_checkpoint.write_random_checkpoint(partial, "full", family=of, stops=stops)
         partial.rename(folder)
     return Checkpoint.open(folder)
 

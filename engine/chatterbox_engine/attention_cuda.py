@@ -4,6 +4,9 @@ It takes what the projection gave: it turns query and key to their position and 
 eight kernels of torch would do otherwise. The splits of a row and head count themselves when they are done; who finds
 all others counted joins them, in their order, so that the sum has the same bits whoever that is.
 
+The next keys and values are on their way while some are at work, the first ones before the kernel that makes the query
+is done (`overlap_cuda`).
+
 `TRITON_INTERPRET=1` runs it on the CPU, which is how it is tested where there is no GPU.
 """
 
@@ -15,8 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from chatterbox_engine.kv_cache import SPLIT_PAIRS
+from chatterbox_engine.overlap_cuda import overlaps, start_next
 
-BLOCK = 64
+BLOCK = 16
+"""Positions that a program, which is one warp, takes at a time. Larger ones keep fewer programs' loads under way."""
 MAX_SPLITS = 16
 # Programs that keep a large GPU (132 multiprocessors) busy; more splits than needed cost a longer join.
 TARGET_PROGRAMS = 2 * SPLIT_PAIRS
@@ -34,6 +39,28 @@ def _turned(vector, rotation, head_dim: tl.constexpr):  # type: ignore[no-untype
         sin = tl.load(rotation + half + lane % half).to(tl.float32)
         x = x * cos + tl.where(lane < half, -other, other) * sin
     return x
+
+
+@triton.jit
+def _held(  # type: ignore[no-untyped-def]
+    keys,
+    values,
+    first,
+    offset,
+    end,
+    head,
+    heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    block: tl.constexpr,
+):
+    """A head's keys and values of the positions from `offset` on, as they are stored, and which of these are before the
+    end."""
+    where = offset + tl.arange(0, block)
+    inside = where < end
+    at = (((first + where) * heads + head) * head_dim)[:, None] + tl.arange(0, head_dim)[None, :]
+    k = tl.load(keys + at, mask=inside[:, None], other=0.0)
+    v = tl.load(values + at, mask=inside[:, None], other=0.0)
+    return k, v, inside
 
 
 @triton.jit
@@ -68,6 +95,7 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     head_dim: tl.constexpr,
     splits: tl.constexpr,
     block: tl.constexpr,
+    overlapping: tl.constexpr,
 ):
     row = tl.program_id(0)
     head = tl.program_id(1)
@@ -76,6 +104,11 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     # 64 bit: a pool of 300,000 positions of 1024 values passes 2^31 bytes, and near it elements
     first = tl.load(start + row).to(tl.int64)
     held = tl.load(position + row).to(tl.int32)  # positions before the new one
+    blocks_per_split = tl.cdiv(tl.cdiv(held, block), splits)
+    offset = split * blocks_per_split * block
+    end = tl.minimum(offset + blocks_per_split * block, held)
+    k, v, inside = _held(keys, values, first, offset, end, head, heads, head_dim, block)
+    start_next(overlapping)
     new = qkv + (row * 3 * heads + head) * head_dim
     turn = None if rotation is None else rotation + row * head_dim
     q = _turned(new, turn, head_dim) * scale
@@ -85,30 +118,25 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     acc = tl.zeros([head_dim], dtype=tl.float32)
     if split == 0:  # the new position; as it is stored, so that later steps see the same
         at = ((first + held) * heads + head) * head_dim + lane
-        k = _turned(new + heads * head_dim, turn, head_dim).to(keys.dtype.element_ty)
-        v = tl.load(new + 2 * heads * head_dim + lane)
-        tl.store(keys + at, k)
-        tl.store(values + at, v)
-        best = tl.sum(k.to(tl.float32) * q, axis=0)
+        new_key = _turned(new + heads * head_dim, turn, head_dim).to(keys.dtype.element_ty)
+        new_value = tl.load(new + 2 * heads * head_dim + lane)
+        tl.store(keys + at, new_key)
+        tl.store(values + at, new_value)
+        best = tl.sum(new_key.to(tl.float32) * q, axis=0)
         weight = 1.0
-        acc = v.to(tl.float32)
+        acc = new_value.to(tl.float32)
 
-    blocks_per_split = tl.cdiv(tl.cdiv(held, block), splits)
-    begin = split * blocks_per_split * block
-    end = tl.minimum(begin + blocks_per_split * block, held)
-    for offset in range(begin, end, block):
-        where = offset + tl.arange(0, block)
-        inside = where < end
-        at = ((first + where) * heads + head) * head_dim
-        k = tl.load(keys + at[:, None] + lane[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
-        score = tl.where(inside, tl.sum(k * q[None, :], axis=1), -float("inf"))
+    while offset < end:
+        offset += block
+        next_k, next_v, next_inside = _held(keys, values, first, offset, end, head, heads, head_dim, block)
+        score = tl.where(inside, tl.sum(k.to(tl.float32) * q[None, :], axis=1), -float("inf"))
         higher = tl.maximum(best, tl.max(score, axis=0))
         share = tl.exp(score - higher)
         shrink = tl.exp(best - higher)
-        v = tl.load(values + at[:, None] + lane[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
-        acc = acc * shrink + tl.sum(share[:, None] * v, axis=0)
+        acc = acc * shrink + tl.sum(share[:, None] * v.to(tl.float32), axis=0)
         weight = weight * shrink + tl.sum(share, axis=0)
         best = higher
+        k, v, inside = next_k, next_v, next_inside
     if splits == 1:
         tl.store(out + (row * heads + head) * head_dim + lane, acc / weight)
     else:
@@ -144,7 +172,7 @@ def split_decode(
     head_dim]; head_dim is a power of two of at least 16. arrived: [SPLIT_PAIRS] int32, zero before and after.
     """
     rows, _, heads, head_dim = qkv.shape
-    splits = splits_for(rows, heads)
+    splits, overlapping = splits_for(rows, heads), overlaps(qkv.device)
     qkv = qkv.contiguous()
     out = qkv.new_empty(rows, heads, head_dim)
     partial = peak = total = None
@@ -169,5 +197,8 @@ def split_decode(
         head_dim=head_dim,
         splits=splits,
         block=BLOCK,
+        overlapping=overlapping,
+        num_warps=1,
+        launch_pdl=overlapping,
     )
     return out

@@ -7,9 +7,6 @@ from typing import Any
 
 import torch
 
-# Library handles and autotuners settle in the first calls, which must not happen inside a capture.
-WARM_UP_CALLS = 2
-
 
 class Graphs:
     """A set of captured functions of one thread. The functions read and write static tensors only.
@@ -32,8 +29,7 @@ class Graphs:
         """
         if not self.enabled:
             return
-        for _ in range(WARM_UP_CALLS):
-            function()
+        function()  # kernels are compiled and libraries choose theirs in the first call, which no capture allows
         torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()

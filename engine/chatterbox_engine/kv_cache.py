@@ -16,7 +16,7 @@ from chatterbox_engine.dims import T3Dims
 GRAIN = 64
 """Extents are multiples of this many positions."""
 
-SPLIT_PAIRS = 512
+SPLIT_PAIRS = 1024
 """Pairs of a row and a head up to which a GPU splits a row's positions over several programs (`attention_cuda`)."""
 
 

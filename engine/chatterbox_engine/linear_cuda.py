@@ -2,10 +2,14 @@
 
 A decode step of few rows reads every matrix once and computes next to nothing. What it takes is memory's time and, of
 hundreds of kernels, the time between them. So the norm before a product and what comes behind it are parts of its
-kernel. A row's norm is a factor of the sum: squares are summed beside the products, and the result is scaled. A layer
-norm's mean is taken away before that, as products of bfloat16 would round what it hides, and what the norm adds is the
-matrix's product with its shift, one row more. The warps of a program share the inputs between them, as there are too
-few outputs for all of them.
+kernel. A row's norm is a factor of the sum: squares are summed beside the products, and the result is scaled. There are
+two kernels:
+
+- One to four rows: sums of products in float32, without tensor cores. The matrix goes from memory to registers while
+  the kernel before this one is still at work (`overlap_cuda`), and each number of it is used for all rows.
+- Up to sixteen: tensor cores. A layer norm's mean is taken away first, as products of bfloat16 would round what it
+  hides, and what the norm adds is the matrix's product with its shift, one row more. The warps of a program share the
+  inputs between them, as there are too few outputs for all of them.
 
 `TRITON_INTERPRET=1` runs them on the CPU, which is how they are tested where there is no GPU.
 """
@@ -17,7 +21,14 @@ import triton.language as tl
 from torch import Tensor
 
 from chatterbox_engine.linear import FEW_ROWS, SHIFT_ROWS, Activation
+from chatterbox_engine.overlap_cuda import overlaps, start_next
 
+FEWEST_ROWS = 4
+"""Up to which a matrix is multiplied without tensor cores: of English one step of two utterances."""
+SUM_WIDTH = 4
+"""Outputs of a program of that kernel: its part of the matrix is held in registers."""
+SUM_WARP = 256
+"""Inputs of one of its warps."""
 WARPS = 4
 STEP = 64
 """Inputs of one warp in one turn of its loop."""
@@ -58,6 +69,127 @@ def _activated(y, z, then: tl.constexpr):  # type: ignore[no-untyped-def]
     elif then == "gelu":  # in its tanh form
         y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
     return y
+
+
+@triton.jit
+def _add1(a, b):  # type: ignore[no-untyped-def]
+    return a + b
+
+
+@triton.jit
+def _add2(a, b, c, d):  # type: ignore[no-untyped-def]
+    return a + c, b + d
+
+
+@triton.jit
+def _add3(a, b, c, d, e, f):  # type: ignore[no-untyped-def]
+    return a + d, b + e, c + f
+
+
+@triton.jit
+def _add4(a, b, c, d, e, f, g, h):  # type: ignore[no-untyped-def]
+    return a + e, b + f, c + g, d + h
+
+
+@triton.jit
+def _sums(rows, axis: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of each tensor of a tuple, all in one reduction: the warps wait for each other once."""
+    if len(rows) == 1:
+        sums = (tl.reduce(rows[0], axis, _add1),)
+    elif len(rows) == 2:
+        sums = tl.reduce((rows[0], rows[1]), axis, _add2)
+    elif len(rows) == 3:
+        sums = tl.reduce((rows[0], rows[1], rows[2]), axis, _add3)
+    else:
+        sums = tl.reduce((rows[0], rows[1], rows[2], rows[3]), axis, _add4)
+    return sums
+
+
+@triton.jit
+def _rows_of(at, inside, stride, rows: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What stands there in each row, in float32: a tuple, as `stride` apart in memory."""
+    given = ()
+    for row in tl.static_range(rows):
+        given = given + (tl.load(at + row * stride, mask=inside, other=0.0).to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+    return given
+
+
+@triton.jit
+def _centred(given, inside, inputs: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows less their means."""
+    total = _sums(given, 0)
+    centred = ()
+    for row in tl.static_range(len(given)):
+        centred = centred + (tl.where(inside, given[row] - total[row] / inputs, 0.0),)  # type: ignore[assignment]  # noqa: RUF005
+    return centred
+
+
+@triton.jit
+def _products(matrix, given):  # type: ignore[no-untyped-def]
+    """Sums of a matrix [columns, inputs] times each row [inputs]: a tuple of [columns]."""
+    return _sums([matrix.to(tl.float32) * row[None, :] for row in given], 1)
+
+
+@triton.jit
+def _sum_kernel(  # type: ignore[no-untyped-def]
+    x,
+    weight,
+    bias,
+    gain,
+    shift,
+    to,
+    out,
+    eps,
+    rows: tl.constexpr,
+    inputs: tl.constexpr,
+    outputs: tl.constexpr,
+    then: tl.constexpr,
+    width: tl.constexpr,
+    size: tl.constexpr,
+    overlapping: tl.constexpr,
+):
+    column = tl.program_id(0) * width + tl.arange(0, width)
+    place = tl.arange(0, size)
+    there = place < inputs
+    written = column < outputs
+    at = weight + column[:, None] * inputs + place[None, :]
+    inside = written[:, None] & there[None, :]
+    matrix = tl.load(at, mask=inside, other=0.0)
+    if then == "swiglu":
+        second = tl.load(at + outputs * inputs, mask=inside, other=0.0)
+    if gain is not None:
+        gains = tl.load(gain + place, mask=there, other=0.0).to(tl.float32)
+    added = tl.zeros([width], dtype=tl.float32)
+    if bias is not None:
+        added += tl.load(bias + column, mask=written, other=0.0).to(tl.float32)
+    if shift is not None:
+        shifts = tl.load(shift + place, mask=there, other=0.0).to(tl.float32)
+        added += tl.sum(matrix.to(tl.float32) * shifts[None, :], axis=1)
+    start_next(overlapping)
+    given = _rows_of(x + place, there, inputs, rows)
+    if to is not None:
+        before = _rows_of(to + column, written, outputs, rows)
+    if shift is not None:
+        given = _centred(given, there, inputs)
+    if gain is not None:
+        square = _sums([row * row for row in given], 0)
+        given = [row * gains for row in given]
+    y = _products(matrix, given)
+    if then == "swiglu":
+        z = _products(second, given)
+    for row in tl.static_range(rows):
+        result = y[row]
+        other = result
+        if then == "swiglu":
+            other = z[row]
+        if gain is not None:
+            factor = tl.rsqrt(square[row] / inputs + eps)
+            result = result * factor
+            other = other * factor
+        result = _activated(result + added, other, then)
+        if to is not None:
+            result += before[row]
+        tl.store(out + row * outputs + column, result, mask=written)
 
 
 @triton.jit
@@ -152,22 +284,50 @@ def project(
     assert weight.is_contiguous()
     assert len(x) <= FEW_ROWS - (0 if shift is None else SHIFT_ROWS)
     assert then != "swiglu" or (bias is None and shift is None)
-    inputs, halves = x.shape[1], 2 if then == "swiglu" else 1
-    outputs = len(weight) // halves
-    width = tile_width(outputs)
-    out = x.new_empty(len(x), outputs) if to is None else to
+    out = x.new_empty(len(x), len(weight) // (2 if then == "swiglu" else 1)) if to is None else to
     assert out.is_contiguous()
+    launch = _sum if len(x) <= FEWEST_ROWS else _multiply
+    launch((x, weight, bias, gain, shift, to, out), eps, then)
+    return out
+
+
+def _sum(tensors: tuple[Tensor | None, ...], eps: float, then: Activation) -> None:
+    x, out = tensors[0], tensors[-1]
+    assert x is not None
+    assert out is not None
+    size = triton.next_power_of_2(x.shape[1])
+    overlapping = overlaps(x.device)
+    _sum_kernel[(triton.cdiv(out.shape[1], SUM_WIDTH),)](
+        *tensors,
+        eps,
+        rows=len(x),
+        inputs=x.shape[1],
+        outputs=out.shape[1],
+        then=then,
+        width=SUM_WIDTH,
+        size=size,
+        overlapping=overlapping,
+        num_warps=sum_warps(size),
+        launch_pdl=overlapping,
+    )
+
+
+def sum_warps(size: int) -> int:
+    """Warps of a program that takes so many inputs."""
+    return max(1, min(8, size // SUM_WARP))
+
+
+def _multiply(tensors: tuple[Tensor | None, ...], eps: float, then: Activation) -> None:
+    x, out = tensors[0], tensors[-1]
+    assert x is not None
+    assert out is not None
+    outputs = out.shape[1]
+    width = tile_width(outputs)
     _project_kernel[(triton.cdiv(outputs, width),)](
-        x,
-        weight,
-        bias,
-        gain,
-        shift,
-        to,
-        out,
+        *tensors,
         len(x),
         eps,
-        inputs=inputs,
+        inputs=x.shape[1],
         outputs=outputs,
         then=then,
         height=FEW_ROWS,
@@ -175,9 +335,8 @@ def project(
         parts=WARPS,
         step=STEP,
         num_warps=WARPS,
-        num_stages=stages(width * halves),
+        num_stages=stages(2 * width if then == "swiglu" else width),
     )
-    return out
 
 
 def tile_width(outputs: int) -> int:

@@ -119,11 +119,13 @@ def write_random_checkpoint(
     report: Callable[[str], None] | None = None,
     *,
     family: Family = ENGLISH,
+    stops: bool = True,
 ) -> None:
     """Writes a whole checkpoint of random weights into `folder`, which is made if absent.
 
     `full` has the official sizes (English: 3.2 GB) and loads into upstream's own classes with `from_local`; `tiny`
-    (English: 48 MB) states its sizes in `config.json`. `report` is called with a line per file.
+    (English: 48 MB) states its sizes in `config.json`. `report` is called with a line per file. stops: whether an
+    utterance ends by itself, or by a request's limit only.
     """
     folder.mkdir(parents=True, exist_ok=True)
     dims = tiny_dims(family) if size == "tiny" else family.dims
@@ -131,7 +133,7 @@ def write_random_checkpoint(
     files = family.files
     weights: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
         files.voice_encoder: lambda: _states(layout.voice_encoder_layout(dims.t3), seed),
-        files.t3: lambda: _t3_states(dims.t3, seed),
+        files.t3: lambda: _t3_states(dims.t3, seed, stops=stops),
         # upstream loads all but the English one strictly
         files.s3gen: lambda: _s3gen_states(dims, seed) | ({} if family == ENGLISH else _constants()),
     }
@@ -171,21 +173,23 @@ def _draw(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return tensor.mul_(gain / math.prod(shape[1:]) ** 0.5)
 
 
-def _t3_states(dims: T3Dims, seed: int) -> dict[str, torch.Tensor]:
+def _t3_states(dims: T3Dims, seed: int, *, stops: bool) -> dict[str, torch.Tensor]:
     states = _states(layout.t3_layout(dims), seed)
     for name, tensor in states.items():
         # so that the residual stream does not grow with depth
         if re.search(r"(o_proj|down_proj|c_proj)\.weight$", name):
             tensor.mul_((2 * dims.layers) ** -0.5)
     if isinstance(dims, GPT2Dims):
-        _arrange_stop(states, dims, "tfmr.wpe.weight", "tfmr.ln_f.weight", dims.prefix + _TEXT_LENGTH)
+        _arrange_stop(states, dims, "tfmr.wpe.weight", "tfmr.ln_f.weight", dims.prefix + _TEXT_LENGTH, stops=stops)
     else:
-        _arrange_stop(states, dims, "speech_pos_emb.emb.weight", "tfmr.norm.weight", 0)
+        _arrange_stop(states, dims, "speech_pos_emb.emb.weight", "tfmr.norm.weight", 0, stops=stops)
     return states
 
 
-def _arrange_stop(states: dict[str, torch.Tensor], dims: T3Dims, positions: str, norm: str, first: int) -> None:
-    """Makes the stop token come by itself, and no other token beyond the speech vocabulary.
+def _arrange_stop(
+    states: dict[str, torch.Tensor], dims: T3Dims, positions: str, norm: str, first: int, *, stops: bool
+) -> None:
+    """Makes the stop token come by itself, if it is to, and no other token beyond the speech vocabulary.
 
     Two coordinates of the residual stream are written by the positions alone and read by the head alone: one rises
     along the positions and adds to the stop token's logit alone, the other is constant and holds down the logits of the
@@ -206,8 +210,9 @@ def _arrange_stop(states: dict[str, torch.Tensor], dims: T3Dims, positions: str,
     states[norm][reserved] = 1.0
     head = states["speech_head.weight"]
     head[_SPEECH_TOKENS:, constant] = -_UNUSED
-    head[dims.stop_speech, constant] = 0.0
-    head[dims.stop_speech, ramp] = _RAMP_READ
+    if stops:
+        head[dims.stop_speech, constant] = 0.0
+        head[dims.stop_speech, ramp] = _RAMP_READ
 
 
 def _s3gen_states(dims: Dims, seed: int) -> dict[str, torch.Tensor]:

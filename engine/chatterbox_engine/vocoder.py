@@ -14,7 +14,7 @@ import torch
 
 from chatterbox_engine.device import own_stream
 from chatterbox_engine.errors import Overloaded, RequestError
-from chatterbox_engine.graphs import Graphs, buckets
+from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.jobs import Utterance
 from chatterbox_engine.metrics import Metrics, NoMetrics
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen
@@ -32,6 +32,12 @@ float32, less in bfloat16, which the bound takes no notice of."""
 
 CAPTURED_TOKENS = (13, 38, 63, 103, 163, 253, 383, 503, 703, 1000)
 """Utterance lengths that CUDA graphs are captured for: a stream's windows, and steps of about a half up to 40 s."""
+
+CAPTURED_ROWS = (1, 2, 4, 8, 12, 16)
+
+MORE_TOKENS, MANY_ROWS = (83, 128, 203), 8
+"""Further lengths for batches of so many rows, where padding takes as long as speech: the kernels of fewer rows leave
+the GPU half idle."""
 
 LAUNCH_BOUND = 8192
 """Tokens of a batch, prompts among them, beyond which its kernels run for longer than launching them takes: larger
@@ -194,8 +200,8 @@ class Vocoder:
         largest, so that is a quarter of a batch's."""
         return [
             (rows, PROMPT_TOKENS, tokens)
-            for tokens in CAPTURED_TOKENS
-            for rows in buckets(self._batch)
+            for rows in sorted({rows for rows in CAPTURED_ROWS if rows < self._batch} | {self._batch})
+            for tokens in (*CAPTURED_TOKENS, *(MORE_TOKENS if rows >= MANY_ROWS else ()))
             if rows * (PROMPT_TOKENS + tokens) <= LAUNCH_BOUND and _bytes(rows, tokens) <= self._memory / 4
         ]
 

@@ -23,7 +23,7 @@ from chatterbox_engine.linear import Activation, project
 from chatterbox_engine.linear_cuda import swiglu
 from chatterbox_engine.runner import Runner, Slots
 from chatterbox_engine.s3gen.attention_cuda import attend
-from chatterbox_engine.s3gen.norm_cuda import add_norm, norm_mish
+from chatterbox_engine.s3gen.norm_cuda import add_norm, norm, norm_mish
 from chatterbox_engine.s3gen.snake_cuda import snake
 from chatterbox_engine.sampling_cuda import draw_rows
 
@@ -40,6 +40,10 @@ PROJECT: list[tuple[int, int, int, Activation, str]] = [
     (2, 300, 260, "swiglu", "gain to"),
     (15, 300, 33, "gelu", "bias gain shift"),
     (1, 512, 128, "none", "gain shift to"),
+    (2, 300, 33, "gelu", "bias gain shift"),
+    (3, 300, 33, "none", "bias gain shift to"),
+    (4, 512, 40, "swiglu", "gain"),
+    (4, 768, 33, "none", "bias to"),
 ]
 NORM = [(1, 33, 256, True, 2), (3, 5, 256, False, 2), (2, 50, 24, True, 0)]
 SNAKE = [((2, 40, 64), "mask"), ((1, 33, 24), ""), ((2, 40, 64), "bias mask"), ((1, 50, 64), "bias change mask")]
@@ -99,7 +103,7 @@ def project_error(rows: int, inputs: int, outputs: int, then: Activation, parts:
 
 
 def norm_error(rows: int, positions: int, width: int, everywhere: bool, lead: int) -> float:
-    """The largest difference to torch's operators of both functions."""
+    """The largest difference to torch's operators of the three functions."""
     generator = torch.Generator().manual_seed(positions)
     shape = (rows, positions, width)
 
@@ -111,6 +115,7 @@ def norm_error(rows: int, positions: int, width: int, everywhere: bool, lead: in
     total, normed = add_norm(x, change, weight, bias, 1e-5)
     assert torch.equal(total, x + change)
     exact = F.layer_norm(total, (width,), weight, bias, 1e-5)
+    assert torch.equal(norm(total, weight, bias, 1e-5), normed)
     marked = norm_mish(x, weight, bias, 1e-5, after, offset=offset, lead=lead)
     exact_mish = F.mish(F.layer_norm(x + offset, (width,), weight, bias, 1e-5)) + after
     difference = (marked - F.pad(exact_mish, (0, 0, lead, 0))).abs().max()

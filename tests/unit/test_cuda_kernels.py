@@ -53,12 +53,41 @@ def test_the_kernel_of_a_decode_steps_attention_compiles(dtype: str, splits: int
     types = data | places | halves | {"scale": "fp32"}
     unused: dict[str, None] = dict.fromkeys([*(halves if splits == 1 else ()), *(() if rotated else ("rotation",))])
     given = {name: kind for name, kind in types.items() if name not in unused}
-    ptx = compiled(attention_cuda._decode_kernel, given, sizes | unused | {"block": 64}).asm["ptx"]
+    constants = sizes | unused | {"block": attention_cuda.BLOCK, "overlapping": True}
+    ptx = compiled(attention_cuda._decode_kernel, given, constants, num_warps=1).asm["ptx"]
+    ahead, behind = ptx.split("griddepcontrol.wait")
+    assert "st.global" not in ahead
+    assert "ld.global" in ahead, "the first keys and values are loaded ahead"
+    assert behind.lstrip("; /dumy$0123456789%r\n\t").count("griddepcontrol.launch_dependents") == 1
     if splits > 1:  # what all threads of a split stored is there before it counts, and is read past the first cache
         before, after = ptx.split("atom.global.gpu.acq_rel")
         assert before.rindex("bar.sync") > before.rindex("st.global")
         joined = after[: after.index("st.global", after.index("ld.global"))]
         assert joined.count("ld.global") == joined.count("ld.global.cg") > 0
+
+
+@pytest.mark.parametrize("rows", [1, linear_cuda.FEWEST_ROWS])
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("product", kernels.PRODUCTS.values(), ids=kernels.PRODUCTS)
+def test_the_kernel_of_the_fewest_rows_reads_its_matrix_before_it_waits(
+    product: kernels.Product, capability: int, rows: int
+) -> None:
+    outputs, inputs, then, optional = product
+    unused = dict.fromkeys({"bias", "gain", "shift", "to"} - optional)
+    types = dict.fromkeys(["x", "weight", "out", *optional], "*bf16") | {"eps": "fp32"}
+    size, width = triton.next_power_of_2(inputs), linear_cuda.SUM_WIDTH
+    constants = {"rows": rows, "inputs": inputs, "outputs": outputs, "then": then, "width": width, "size": size}
+    constants |= {"overlapping": capability >= 90} | unused
+    warps = linear_cuda.sum_warps(size)
+    ptx = compiled(linear_cuda._sum_kernel, types, constants, capability, num_warps=warps).asm["ptx"]
+    assert ".local" not in ptx
+    if capability >= 90:
+        ahead, behind = ptx.split("griddepcontrol.wait")
+        matrix = outputs * inputs * (2 if then == "swiglu" else 1)
+        loads = matrix // (outputs // width) // (8 * 32 * warps)  # of 16 bytes, by each thread
+        assert ahead.count(".v4") == ahead.count("ld.global.v4") >= loads * inputs // size
+        assert "st.global" not in ahead
+        assert "ld.global" in behind
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -122,7 +151,7 @@ def test_the_kernel_that_draws_compiles(vocab: int, guided: bool, has_top: bool)
 def test_the_flows_attention_loads_keys_ahead_and_two_programs_fit_a_multiprocessor(
     dtype: str, capability: int
 ) -> None:
-    tiles = flow_attention.TILES[BYTES[dtype]]
+    tiles, _ = flow_attention.TILES[BYTES[dtype]]
     types = {"qkv": f"*{dtype}", "lengths": "*i64", "out": f"*{dtype}", "positions": "i32", "scale": "fp32"}
     constants = {"heads": 8, "size": 64, "queries": tiles.queries, "keys": tiles.keys, "precision": "ieee"}
     kernel = compiled(
@@ -145,6 +174,6 @@ def test_batches_of_all_lengths_share_the_flows_attention() -> None:
 
 def test_small_batches_are_split_and_large_ones_are_not() -> None:
     assert attention_cuda.splits_for(2, 16) == 16
-    assert attention_cuda.splits_for(16, 16) == 4
-    assert attention_cuda.splits_for(33, 16) == 1
+    assert attention_cuda.splits_for(16, 16) == 8
+    assert attention_cuda.splits_for(65, 16) == 1
     assert attention_cuda.splits_for(256, 16) == 1

@@ -29,9 +29,12 @@ class Tiles(NamedTuple):
     """Turns whose keys are loaded ahead."""
 
 
-TILES = {2: Tiles(128, 64, 8, 3), 4: Tiles(32, 32, 8, 2)}
-"""By the bytes of a number. With two, 64 KiB of shared memory and 111 registers on compute capability 9 (181 on 8.0):
-two programs of eight warps share a multiprocessor."""
+TILES = {2: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)), 4: (Tiles(32, 32, 8, 2),) * 2}
+"""By the bytes of a number, for many programs and for few. With two bytes, 64 KiB of shared memory and 111 registers on
+compute capability 9 (181 on 8.0): two programs of eight warps share a multiprocessor."""
+
+FEW_PROGRAMS = 264
+"""Of the larger tiles: less than two for each multiprocessor of a large GPU."""
 
 
 @triton.jit
@@ -42,13 +45,13 @@ def _turn(  # type: ignore[no-untyped-def]
     if masked:
         k = tl.load(k_at, mask=inside[None, :], other=0.0)
         v = tl.load(v_at, mask=inside[:, None], other=0.0)
-        score = tl.where(inside[None, :], tl.dot(q, k, input_precision=precision) * scale, -float("inf"))
+        score = tl.where(inside[None, :], tl.dot(q, k, input_precision=precision), -float("inf"))
     else:
         k = tl.load(k_at)
         v = tl.load(v_at)
-        score = tl.dot(q, k, input_precision=precision) * scale
-    higher = tl.maximum(best, tl.max(score, axis=1))
-    share = tl.exp2(score - higher[:, None])
+        score = tl.dot(q, k, input_precision=precision)
+    higher = tl.maximum(best, tl.max(score, axis=1) * scale)
+    share = tl.exp2(score * scale - higher[:, None])  # one operation with the difference
     shrink = tl.exp2(best - higher)
     acc = tl.dot(share.to(v.dtype), v, acc * shrink[:, None], input_precision=precision)
     return acc, higher, weight * shrink + tl.sum(share, axis=1)
@@ -112,7 +115,8 @@ def attend(qkv: Tensor, lengths: Tensor) -> Tensor:
     assert qkv.is_contiguous()
     rows, positions, _, heads, size = qkv.shape
     out = torch.empty(rows, positions, heads * size, dtype=qkv.dtype, device=qkv.device)
-    tiles = TILES[qkv.dtype.itemsize]
+    large, small = TILES[qkv.dtype.itemsize]
+    tiles = small if triton.cdiv(positions, large.queries) * heads * rows < FEW_PROGRAMS else large
     _attend_kernel[(triton.cdiv(positions, tiles.queries), heads, rows)](
         qkv,
         lengths,

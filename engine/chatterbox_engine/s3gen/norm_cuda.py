@@ -73,6 +73,12 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + place[:, None] * width + lane[None, :], tl.where(inside, y, 0.0), mask=written)
 
 
+def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm over the last dimension. x: [..., width]."""
+    given = x.reshape(1, -1, x.shape[-1])
+    return _launch(given, None, None, weight, bias, None, None, eps=eps, lead=0, activated=False).view(x.shape)
+
+
 def add_norm(x: Tensor, change: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """`x + change`, and its layer norm over the last dimension. x, change: [rows, positions, width]."""
     total = x.new_empty(x.shape)
