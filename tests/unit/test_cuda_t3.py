@@ -85,7 +85,8 @@ def test_no_step_waits_for_the_device(checkpoint_of: CheckpointOf, cuda: Pretend
     assert t3.state == state, "graphs use memory that stays where it is"
     assert {memory for graph in cuda.graphs for memory, write in graph.uses if write} <= state
     gated = {"_swiglu_kernel"} if name == "tiny" else set()
-    assert cuda.kernels == {"_decode_kernel", "_project_kernel", "_sum_kernel", "_draw_kernel", *gated}
+    more_rows = {"_project_kernel"} if graphs or name == "tiny" else set()  # more than four, or padded to more
+    assert cuda.kernels == {"_decode_kernel", "_sum_kernel", "_draw_kernel", *more_rows, *gated}
 
 
 @pytest.mark.full
