@@ -35,7 +35,8 @@ def decode_attention(
     qkv: [rows, 3, heads, head_dim], of the new position; rotation: [rows, 2, head_dim / 2], cosines and sines that turn
     query and key, without which they stay; pool: [layers, 2, positions, heads, head_dim]; arrived: `KVCache.arrived`;
     start: [rows] int64, first position of each row's extent; position: [rows] int64, where in its extent each row's new
-    key goes.
+    key goes. On a GPU start, position and what the rows hold may be read before the kernel that was launched last is
+    done (`overlap_cuda`): that must have made none of them.
     """
     if torch.compiler.is_compiling():
         return _operator(qkv, rotation, pool, arrived, layer, start, position)

@@ -51,7 +51,8 @@ def project(
     x: [..., inputs]; gain, shift, eps: of a layer norm, without a shift of a root-mean-square norm (arXiv 1910.07467),
     without a gain there is none; then: `gelu` in its tanh form, or `swiglu` (arXiv 2002.05202), SiLU of the first half
     of the outputs times the second; to: like the result, [..., outputs], and in a decode step on a GPU it becomes the
-    result. There x is [rows, inputs], and few rows of bfloat16 take one kernel for all of it.
+    result. There x is [rows, inputs], and few rows of bfloat16 take one kernel for all of it. It may read all but x and
+    `to` before the kernel that was launched last is done (`overlap_cuda`), which must have made none of the others.
     """
     eager = not torch.compiler.is_compiling()  # the compiler makes kernels of its own from what follows
     if eager and x.dim() == 2 and len(x) <= FEW_ROWS and weight.dtype == torch.bfloat16 and _plain_on_cuda(weight):

@@ -6,12 +6,12 @@ its results only then. CUDA C++ Programming Guide, "Programmatic Dependent Launc
 capability 9 and above.
 
 All our kernels keep one rule: they allow the next one to begin when they themselves have waited. So whatever was there
-before the kernel before, two kernels ago, may be read ahead: weights, and keys and values of earlier steps.
+before the kernel before, two kernels ago, may be read ahead: weights, and keys and values of earlier steps. What the
+kernel just before makes may not be among them. That one is ours, or is launched as usual: a foreign one, launched so
+too, may let ours begin before it has waited.
 """
 
 from __future__ import annotations
-
-import functools
 
 import torch
 import triton
@@ -31,7 +31,6 @@ def start_next(overlapping: tl.constexpr):  # type: ignore[no-untyped-def]
         gdc_launch_dependents()
 
 
-@functools.cache
 def overlaps(device: torch.device) -> bool:
     """Whether the device can; the interpreter cannot."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY

@@ -33,7 +33,7 @@ float32, less in bfloat16, which the bound takes no notice of."""
 CAPTURED_TOKENS = (13, 38, 63, 103, 163, 253, 383, 503, 703, 1000)
 """Utterance lengths that CUDA graphs are captured for: a stream's windows, and steps of about a half up to 40 s."""
 
-CAPTURED_ROWS = (1, 2, 4, 8, 12, 16)
+CAPTURED_ROWS = (1, 2, 4, 8, 12, 16, 24)
 
 MORE_TOKENS, MANY_ROWS = (83, 128, 203), 8
 """Further lengths for batches of so many rows, where padding takes as long as speech: the kernels of fewer rows leave

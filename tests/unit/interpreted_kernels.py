@@ -22,6 +22,7 @@ from chatterbox_engine.kv_cache import SPLIT_PAIRS
 from chatterbox_engine.linear import Activation, project
 from chatterbox_engine.linear_cuda import swiglu
 from chatterbox_engine.runner import Runner, Slots
+from chatterbox_engine.s3gen import attention_cuda as flow_attention
 from chatterbox_engine.s3gen.attention_cuda import attend
 from chatterbox_engine.s3gen.norm_cuda import add_norm, norm, norm_mish
 from chatterbox_engine.s3gen.snake_cuda import snake
@@ -44,6 +45,10 @@ PROJECT: list[tuple[int, int, int, Activation, str]] = [
     (3, 300, 33, "none", "bias gain shift to"),
     (4, 512, 40, "swiglu", "gain"),
     (4, 768, 33, "none", "bias to"),
+    (5, 300, 260, "swiglu", "gain to"),
+    (7, 256, 40, "swiglu", "gain"),
+    (8, 64, 16, "gelu", "bias"),
+    (6, 512, 260, "none", "gain shift to"),
 ]
 NORM = [(1, 33, 256, True, 2), (3, 5, 256, False, 2), (2, 50, 24, True, 0)]
 SNAKE = [((2, 40, 64), "mask"), ((1, 33, 24), ""), ((2, 40, 64), "bias mask"), ((1, 50, 64), "bias change mask")]
@@ -219,7 +224,9 @@ if __name__ == "__main__":
     for family in (ENGLISH, TURBO):
         for use_top in (False, True):
             report("draw", (family.name, use_top), draw_error(family, 6, use_top), 1)
-    for heads, size, positions, lengths, dtype in ATTEND:
-        bound = 1e-5 if dtype == torch.float32 else 2e-3
-        error = attend_error(heads, size, positions, lengths, dtype)
-        report("attend", (heads, size, positions, lengths, dtype), error, bound)
+    for few in (flow_attention.FEW_PROGRAMS, 0):  # with the smaller tiles and with the larger ones
+        flow_attention.FEW_PROGRAMS = few
+        for heads, size, positions, lengths, dtype in ATTEND:
+            bound = 1e-5 if dtype == torch.float32 else 2e-3
+            error = attend_error(heads, size, positions, lengths, dtype)
+            report("attend", (heads, size, positions, lengths, dtype, few), error, bound)

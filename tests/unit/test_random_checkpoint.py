@@ -11,6 +11,8 @@ from tokenizers import Tokenizer
 
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.random_checkpoint import write_random_checkpoint
+from chatterbox_engine.types import SamplingParams
+from tests.fidelity.t3_loop import Request, Served
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -28,6 +30,16 @@ def test_another_seed_writes_other_weights(tiny: Checkpoint, tmp_path: Path) -> 
     write_random_checkpoint(tmp_path, "tiny", seed=1)
     ours, others = tiny.t3_state(), Checkpoint.open(tmp_path).t3_state()
     assert not torch.equal(ours["text_emb.weight"], others["text_emb.weight"])
+
+
+def test_an_utterance_ends_by_itself_unless_it_is_not_to(tiny: Checkpoint, tmp_path: Path) -> None:
+    write_random_checkpoint(tmp_path, "tiny", stops=False)
+    lengths = []
+    for checkpoint in (tiny, Checkpoint.open(tmp_path)):
+        request = Request(text_length=20, sampling=SamplingParams(), seed=1, max_tokens=300)
+        Served.of(checkpoint).loop(cache_len=512).run([request])
+        lengths.append(len(request.tokens))
+    assert lengths[0] < lengths[1] == 300
 
 
 def test_all_weights_are_finite_and_no_norm_or_bias_is_trivial(tiny: Checkpoint) -> None:

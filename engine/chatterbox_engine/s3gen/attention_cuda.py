@@ -33,8 +33,8 @@ TILES = {2: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)), 4: (Tiles(32, 32, 8, 2)
 """By the bytes of a number, for many programs and for few. With two bytes, 64 KiB of shared memory and 111 registers on
 compute capability 9 (181 on 8.0): two programs of eight warps share a multiprocessor."""
 
-FEW_PROGRAMS = 264
-"""Of the larger tiles: less than two for each multiprocessor of a large GPU."""
+FEW_PROGRAMS = 400
+"""Of the larger tiles: up to three for each multiprocessor of a large GPU."""
 
 
 @triton.jit
@@ -99,7 +99,7 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
         acc, best, weight = _turn(
             q, k_at + full * step, v_at + full * step, full + key < end, acc, best, weight, scale, True, precision
         )
-    # The best key alone weighs 1, so only the weight of nothing is below it.
+    # The best key alone weighs 1, so only the weight of nothing is far below it.
     result = acc / tl.maximum(weight, 1.0)[:, None]
     to = out + (row * positions + query[:, None]) * (heads * size) + head * size + lane[None, :]
     tl.store(to, result, mask=query[:, None] < positions)

@@ -45,9 +45,9 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
     block: tl.constexpr,
 ):
     lane = tl.arange(0, size)
-    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)  # in what is written, with what leads each row
+    place = tl.program_id(0) * block + tl.arange(0, block)  # in what is written, with what leads each row
     row, position = place // (positions + lead), place % (positions + lead) - lead
-    at = (row * positions + position)[:, None] * width + lane[None, :]
+    at = (row * positions + position).to(tl.int64)[:, None] * width + lane[None, :]
     written = (row[:, None] < rows) & (lane[None, :] < width)
     inside = written & (position[:, None] >= 0)
     y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
@@ -70,7 +70,7 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
             y += tl.load(after + lane, mask=lane < width, other=0.0).to(tl.float32)[None, :]
         else:
             y += tl.load(after + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + place[:, None] * width + lane[None, :], tl.where(inside, y, 0.0), mask=written)
+    tl.store(out + place.to(tl.int64)[:, None] * width + lane[None, :], tl.where(inside, y, 0.0), mask=written)
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
