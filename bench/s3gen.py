@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import chatterbox_engine.s3gen.attention_cuda  # noqa: F401  registers its operator
 from bench.report import Report, Row, say, seconds, synchronize
+from chatterbox_engine.assemble import choose_dtypes
 from chatterbox_engine.dims import S3GenDims
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
@@ -37,12 +38,13 @@ class Case:
     speech: int  # seconds
     prompt: int  # seconds
     batches: tuple[int, ...]
-    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
+    in_float32: bool = False
+    """Whether in float32, too, where the engine takes bfloat16."""
 
 
 ON_CPU = (
     Case(2, 3, (1,)),
-    Case(3, 10, (1,), (torch.bfloat16, torch.float32)),
+    Case(3, 10, (1,), in_float32=True),
     Case(3, 10, (8,)),
 )
 ON_CUDA = tuple(Case(speech, prompt, (1, 2, 4, 8, 16, 32)) for prompt in (3, 10) for speech in (2, 5, 10))
@@ -53,17 +55,18 @@ ROUNDS = {"cpu": 2, "cuda": 3}
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     theirs = build_upstream(DIMS)
-    rates = {dtype: matrix_rate(device, dtype) for dtype in (torch.bfloat16, torch.float32)}
+    cases = ON_CUDA if device.type == "cuda" else ON_CPU
+    _, chosen = choose_dtypes("auto", device, say)
+    dtypes = {case: sorted({chosen, *((torch.float32,) if case.in_float32 else ())}, key=str) for case in cases}
+    rates = {dtype: matrix_rate(device, dtype) for dtype in set().union(*dtypes.values())}
     report = Report("s3gen")
     report.notes = {
         "euler_steps": STEPS,
         "matrix_flops_per_second": {str(dtype): rate for dtype, rate in rates.items()},
     }
-    cases = ON_CUDA if device.type == "cuda" else ON_CPU
-    dtypes = sorted({dtype for case in cases for dtype in case.dtypes}, key=str)
     state = theirs.state_dict()
-    ours = {dtype: S3Gen.from_state_dict(state, DIMS, device=device, dtype=dtype) for dtype in dtypes}
-    operations = {case: flops(ours[case.dtypes[0]], case) for case in cases}
+    ours = {dtype: S3Gen.from_state_dict(state, DIMS, device=device, dtype=dtype) for dtype in rates}
+    operations = {case: flops(ours[chosen], case) for case in cases}
     if device.type == "cuda":
         graphs = Graphs(device, enabled=True)
         for s3gen in ours.values():
@@ -71,7 +74,7 @@ def main() -> None:
     theirs.flow.to(device)
     theirs.mel2wav.to(device)
     for case in cases:
-        measure(report, case, theirs, ours, operations[case], rates)
+        measure(report, case, theirs, {dtype: ours[dtype] for dtype in dtypes[case]}, operations[case], rates)
     report.write(draw)
 
 
@@ -84,9 +87,9 @@ def measure(
     rates: dict[torch.dtype, float],
 ) -> None:
     """Adds a row per batch size and dtype. operations: of one utterance."""
-    kinds = [(dtype, batch) for dtype in case.dtypes for batch in case.batches]
+    kinds = [(dtype, batch) for dtype in ours for batch in case.batches]
     jobs = {kind: make_jobs(ours[kind[0]], case, kind[1]) for kind in kinds}
-    device = ours[case.dtypes[0]].device
+    device = next(iter(ours.values())).device
     say(f"s3gen: {case.speech} s after a prompt of {case.prompt} s")
     calls: dict[Any, Callable[[], object]] = {None: upstream_call(theirs, case, device)}
     calls |= {(dtype, batch): lambda d=dtype, b=batch: ours[d].synthesise(jobs[d, b]) for dtype, batch in kinds}
