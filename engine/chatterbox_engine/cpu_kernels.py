@@ -2,9 +2,10 @@
 
 numba compiles the loops for the processor that it finds and keeps the code, in `NUMBA_CACHE_DIR` or beside this file;
 it notices changes of this file alone, so they are all here. The innermost loop of a product is written in LLVM's own
-vectors, as what counts in it is what stays in registers. A kernel is a C function of one array of int64: a counter,
-then numbers and addresses of tensors. Each thread of torch's own OpenMP team runs it, and takes the next piece of work
-by that counter until none is left: a thread that another process holds up leaves what it has not begun to the others.
+vectors, as what counts in it is what stays in registers. A kernel is a C function of one array of int64: counters, then
+numbers and addresses of tensors. Each thread of torch's own OpenMP team runs it, and takes the next piece of work by
+the first counter until none is left: a thread that another process holds up leaves what it has not begun to the others.
+The other two count the threads that have begun and those that are done, as what a thread raises goes no further.
 
 In which order a result's products are added does not depend on how many results there are: a row has the same bits in
 any company. Tensors are float32, or all of a call bfloat16, which needs no hardware for it; sums are float32.
@@ -77,6 +78,10 @@ def take(_context, counter):  # type: ignore[no-untyped-def]
         return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "monotonic")
 
     return types.int64(types.int64), generate
+
+
+_BEGUN, _DONE = 8, 16
+"""Where the other counters are, in bytes behind the first one."""
 
 
 @intrinsic
@@ -285,7 +290,7 @@ def _finish(sums, gated, bias, has_bias, then, to, added, out):  # type: ignore[
 @njit
 def _products(given, kind):  # type: ignore[no-untyped-def]
     rows, inputs, outputs, x_at, weight_at, bias_at, gain_at, shift_at, eps_bits, norm, then, to_at, out_at = given[
-        1:-1
+        3:-1
     ]
     x = carray(at(x_at, kind), (rows, inputs))
     halves = 2 if then == _SWIGLU else 1
@@ -319,11 +324,13 @@ def _products(given, kind):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _project(arguments):  # type: ignore[no-untyped-def]
-    given = carray(arguments, 15)
+    given = carray(arguments, 17)
+    take(given.ctypes.data + _BEGUN)
     if given[-1] == 4:
         _products(given, floats_at(0))
     else:
         _products(given, bfloat16s_at(0))
+    take(given.ctypes.data + _DONE)
 
 
 @njit(fastmath=_FAST)
@@ -373,7 +380,7 @@ def _add_share(share, value, mixed):  # type: ignore[no-untyped-def]
 
 @njit
 def _attend(given, kind):  # type: ignore[no-untyped-def]
-    rows, heads, size, positions, qkv_at, rotation_at, keys_at, values_at, start_at, position_at, out_at = given[1:-1]
+    rows, heads, size, positions, qkv_at, rotation_at, keys_at, values_at, start_at, position_at, out_at = given[3:-1]
     qkv, out = carray(at(qkv_at, kind), (rows, 3, heads, size)), carray(at(out_at, kind), (rows, heads, size))
     rotation = carray(at(rotation_at, kind), (rows, 2, size // 2))
     pool = (positions, heads, size)
@@ -390,6 +397,8 @@ def _attend(given, kind):  # type: ignore[no-untyped-def]
             break
         row, base = piece // groups, piece % groups * HEADS
         count, held = min(HEADS, heads - base), position[row] + 1
+        if start[row] < 0 or held < 1 or start[row] + held > positions:
+            raise IndexError("a row's positions are not in the pool")
         own_keys, own_values = keys[start[row] : start[row] + held], values[start[row] : start[row] + held]
         for i in range(count):
             _turn(qkv[row, 0, base + i], rotation[row], rotation_at != 0, query[i])
@@ -414,11 +423,13 @@ def _attend(given, kind):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _decode_attention(arguments):  # type: ignore[no-untyped-def]
-    given = carray(arguments, 13)
+    given = carray(arguments, 15)
+    take(given.ctypes.data + _BEGUN)
     if given[-1] == 4:
         _attend(given, floats_at(0))
     else:
         _attend(given, bfloat16s_at(0))
+    take(given.ctypes.data + _DONE)
 
 
 @njit(fastmath=_FAST)
@@ -429,8 +440,9 @@ def _activate(values, alpha, inverse, active):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _snake(arguments):  # type: ignore[no-untyped-def]
-    given = carray(arguments, 9)
-    positions, channels, x_at, change_at, mask_at, alpha_at, inverse_at, active_at = given[1:]
+    given = carray(arguments, 11)
+    take(given.ctypes.data + _BEGUN)
+    positions, channels, x_at, change_at, mask_at, alpha_at, inverse_at, active_at = given[3:]
     shape = (positions, channels)
     x, sums, active = (
         carray(floats_at(x_at), shape),
@@ -454,6 +466,7 @@ def _snake(arguments):  # type: ignore[no-untyped-def]
                 _activate(values, alpha, inverse, active[position])
             else:
                 active[position] = np.float32(0.0)
+    take(given.ctypes.data + _DONE)
 
 
 # What the engine calls.
@@ -464,12 +477,18 @@ _PAUSE_SOFTLY = 1  # keeping its settings
 
 
 def _run(kernel: Any, *arguments: int | Tensor | None) -> None:
-    """Runs a kernel on as many threads as torch would take. Of a tensor it is told the address, and 0 for none."""
+    """Runs a kernel on as many threads as torch would take. Of a tensor it is told the address, and 0 for none.
+
+    Raises RuntimeError when a thread has not done its part; what it raised has been printed.
+    """
     tensors = [it for it in arguments if isinstance(it, Tensor)]
     assert all(it.device.type == "cpu" and it.is_contiguous() for it in tensors), "a kernel reads memory as it lies"
     numbers = [it.data_ptr() if isinstance(it, Tensor) else it or 0 for it in arguments]
-    given = (ctypes.c_int64 * (1 + len(numbers)))(0, *numbers)
+    given = (ctypes.c_int64 * (3 + len(numbers)))(0, 0, 0, *numbers)
     _openmp.GOMP_parallel(kernel.address, given, torch.get_num_threads(), 0)
+    _, begun, done, *_ = given
+    if begun != done:
+        raise RuntimeError(f"{begun - done} of {begun} threads of a kernel failed")
 
 
 def release_threads() -> None:

@@ -164,6 +164,17 @@ def test_attention_of_scores_that_no_float_has_the_exponential_of() -> None:
     assert error(got[0], exact) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what the thread raised, printed
+@pytest.mark.usefixtures("threads_kept")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("place", [-3, 17])
+def test_attention_outside_of_the_pool_is_an_error(place: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    pool, qkv = numbers(2, 20, 2, 16), numbers(1, 3, 2, 16)
+    with pytest.raises(RuntimeError, match=f"1 of {threads} threads"):
+        cpu_kernels.decode_attention(qkv, None, *pool, torch.tensor([place]), torch.tensor([3]))
+
+
 @pytest.mark.parametrize("changed", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 def test_snake_is_torchs(changed: bool, masked: bool) -> None:
