@@ -226,6 +226,7 @@ def _sine_squared(x):  # type: ignore[no-untyped-def]
 
 
 # Kernels, each behind its parts. `given` is the array of numbers and addresses.
+# Those for both types choose by themselves: numba keeps no code of a function that is given another one.
 
 
 def _compiled(kernel: Any) -> Any:

@@ -284,50 +284,32 @@ def project(
     assert weight.is_contiguous()
     assert len(x) <= FEW_ROWS - (0 if shift is None else SHIFT_ROWS)
     assert then != "swiglu" or (bias is None and shift is None)
-    out = x.new_empty(len(x), len(weight) // (2 if then == "swiglu" else 1)) if to is None else to
+    (rows, inputs), outputs = x.shape, len(weight) // (2 if then == "swiglu" else 1)
+    out = x.new_empty(rows, outputs) if to is None else to
     assert out.is_contiguous()
-    launch = _sum if len(x) <= FEWEST_ROWS else _multiply
-    launch((x, weight, bias, gain, shift, to, out), eps, then)
-    return out
-
-
-def _sum(tensors: tuple[Tensor | None, ...], eps: float, then: Activation) -> None:
-    x, out = tensors[0], tensors[-1]
-    assert x is not None
-    assert out is not None
-    size = triton.next_power_of_2(x.shape[1])
-    overlapping = overlaps(x.device)
-    _sum_kernel[(triton.cdiv(out.shape[1], SUM_WIDTH),)](
-        *tensors,
-        eps,
-        rows=len(x),
-        inputs=x.shape[1],
-        outputs=out.shape[1],
-        then=then,
-        width=SUM_WIDTH,
-        size=size,
-        overlapping=overlapping,
-        num_warps=sum_warps(size),
-        launch_pdl=overlapping,
-    )
-
-
-def sum_warps(size: int) -> int:
-    """Warps of a program that takes so many inputs."""
-    return max(1, min(8, size // SUM_WARP))
-
-
-def _multiply(tensors: tuple[Tensor | None, ...], eps: float, then: Activation) -> None:
-    x, out = tensors[0], tensors[-1]
-    assert x is not None
-    assert out is not None
-    outputs = out.shape[1]
+    tensors = (x, weight, bias, gain, shift, to, out)
+    if rows <= FEWEST_ROWS:
+        size, overlapping = triton.next_power_of_2(inputs), overlaps(x.device)
+        _sum_kernel[(triton.cdiv(outputs, SUM_WIDTH),)](
+            *tensors,
+            eps,
+            rows=rows,
+            inputs=inputs,
+            outputs=outputs,
+            then=then,
+            width=SUM_WIDTH,
+            size=size,
+            overlapping=overlapping,
+            num_warps=sum_warps(size),
+            launch_pdl=overlapping,
+        )
+        return out
     width = tile_width(outputs)
     _project_kernel[(triton.cdiv(outputs, width),)](
         *tensors,
-        len(x),
+        rows,
         eps,
-        inputs=x.shape[1],
+        inputs=inputs,
         outputs=outputs,
         then=then,
         height=FEW_ROWS,
@@ -337,6 +319,12 @@ def _multiply(tensors: tuple[Tensor | None, ...], eps: float, then: Activation) 
         num_warps=WARPS,
         num_stages=stages(2 * width if then == "swiglu" else width),
     )
+    return out
+
+
+def sum_warps(size: int) -> int:
+    """Warps of a program of `_sum_kernel` that takes so many inputs."""
+    return max(1, min(8, size // SUM_WARP))
 
 
 def tile_width(outputs: int) -> int:
