@@ -20,4 +20,4 @@ install=("$uv" pip install --quiet --python "$folder/bin/python" --verify-hashes
     --constraints requirements/requirements.lock --overrides requirements/overrides.txt)
 "${install[@]}" setuptools
 cp -r engine client "$tools"  # a build leaves files in the folder it is made from
-"${install[@]}" --no-build-isolation "$tools/engine" "$tools/client"
+"${install[@]}" --no-build-isolation "$tools/engine" "$tools/client[openai]"

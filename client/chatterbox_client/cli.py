@@ -17,13 +17,22 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from chatterbox_client import cli_voices
+from chatterbox_client import cli_openai, cli_voices
 from chatterbox_client.audio import Audio, Chunk, concatenate, file_format
-from chatterbox_client.cli_common import ProtocolOption, Seconds, Url, connect, fail, one_line_errors
+from chatterbox_client.cli_common import (
+    HEADERS,
+    ProtocolOption,
+    Seconds,
+    Url,
+    connect,
+    fail,
+    one_line_errors,
+)
 from chatterbox_client.client import DEFAULT_TIMEOUT, Client
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(cli_voices.app, name="voices")
+app.command()(cli_openai.openai)
 
 
 @app.callback()
@@ -36,7 +45,8 @@ def chatterbox(
 ) -> None:
     """Speak through a chatterbox-triton server."""
     make = context.obj or Client  # tests hand in a Client with a transport of their own
-    context.obj = functools.partial(make, headers=_headers(header)) if header else make
+    context.meta[HEADERS] = _headers(header or [])
+    context.obj = functools.partial(make, headers=context.meta[HEADERS]) if header else make
 
 
 @app.command()

@@ -13,6 +13,9 @@ from chatterbox_client.errors import ChatterboxClientError
 
 Connect = Callable[..., Client]
 
+HEADERS = "chatterbox.headers"
+"""Where the context's `meta` has what `--header` gave."""
+
 Url = Annotated[
     str | None,
     typer.Option(envvar="CHATTERBOX_URL", help="host:port of the server; localhost:8000 for http, :8001 for grpc."),

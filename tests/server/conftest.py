@@ -15,6 +15,7 @@ from chatterbox_engine.families import Family
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 from chatterbox_engine.random_checkpoint import TINY
 from tests.conftest import CheckpointOf
+from tests.server.front import Front
 from tests.server.repository import add_pair, add_voices
 
 INT8 = "-int8"
@@ -93,4 +94,11 @@ def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     log = tmp_path_factory.mktemp("server") / "triton.log"
     options = ServerOptions(environment={"CHATTERBOX_CHECKPOINT": str(tiny_path)}, log=log)
     with TritonServer(options) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def front(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """OpenAI's API in front of that server."""
+    with Front(server.grpc_url, tmp_path_factory.mktemp("front") / "front.log") as running:
         yield running

@@ -100,8 +100,8 @@ def test_only_what_is_needed_at_run_time_is_installed_in_the_locked_versions(env
     locked = {(normal(name), version) for name, version in re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE)}
     names = {name for name, _ in installed}
     assert {name for name, _ in installed - locked} == {"chatterbox-engine", "chatterbox-client"}
-    assert {"torch", "tritonclient", "sqlalchemy"} <= names
-    assert not names & {"nvidia-pytriton", "pytest", "locust", "mypy", "ruff"}
+    assert {"torch", "tritonclient", "sqlalchemy", "aiohttp", "av"} <= names
+    assert not names & {"nvidia-pytriton", "pytest", "locust", "mypy", "ruff", "openai"}
 
 
 def normal(name: str) -> str:

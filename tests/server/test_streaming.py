@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import itertools
 import json
 import operator
@@ -40,13 +39,12 @@ from chatterbox_client import (
 from chatterbox_engine.launcher.regions import SHARED_MEMORY
 from chatterbox_engine.launcher.server import ServerFailed, ServerOptions, TritonServer
 from chatterbox_engine.streaming import ChunkPolicy
-from loadtest.pages import Pages
 from tests.server.conftest import Spoken
+from tests.server.given_up import requests_given_up
 
 pytestmark = pytest.mark.server
 
 GREETING = "Hello there, how are you today?"
-CANCELLATIONS = "chatterbox_cancellations_total"
 LONG = "This is one more sentence of a text that is too long for one segment, is it not? " * 6
 
 
@@ -210,26 +208,6 @@ def test_json_callers_get_events_with_raw_samples(server: TritonServer, client: 
     refusal = caught.value.read().decode()
     assert "INVALID_ARGUMENT: format is 'mp3'; a stream's must be one of pcm, s16" in refusal
     caught.value.close()
-
-
-@contextlib.contextmanager
-def requests_given_up(server: TritonServer, fewest: int, most: int) -> Iterator[None]:
-    """That this many requests are given up inside; then nothing is held for anybody."""
-
-    def page() -> Pages:
-        return Pages.read(server.http_url, server.metrics_url)
-
-    def settled() -> bool:
-        now = page()
-        held = (now.total(f"chatterbox_{name}") for name in ("requests_active", "slots_active", "kv_positions_used"))
-        return fewest <= now.total(CANCELLATIONS) - before <= most and not any(held)
-
-    before = page().total(CANCELLATIONS)
-    yield
-    deadline = time.monotonic() + 20
-    while not settled() and time.monotonic() < deadline:
-        time.sleep(0.2)  # the page changes once a second
-    assert settled(), [sample for sample in page().metrics if sample.name.startswith("chatterbox_")]
 
 
 def test_leaving_the_loop_by_break_or_exception_gives_the_request_up(small: TritonServer) -> None:

@@ -1,0 +1,45 @@
+"""The command `chatterbox openai`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from chatterbox_client.cli_common import HEADERS, Seconds, fail, one_line_errors
+from chatterbox_client.client import DEFAULT_TIMEOUT
+from chatterbox_client.transports import open_async_transport
+
+
+def openai(
+    context: typer.Context,
+    url: Annotated[
+        str | None, typer.Option(envvar="CHATTERBOX_URL", help="host:port of the Triton server's gRPC; localhost:8001.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model to serve, again for more; the first answers to OpenAI's names.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8080,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="CHATTERBOX_OPENAI_KEYS", help="An API key that may ask, again for more; none: everybody."),
+    ] = None,
+    timeout: Seconds = DEFAULT_TIMEOUT,
+) -> None:
+    """Serve OpenAI's speech API (/v1/audio/speech) in front of a Triton server."""
+    try:
+        from aiohttp import web
+
+        from chatterbox_client.openai.server import SpeechApi
+    except ImportError as error:
+        fail(f"{error}: install chatterbox-client[openai]")
+    try:
+        transport = open_async_transport(url, "grpc", context.meta.get(HEADERS))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--url") from error
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    api = SpeechApi(transport, model or ["chatterbox"], keys=key or (), timeout=timeout)
+    with one_line_errors():
+        web.run_app(api.application(), host=host, port=port, handler_cancellation=True)

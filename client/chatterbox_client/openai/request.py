@@ -1,0 +1,126 @@
+"""A request to OpenAI's `POST /v1/audio/speech`, checked and in this package's terms."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from chatterbox_client.errors import InvalidRequest, NotFound
+from chatterbox_client.openai.encoding import FORMATS, Format
+from chatterbox_client.request import speech_request, stream_request
+
+THEIR_MODELS = ("tts-", "gpt-")
+"""How the names of OpenAI's own models begin: who asks for one of them gets the first that is served."""
+
+THEIR_VOICES = frozenset(
+    ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse")
+)
+"""OpenAI's own voices: one of them that nobody has stored is the built-in voice."""
+
+_OURS = frozenset(inspect.signature(stream_request).parameters) - {"text", "voice"}
+_OF_STREAMS = _OURS - frozenset(inspect.signature(speech_request).parameters)
+_THEIRS = frozenset(("model", "input", "voice", "response_format", "speed", "instructions", "stream_format"))
+_KNOWN = _THEIRS | _OURS | {"stream"}
+
+
+Sent = Literal["whole", "stream", "events"]
+
+
+@dataclass(frozen=True)
+class SpeechRequest:
+    """What is to be spoken, and how it is sent."""
+
+    model: str
+    text: str
+    voice: str | None
+    """None: the built-in one, or `reference_audio` among the options."""
+    options: Mapping[str, Any]
+    """The other arguments of `Client.stream`, of `Client.speak` where it is sent whole."""
+    format: Format
+    sent: Sent
+
+
+def parse(body: Any, models: Sequence[str]) -> SpeechRequest:
+    """A request from its JSON. models: those that are served, not empty.
+
+    Beside OpenAI's fields it may have the arguments of `Client.stream` under their names (`reference_audio` in base64)
+    and `stream`, false for one whole answer. A field that is null is as if it were not there. Raises InvalidRequest for
+    what is wrong or cannot be heeded, NotFound for another model.
+    """
+    if not isinstance(body, dict):
+        raise InvalidRequest("the body is not a JSON object")
+    given = {name: value for name, value in body.items() if value is not None}
+    if unknown := sorted(set(given) - _KNOWN):
+        raise InvalidRequest(f"unknown field {', '.join(unknown)}: the known ones are {', '.join(sorted(_KNOWN))}")
+    if given.get("speed", 1) != 1:
+        raise InvalidRequest("speed: Chatterbox has a pace of its own; leave it out, or 1")
+    if given.get("instructions"):
+        raise InvalidRequest("instructions: Chatterbox takes none; use preset, exaggeration or cfg_weight")
+    name = _one_of(given, "response_format", FORMATS, "mp3")
+    sent = _sent(given, name)
+    if sent == "whole" and (useless := sorted(_OF_STREAMS & set(given))):
+        raise InvalidRequest(f"{', '.join(useless)}: this answer is not a stream")
+    return SpeechRequest(
+        model=_model(_string(given, "model", models[0]), models),
+        text=_string(given, "input"),
+        voice=_voice(given),
+        options=_options(given),
+        format=FORMATS[name],
+        sent=sent,
+    )
+
+
+def _model(name: str, models: Sequence[str]) -> str:
+    if name in models:
+        return name
+    if name.startswith(THEIR_MODELS):
+        return models[0]
+    raise NotFound(f"there is no model {name!r}: served is {', '.join(models)}")
+
+
+def _voice(given: Mapping[str, Any]) -> str | None:
+    voice = given.get("voice")
+    if isinstance(voice, dict):  # OpenAI's way to name a voice of one's own
+        return _string(voice, "id")
+    return _string(given, "voice") if voice is not None else None
+
+
+def _sent(given: Mapping[str, Any], name: str) -> Sent:
+    events = _one_of(given, "stream_format", ("audio", "sse"), "audio") == "sse"
+    # FLAC's header has the audio's length, which a stream does not know, and some readers refuse a file without it
+    stream = given.get("stream", events or name != "flac")
+    if not isinstance(stream, bool):
+        raise InvalidRequest(f"stream must be true or false, not {stream!r}")
+    if events and not stream:
+        raise InvalidRequest("stream_format: sse is a stream")
+    return "events" if events else "stream" if stream else "whole"
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    options = {name: value for name, value in given.items() if name in _OURS}
+    for name in ("language", "preset", "reference_audio"):
+        if name in options:
+            options[name] = _string(options, name)
+    if "reference_audio" in options:
+        try:
+            options["reference_audio"] = base64.b64decode(options["reference_audio"], validate=True)
+        except ValueError as error:
+            raise InvalidRequest(f"reference_audio is not base64: {error}") from error
+    return options
+
+
+def _string(given: Mapping[str, Any], field: str, default: str | None = None) -> str:
+    value = given.get(field, default)
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{field} is missing" if value is None else f"{field} must be a string, not {value!r}")
+    return value
+
+
+def _one_of(given: Mapping[str, Any], field: str, known: Collection[str], default: str) -> str:
+    value = _string(given, field, default)
+    if value not in known:
+        raise InvalidRequest(f"{field} must be one of {', '.join(known)}, not {value!r}")
+    return value

@@ -1,0 +1,212 @@
+"""The HTTP side: `POST /v1/audio/speech`, and the lists that programs ask for beside it.
+
+A client like any other: it holds no model and no queue, and what the Triton server refuses is refused here in the same
+words with OpenAI's status. OpenAI's reference: https://platform.openai.com/docs/api-reference/audio/createSpeech.
+`/v1/audio/voices` and `/v1/audio/models` are what Open WebUI asks a server that is not OpenAI's
+(backend/open_webui/routers/audio.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hmac
+import json
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from aiohttp import web
+
+from chatterbox_client.client import AsyncClient
+from chatterbox_client.errors import (
+    ChatterboxClientError,
+    ConnectionFailed,
+    InvalidRequest,
+    NotFound,
+    Timeout,
+    Unavailable,
+)
+from chatterbox_client.openai.encoding import Encoder, encode_file
+from chatterbox_client.openai.request import THEIR_VOICES, SpeechRequest, parse
+from chatterbox_client.transports import AsyncTransport
+
+MAX_BODY = 64 << 20
+"""Bytes of a request: a reference clip is in it as base64."""
+
+_STATUS: dict[type[ChatterboxClientError], int] = {
+    InvalidRequest: 400,
+    NotFound: 404,
+    ConnectionFailed: 503,
+    Unavailable: 503,
+    Timeout: 504,
+}
+
+_log = logging.getLogger("chatterbox.openai")
+
+
+class SpeechApi:
+    """The handlers.
+
+    transport: reaches the Triton server over gRPC; models: its models that are served, not empty; keys: the bearer
+    tokens of those who may ask, empty for everybody; timeout: seconds that a request may take.
+    """
+
+    def __init__(
+        self, transport: AsyncTransport, models: Sequence[str], *, keys: Sequence[str] = (), timeout: float | None
+    ) -> None:
+        self._transport = transport
+        self._clients = {name: AsyncClient(model=name, timeout=timeout, transport=transport) for name in models}
+        self._keys = [key.encode() for key in keys]
+
+    def application(self) -> web.Application:
+        """To be run with `handler_cancellation`, so that who goes away gives the request up."""
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._guard])
+        app.router.add_post("/v1/audio/speech", self._speech)
+        app.router.add_get("/v1/audio/voices", self._voices)
+        app.router.add_get("/v1/audio/models", self._models)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", self._health)
+        app.on_cleanup.append(self._close)
+        return app
+
+    async def _speech(self, http: web.Request) -> web.StreamResponse:
+        request = parse(await _json(http), list(self._clients))
+        client = self._clients[request.model]
+        arguments = {**request.options, "voice": await _stored_voice(client, request.voice)}
+        if request.sent == "whole":
+            audio = await client.speak(request.text, **arguments)
+            file = await asyncio.to_thread(encode_file, request.format, audio.sample_rate, audio.to_bytes("s16"))
+            return web.Response(body=file, content_type=request.format.content_type)
+        return await _send_stream(http, client, request, arguments)
+
+    async def _voices(self, _http: web.Request) -> web.Response:
+        client = next(iter(self._clients.values()))
+        try:
+            stored = [voice.name for voice in await client.voices.list()]
+        except NotFound:  # a server that leaves the model of voices out
+            stored = []
+        return web.json_response({"voices": [{"id": name, "name": name} for name in ["default", *stored]]})
+
+    async def _models(self, _http: web.Request) -> web.Response:
+        models = [
+            {"id": name, "name": name, "object": "model", "created": 0, "owned_by": "resemble-ai"}
+            for name in self._clients
+        ]
+        return web.json_response({"object": "list", "data": models, "models": models})
+
+    async def _health(self, _http: web.Request) -> web.Response:
+        for name, client in self._clients.items():
+            if not await client.ready():
+                raise Unavailable(f"the model {name} is not ready")
+        return web.json_response({"status": "ok"})
+
+    async def _close(self, _app: web.Application) -> None:
+        await self._transport.close()
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Asks for a key, and answers errors in OpenAI's form."""
+        if self._keys and request.path != "/health" and not self._is_known(request.headers.get("Authorization", "")):
+            return _refusal(401, "the API key is missing or wrong")
+        try:
+            return await handler(request)
+        except ChatterboxClientError as error:
+            return _refusal(_status(error), error.message)
+        except web.HTTPException as error:  # no such path, a wrong method, a body that is too large
+            return _refusal(error.status, error.reason)
+
+    def _is_known(self, authorization: str) -> bool:
+        kind, _, key = authorization.partition(" ")
+        sent = key.strip().encode(errors="surrogateescape")  # as aiohttp decodes what is not UTF-8
+        matches = [hmac.compare_digest(sent, known) for known in self._keys]
+        return kind.lower() == "bearer" and any(matches)
+
+
+async def _json(http: web.Request) -> Any:
+    try:
+        return json.loads(await http.read())
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from error
+
+
+async def _stored_voice(client: AsyncClient, voice: str | None) -> str | None:
+    """The voice to ask the server for; None is the built-in one."""
+    if voice not in THEIR_VOICES:
+        return voice
+    try:
+        return (await client.voices.get(voice)).name
+    except NotFound:
+        return None
+
+
+async def _send_stream(
+    http: web.Request, client: AsyncClient, request: SpeechRequest, arguments: dict[str, Any]
+) -> web.StreamResponse:
+    """Sends the audio while it is spoken. Until the first chunk is there an error is raised: it has its own status."""
+    response = web.StreamResponse()
+    events = request.sent == "events"
+    response.content_type = "text/event-stream" if events else request.format.content_type
+    tokens = 0
+
+    async def send(piece: bytes) -> None:
+        if piece:
+            await response.write(_delta(piece) if events else piece)
+
+    try:
+        async with contextlib.aclosing(client.stream(request.text, **arguments)) as chunks:
+            async for chunk in chunks:
+                if not response.prepared:
+                    encoder = Encoder(request.format, chunk.sample_rate)
+                    await response.prepare(http)
+                await send(await asyncio.to_thread(encoder.encode, chunk.to_bytes()))
+                tokens += len(chunk.speech_tokens)
+        await send(await asyncio.to_thread(encoder.finish))
+        if events:
+            await response.write(_event(_done(len(request.text), tokens)))
+    except ChatterboxClientError as error:
+        if not response.prepared:
+            raise
+        _log.warning("a stream broke: %s", error)
+        if not events:
+            _break_off(http)
+            return response
+        await response.write(_event({"type": "error", **_error(_status(error), error.message)}))
+    await response.write_eof()
+    return response
+
+
+def _break_off(http: web.Request) -> None:
+    """Ends the connection without the end of the body, so that half of the audio does not pass for all of it."""
+    if http.transport is not None:
+        http.transport.abort()
+
+
+def _delta(piece: bytes) -> bytes:
+    return _event({"type": "speech.audio.delta", "audio": base64.b64encode(piece).decode()})
+
+
+def _done(characters: int, tokens: int) -> dict[str, Any]:
+    """The last event. Its usage counts what this server knows: characters in, S3 tokens (of 40 ms) out."""
+    usage = {"input_tokens": characters, "output_tokens": tokens, "total_tokens": characters + tokens}
+    return {"type": "speech.audio.done", "usage": usage}
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+def _status(error: ChatterboxClientError) -> int:
+    return _STATUS.get(type(error), 500)
+
+
+def _error(status: int, message: str) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+
+
+def _refusal(status: int, message: str) -> web.Response:
+    return web.json_response(_error(status, message), status=status)

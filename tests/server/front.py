@@ -1,0 +1,48 @@
+"""The command `chatterbox openai`, as a process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+from chatterbox_engine.launcher.ports import ReservedPorts
+
+
+class Front:
+    """Runs between `__enter__` and `__exit__`, which says when it did not end well; its output is in the log."""
+
+    def __init__(self, grpc_url: str, log: Path) -> None:
+        ports = ReservedPorts("127.0.0.1", [0])
+        ports.release()
+        self.address = f"127.0.0.1:{ports.numbers[0]}"
+        self._options = ["--url", grpc_url, "--port", str(ports.numbers[0])]
+        self._log = log
+
+    def __enter__(self) -> Front:
+        program = str(Path(sys.executable).parent / "chatterbox")
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen([program, "openai", *self._options], stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while not self._answers():
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.05)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.terminate()
+        assert self._process.wait(60) == 0, self._log.read_text()
+
+    def _answers(self) -> bool:
+        try:
+            httpx.get(f"http://{self.address}/health", timeout=10)
+        except httpx.TransportError:
+            return False
+        return True

@@ -1,0 +1,32 @@
+"""What a server's metrics say of requests that were given up."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from chatterbox_engine.launcher.server import TritonServer
+from loadtest.pages import Pages
+
+CANCELLATIONS = "chatterbox_cancellations_total"
+
+
+@contextlib.contextmanager
+def requests_given_up(server: TritonServer, fewest: int, most: int) -> Iterator[None]:
+    """That this many requests are given up inside; then nothing is held for anybody."""
+
+    def page() -> Pages:
+        return Pages.read(server.http_url, server.metrics_url)
+
+    def settled() -> bool:
+        now = page()
+        held = (now.total(f"chatterbox_{name}") for name in ("requests_active", "slots_active", "kv_positions_used"))
+        return fewest <= now.total(CANCELLATIONS) - before <= most and not any(held)
+
+    before = page().total(CANCELLATIONS)
+    yield
+    deadline = time.monotonic() + 20
+    while not settled() and time.monotonic() < deadline:
+        time.sleep(0.2)  # the page changes once a second
+    assert settled(), [sample for sample in page().metrics if sample.name.startswith("chatterbox_")]

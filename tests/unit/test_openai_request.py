@@ -1,0 +1,93 @@
+"""Requests in OpenAI's terms."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from chatterbox_client import InvalidRequest, NotFound
+from chatterbox_client.openai.encoding import FORMATS
+from chatterbox_client.openai.request import parse
+
+MODELS = ["chatterbox", "turbo"]
+LEAST = {"model": "tts-1", "input": "Hello.", "voice": "anna"}
+
+
+def test_openais_own_fields_are_enough() -> None:
+    request = parse(LEAST, MODELS)
+    assert (request.model, request.text, request.voice) == ("chatterbox", "Hello.", "anna")
+    assert (request.format, request.sent, request.options) == (FORMATS["mp3"], "stream", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "served"),
+    [("tts-1-hd", "chatterbox"), ("gpt-4o-mini-tts", "chatterbox"), ("chatterbox", "chatterbox"), ("turbo", "turbo")],
+)
+def test_a_model_is_ours_or_openais(name: str, served: str) -> None:
+    assert parse({**LEAST, "model": name}, MODELS).model == served
+    assert parse({"input": "Hello."}, MODELS).model == "chatterbox"
+
+
+@pytest.mark.parametrize(
+    ("voice", "named"), [("anna", "anna"), ({"id": "anna"}, "anna"), (None, None), ("default", "default")]
+)
+def test_a_voice_is_a_name_or_openais_object(voice: Any, named: str | None) -> None:
+    assert parse({**LEAST, "voice": voice}, MODELS).voice == named
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({}, "stream"),
+        ({"stream": False}, "whole"),
+        ({"stream_format": "sse"}, "events"),
+        ({"stream_format": "audio", "stream": True}, "stream"),
+        ({"response_format": "flac"}, "whole"),
+        ({"response_format": "flac", "stream": True}, "stream"),
+        ({"response_format": "flac", "stream_format": "sse"}, "events"),
+    ],
+)
+def test_how_it_is_sent(fields: dict[str, Any], sent: str) -> None:
+    assert parse({**LEAST, **fields}, MODELS).sent == sent
+
+
+def test_the_clients_own_arguments_are_fields_too() -> None:
+    clip = base64.b64encode(b"RIFF").decode()
+    fields = {"exaggeration": 0.7, "seed": 7, "language": "fr", "first_chunk_tokens": 5, "reference_audio": clip}
+    request = parse({**LEAST, **fields, "speed": 1.0, "instructions": "", "top_k": None}, MODELS)
+    assert request.options == {**fields, "reference_audio": b"RIFF"}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (["Hello."], "not a JSON object"),
+        ({"model": "tts-1"}, "input is missing"),
+        ({**LEAST, "input": 3}, "input must be a string, not 3"),
+        ({**LEAST, "model": 3}, "model must be a string"),
+        ({**LEAST, "voice": 3}, "voice must be a string"),
+        ({**LEAST, "voice": {"name": "anna"}}, "id is missing"),
+        ({**LEAST, "language": 3}, "language must be a string"),
+        ({**LEAST, "response_format": "wma"}, "response_format must be one of mp3, opus, aac, flac, wav, pcm"),
+        ({**LEAST, "stream_format": "websocket"}, "stream_format must be one of audio, sse"),
+        ({**LEAST, "stream_format": ["sse"]}, "stream_format must be a string"),
+        ({**LEAST, "stream": "yes"}, "stream must be true or false"),
+        ({**LEAST, "stream": False, "stream_format": "sse"}, "sse is a stream"),
+        ({**LEAST, "stream": False, "chunk_tokens": 25}, "chunk_tokens: this answer is not a stream"),
+        ({**LEAST, "speed": 1.5}, "speed: "),
+        ({**LEAST, "instructions": "Whisper."}, "instructions: "),
+        ({**LEAST, "pitch": 2, "mood": 1}, "unknown field mood, pitch"),
+        ({**LEAST, "text": "Hello."}, "unknown field text"),
+        ({**LEAST, "reference_audio": "no base64!"}, "reference_audio is not base64"),
+    ],
+)
+def test_what_is_wrong_is_said(body: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        parse(body, MODELS)
+
+
+def test_another_model_is_not_found() -> None:
+    with pytest.raises(NotFound, match="no model 'piper': served is chatterbox, turbo"):
+        parse({**LEAST, "model": "piper"}, MODELS)

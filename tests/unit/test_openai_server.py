@@ -1,0 +1,290 @@
+"""The front for OpenAI's API, asked by OpenAI's own client; behind it transports that answer at once, or a server that
+speaks Triton's protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import aiohttp
+import httpx
+import numpy as np
+import openai
+import pytest
+from aiohttp import web
+
+from chatterbox_client import Audio, InvalidRequest, NotFound, ServerError, Timeout, Unavailable
+from chatterbox_client.openai.server import SpeechApi
+from chatterbox_client.request import Tensors
+from chatterbox_client.transports import AsyncTransport, open_async_transport
+from tests.unit.client_fakes import SAMPLES, STATS, TOKENS, FakeAsyncTransport, fake_server
+
+PCM = Audio(SAMPLES, 24_000, TOKENS, STATS).to_bytes("s16")
+SPEECH: dict[str, Any] = {"model": "tts-1", "input": "Hello.", "voice": "anna", "response_format": "pcm"}
+
+
+class WithVoices(FakeAsyncTransport):
+    """Knows the voices that it is given; without any it is a server that left that model out."""
+
+    def __init__(self, *voices: str) -> None:
+        super().__init__()
+        self.voices = voices
+
+    async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+        if model != "chatterbox_voices":
+            return await super().infer(model, tensors, outputs, timeout)
+        entries = [
+            {"voice": name, "bytes": 1, "content_hash": "", "created_at": "", "updated_at": ""} for name in self.voices
+        ]
+        if not self.voices:
+            raise NotFound("Request for unknown model: 'chatterbox_voices' is not found")
+        if tensors["action"].item() == b"list":
+            return {"result": np.array([[json.dumps(entries)]], dtype=np.object_)}
+        named = [entry for entry in entries if entry["voice"].encode() == tensors["voice"].item()]
+        if not named:
+            raise NotFound("there is no such voice")
+        return {"result": np.array([[json.dumps(named[0])]], dtype=np.object_)}
+
+
+class Breaking(FakeAsyncTransport):
+    """A stream that ends with an error behind its first chunk."""
+
+    async def stream(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+    ) -> AsyncGenerator[Tensors, None]:
+        async for answer in super().stream(model, tensors, outputs, timeout):
+            yield answer
+            raise ServerError("the engine has ended")
+
+
+@contextmanager
+def serving(make: Callable[[], AsyncTransport], **options: Any) -> Iterator[str]:
+    """The base URL of a front, run as the command runs it, in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def start() -> web.AppRunner:
+        api = SpeechApi(make(), ["chatterbox", "turbo"], timeout=10, **options)
+        runner = web.AppRunner(api.application(), handler_cancellation=True)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner
+
+    runner = asyncio.run_coroutine_threadsafe(start(), loop).result()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def client_of(url: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key=key, max_retries=0)
+
+
+def asked(transport: FakeAsyncTransport) -> tuple[str, dict[str, Any]]:
+    """The one request that reached it: model and values."""
+    [(model, tensors, _, _)] = transport.sync.calls
+    return model, {name: tensor.item() for name, tensor in tensors.items()}
+
+
+def test_speech_is_streamed() -> None:
+    transport = FakeAsyncTransport()
+    with (
+        serving(lambda: transport) as url,
+        client_of(url) as client,
+        client.audio.speech.with_streaming_response.create(**SPEECH) as answer,
+    ):
+        assert answer.headers["Content-Type"] == "audio/pcm"
+        assert answer.headers["Transfer-Encoding"] == "chunked"
+        assert b"".join(answer.iter_bytes()) == PCM
+    assert asked(transport) == ("chatterbox_stream", {"text": b"Hello.", "voice": b"anna"})
+    assert transport.sync.closed
+
+
+def test_a_whole_answer_has_its_length() -> None:
+    transport = FakeAsyncTransport()
+    with serving(lambda: transport) as url, client_of(url) as client:
+        answer = client.audio.speech.create(**SPEECH, extra_body={"stream": False, "seed": 7, "exaggeration": 0.5})
+        assert answer.response.headers["Content-Length"] == str(len(PCM))
+        assert answer.read() == PCM
+    assert asked(transport) == (
+        "chatterbox",
+        {"text": b"Hello.", "voice": b"anna", "seed": 7, "exaggeration": 0.5},
+    )
+
+
+def test_events_carry_the_audio_and_the_counts() -> None:
+    with serving(FakeAsyncTransport) as url:
+        answer = httpx.post(f"{url}/audio/speech", json={**SPEECH, "stream_format": "sse"})
+    assert answer.headers["Content-Type"] == "text/event-stream"
+    *deltas, done = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n")[:-1]]
+    assert {event["type"] for event in deltas} == {"speech.audio.delta"}
+    assert b"".join(base64.b64decode(event["audio"]) for event in deltas) == PCM
+    usage = {"input_tokens": 6, "output_tokens": 3, "total_tokens": 9}
+    assert done == {"type": "speech.audio.done", "usage": usage}
+
+
+@pytest.mark.parametrize(("stored", "spoken"), [(("anna", "nova"), b"nova"), (("anna",), None), ((), None)])
+def test_openais_voice_is_the_stored_one_or_the_built_in(stored: tuple[str, ...], spoken: bytes | None) -> None:
+    transport = WithVoices(*stored)
+    with serving(lambda: transport) as url, client_of(url) as client:
+        client.audio.speech.create(**{**SPEECH, "voice": "nova", "model": "turbo"})
+    model, values = asked(transport)
+    assert (model, values.get("voice")) == ("turbo_stream", spoken)
+
+
+def test_a_clip_is_spoken_in_its_own_voice() -> None:
+    transport = FakeAsyncTransport()
+    with serving(lambda: transport) as url:
+        body = {"input": "Hello.", "reference_audio": base64.b64encode(b"RIFF").decode()}
+        assert httpx.post(f"{url}/audio/speech", json=body).status_code == 200
+    assert asked(transport)[1] == {"text": b"Hello.", "reference_audio": b"RIFF"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (InvalidRequest("top_p is above 1"), 400, "invalid_request_error"),
+        (NotFound("there is no voice 'anna'"), 404, "invalid_request_error"),
+        (Unavailable("the queue is full"), 503, "server_error"),
+        (Timeout("no answer within 10 s"), 504, "server_error"),
+        (ServerError("the engine has ended"), 500, "server_error"),
+    ],
+)
+@pytest.mark.parametrize("fields", [{}, {"stream": False}, {"stream_format": "sse"}])
+def test_what_the_server_refuses_is_refused_in_its_words(
+    error: Exception, status: int, kind: str, fields: dict[str, Any]
+) -> None:
+    with (
+        serving(lambda: FakeAsyncTransport(error)) as url,
+        client_of(url) as client,
+        pytest.raises(openai.APIStatusError) as caught,
+    ):
+        client.audio.speech.create(**SPEECH, extra_body=fields)
+    assert caught.value.status_code == status
+    assert caught.value.body == {"message": str(error), "type": kind, "param": None, "code": None}
+
+
+@pytest.mark.parametrize(
+    ("request_body", "message"),
+    [(b"{", "the body is not JSON"), (b"[]", "not a JSON object"), (b'{"input": "Hi.", "speed": 2}', "speed")],
+)
+def test_a_wrong_body_is_refused(request_body: bytes, message: str) -> None:
+    with serving(FakeAsyncTransport) as url:
+        answer = httpx.post(f"{url}/audio/speech", content=request_body)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+
+
+def test_unknown_paths_methods_and_bodies_too_large_are_errors_in_the_same_form() -> None:
+    with serving(FakeAsyncTransport) as url:
+        answers = [
+            httpx.get(f"{url}/audio/transcriptions"),
+            httpx.get(f"{url}/audio/speech"),
+            httpx.post(f"{url}/audio/speech", content=bytes(65 << 20)),
+        ]
+    assert [answer.status_code for answer in answers] == [404, 405, 413]
+    assert all(answer.json()["error"]["message"] for answer in answers)
+
+
+def test_a_stream_that_breaks_is_not_taken_for_a_whole_one() -> None:
+    with serving(Breaking) as url, client_of(url) as client:
+        with httpx.stream("POST", f"{url}/audio/speech", json=SPEECH) as answer:
+            assert answer.status_code == 200
+            with pytest.raises(httpx.TransportError):
+                answer.read()
+        with pytest.raises(openai.APIConnectionError):
+            client.audio.speech.create(**SPEECH)
+
+
+def test_a_stream_of_events_that_breaks_says_so() -> None:
+    with serving(Breaking) as url:
+        answer = httpx.post(f"{url}/audio/speech", json={**SPEECH, "stream_format": "sse"})
+    first, last = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n")[:-1]]
+    assert first["type"] == "speech.audio.delta"
+    assert (last["type"], last["error"]["message"]) == ("error", "the engine has ended")
+
+
+def test_who_goes_away_gives_the_request_up() -> None:
+    with fake_server() as fake, serving(lambda: open_async_transport(fake.grpc_url, "grpc")) as url:
+        with httpx.stream("POST", f"{url}/audio/speech", json={**SPEECH, "input": "endless"}) as answer:
+            assert next(answer.iter_bytes())
+        assert fake.given_up.get(timeout=10) == "endless"
+
+
+def test_a_request_that_waits_for_its_first_chunk_is_given_up_too() -> None:
+    with fake_server() as fake, serving(lambda: open_async_transport(fake.grpc_url, "grpc")) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/audio/speech", json={**SPEECH, "input": "hang"}, timeout=0.5)
+        fake.stopping.set()
+        assert fake.given_up.get(timeout=10) == "hang"
+
+
+def test_without_a_server_it_is_unavailable() -> None:
+    with serving(lambda: open_async_transport("localhost:1", "grpc")) as url, client_of(url) as client:
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.audio.speech.create(**SPEECH)
+        assert caught.value.status_code == 503
+        assert "localhost:1" in str(caught.value)
+        assert httpx.get(url.removesuffix("/v1") + "/health").status_code == 503
+
+
+def test_models_and_voices_are_listed() -> None:
+    with serving(lambda: WithVoices("anna", "emma")) as url, client_of(url) as client:
+        assert [model.id for model in client.models.list()] == ["chatterbox", "turbo"]
+        assert [model["id"] for model in httpx.get(f"{url}/audio/models").json()["models"]] == ["chatterbox", "turbo"]
+        voices = httpx.get(f"{url}/audio/voices").json()["voices"]
+    assert voices == [{"id": name, "name": name} for name in ("default", "anna", "emma")]
+
+
+def test_a_server_without_stored_voices_has_the_built_in_one() -> None:
+    with serving(WithVoices) as url:
+        assert httpx.get(f"{url}/audio/voices").json() == {"voices": [{"id": "default", "name": "default"}]}
+
+
+def test_health_is_the_models() -> None:
+    transport = FakeAsyncTransport()
+    with serving(lambda: transport, keys=["secret"]) as url:
+        health = url.removesuffix("/v1") + "/health"
+        assert httpx.get(health).json() == {"status": "ok"}
+        transport.sync.is_ready = False
+        assert httpx.get(health).status_code == 503
+
+
+def test_with_keys_nobody_else_is_answered() -> None:
+    transport = FakeAsyncTransport()
+    with serving(lambda: transport, keys=["first", "second"]) as url:
+        for key in ("first", "second"):
+            assert client_of(url, key).audio.speech.create(**SPEECH).read() == PCM
+        asked_before = len(transport.sync.calls)
+        with pytest.raises(openai.AuthenticationError, match="missing or wrong"):
+            client_of(url, "third").audio.speech.create(**SPEECH)
+        for sent in (b"", b"first", b"Basic first", b"Bearer", b"Bearer \xff"):
+            header = {b"Authorization": sent}
+            answers = [httpx.post(f"{url}/audio/speech", json=SPEECH, headers=header)]
+            answers += [httpx.get(f"{url}/{path}", headers=header) for path in ("models", "audio/voices", "nowhere")]
+            assert {answer.status_code for answer in answers} == {401}
+        assert len(transport.sync.calls) == asked_before
+
+
+def test_requests_are_answered_side_by_side() -> None:
+    async def ask(url: str) -> list[bytes]:
+        async with aiohttp.ClientSession() as session:
+
+            async def one() -> bytes:
+                async with session.post(f"{url}/audio/speech", json=SPEECH) as answer:
+                    return await answer.read()
+
+            return await asyncio.gather(*(one() for _ in range(40)))
+
+    with serving(FakeAsyncTransport) as url:
+        assert asyncio.run(ask(url)) == [PCM] * 40
