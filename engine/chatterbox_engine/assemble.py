@@ -29,6 +29,7 @@ from chatterbox_engine.t3_gpt2 import GPT2
 from chatterbox_engine.text import EnglishText, TextPreparation
 from chatterbox_engine.text_gpt2 import GPT2Text
 from chatterbox_engine.transformer import Transformer
+from chatterbox_engine.types import TOKENS_PER_SECOND
 from chatterbox_engine.voice_store import VoiceStore
 from chatterbox_engine.voices import Encoder, Voices
 from chatterbox_engine.watermark import make_watermarker
@@ -98,6 +99,7 @@ def build(
         device=device,
         dtype=vocoder_dtype,
         cfm_steps=config.cfm_steps or None,
+        prompt_tokens=round(config.prompt_seconds * TOKENS_PER_SECOND),
     )
     max_slots = config.max_slots or choose_slots(checkpoint.dims.t3, family.rows, config.max_cache_len, dtype, device)
     positions = plan_positions(checkpoint.dims.t3, family.rows * max_slots, config.max_cache_len)

@@ -118,6 +118,9 @@ class Config:
     `TORCHINDUCTOR_CACHE_DIR`, which torch reads itself."""
     cfm_steps: int = 0
     """Euler steps of the flow."""
+    prompt_seconds: float = 10.0
+    """Seconds of a voice's clip that S3Gen hears, as upstream. It computes them for every utterance and every chunk
+    of a stream anew, so fewer are cheaper."""
     vocoder_batch: int = 16
     """Segments turned into audio together on a GPU; a CPU takes one after the other."""
     vocoder_delay: float = 0.0
@@ -214,6 +217,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("segment_chars", 40, 1000),
     ("max_seconds", 0.04, 160.0),
     ("cfm_steps", 0, 100),
+    ("prompt_seconds", 1.0, 10.0),
     ("vocoder_batch", 1, 128),
     ("vocoder_delay", 0.0, 1.0),
     ("voice_cache_mb", 1, 1_000_000),

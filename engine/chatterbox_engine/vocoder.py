@@ -24,7 +24,6 @@ from chatterbox_engine.types import SAMPLES_PER_TOKEN, TOKENS_PER_SECOND, Sample
 from chatterbox_engine.voice_cache import Memo
 
 VOICES_KEPT = 256
-PROMPT_TOKENS = 10 * TOKENS_PER_SECOND
 BYTES_PER_PAIR = 480
 """S3Gen's memory at full size, by which a batch is bounded: for each pair of tokens of a row, as the encoder's scores
 and their relative positions are what grows fastest. 16 utterances of 40 s behind a prompt of 10 s take 12 GB in
@@ -127,7 +126,8 @@ class Vocoder:
             self._s3gen.capture(self._graphs, self._captured(), report)
         began = time.monotonic()
         zeros = partial(torch.zeros, device=device)
-        voice = PreparedVoice(zeros(PROMPT_TOKENS, dtype=torch.int64), zeros(2 * PROMPT_TOKENS, mel), zeros(mel))
+        prompt = self._s3gen.prompt_tokens
+        voice = PreparedVoice(zeros(prompt, dtype=torch.int64), zeros(2 * prompt, mel), zeros(mel))
         first = ChunkPolicy().first
         span = Span(0, 0, first, first + LOOKAHEAD, last=False)
         synthesise(self._s3gen, [Window(torch.zeros(span.tokens, dtype=torch.int64), voice, 0, span)])
@@ -198,15 +198,20 @@ class Vocoder:
     def _captured(self) -> list[tuple[int, int, int]]:
         """Rows, prompt tokens and utterance tokens of the batches worth a graph. The graphs keep the memory of the
         largest, so that is a quarter of a batch's."""
+        prompt = self._s3gen.prompt_tokens
         return [
-            (rows, PROMPT_TOKENS, tokens)
+            (rows, prompt, tokens)
             for rows in sorted({rows for rows in CAPTURED_ROWS if rows < self._batch} | {self._batch})
             for tokens in (*CAPTURED_TOKENS, *(MORE_TOKENS if rows >= MANY_ROWS else ()))
-            if rows * (PROMPT_TOKENS + tokens) <= LAUNCH_BOUND and _bytes(rows, tokens) <= self._memory / 4
+            if rows * (prompt + tokens) <= LAUNCH_BOUND and self._bytes(rows, tokens) <= self._memory / 4
         ]
 
     def _fits(self, batch: Sequence[Piece]) -> bool:
-        return _bytes(len(batch), max(piece.span.tokens for piece in batch)) <= self._memory
+        return self._bytes(len(batch), max(piece.span.tokens for piece in batch)) <= self._memory
+
+    def _bytes(self, rows: int, tokens: int) -> int:
+        """The memory for a batch whose longest window has that many tokens."""
+        return BYTES_PER_PAIR * rows * (self._s3gen.prompt_tokens + tokens) ** 2
 
     def _window(self, piece: Piece) -> Window:
         utterance, span = piece.utterance, piece.span
@@ -214,11 +219,6 @@ class Vocoder:
         prepared = self._prepared.get(voice.key, lambda: self._s3gen.prepare(voice.conditionals.s3gen))
         tokens = torch.tensor(utterance.tokens[span.start : span.stop])
         return Window(tokens, prepared, utterance.vocoder_seed, span, utterance.phase)
-
-
-def _bytes(rows: int, tokens: int) -> int:
-    """The memory for a batch whose longest window has that many tokens."""
-    return BYTES_PER_PAIR * rows * (PROMPT_TOKENS + tokens) ** 2
 
 
 def _to_samples(wave: torch.Tensor, tokens: int) -> Samples:

@@ -57,6 +57,21 @@ def test_a_row_of_a_batch_equals_the_row_alone(
         assert (together - alone).norm() / alone.norm() < 1e-4
 
 
+def test_of_a_long_prompt_its_beginning_is_heard(s3gen: S3Gen) -> None:
+    long = random_conditionals(TINY, 300)
+    shorter = S3Gen.from_state_dict(
+        build_upstream(TINY).state_dict(), TINY, device=torch.device("cpu"), prompt_tokens=12
+    )
+    cut = dataclasses.replace(long, prompt_tokens=long.prompt_tokens[:12], prompt_mel=long.prompt_mel[:24])
+    tokens = random_tokens(TINY, 20)
+    heard, expected = (
+        model.synthesise([VocoderJob(tokens, model.prepare(voice), 3)])[0]
+        for model, voice in ((shorter, long), (s3gen, cut))
+    )
+    assert (heard - expected).norm() / expected.norm() < 1e-4
+    assert s3gen.prepare(long).frames == 500  # ten seconds, as upstream
+
+
 @settings(derandomize=True, max_examples=6, deadline=None)
 @given(rows=st.lists(ROWS, min_size=1, max_size=5))
 def test_a_row_in_a_bucket_equals_the_row_alone(

@@ -17,6 +17,7 @@ from chatterbox_engine.errors import NotFound, RequestError
 from chatterbox_engine.families import ENGLISH
 from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.metrics import Metrics
+from chatterbox_engine.s3gen.model import PROMPT_TOKENS
 from chatterbox_engine.scheduler import Scheduler
 from chatterbox_engine.text import normalise
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples, SynthesisRequest, SynthesisResult
@@ -85,6 +86,7 @@ class FakeS3Gen:
     device = torch.device("cpu")
     dims = SimpleNamespace(mel=1)
     fade = torch.ones(1)
+    prompt_tokens = PROMPT_TOKENS
 
     def __init__(self) -> None:
         self.gate = threading.Event()

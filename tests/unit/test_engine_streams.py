@@ -16,7 +16,7 @@ from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.s3gen.stream import Phase
 from chatterbox_engine.streaming import ChunkPolicy, Cursor, Span
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, SynthesisChunk, SynthesisRequest, SynthesisResult
-from chatterbox_engine.vocoder import PROMPT_TOKENS, Piece, Vocoder
+from chatterbox_engine.vocoder import Piece, Vocoder
 from tests.unit.engine_fakes import WAIT, FakeEngine, FakeS3Gen
 from tests.unit.static import PretendGraphs
 
@@ -174,9 +174,11 @@ def test_a_piece_that_memory_does_not_hold_alone_is_refused_and_the_others_are_s
         assert sum(len(chunk.samples) for chunk in chunks_of(small)) == (29 + len(".")) * SAMPLES_PER_TOKEN
 
 
-def test_what_is_captured_covers_streams_and_stays_within_its_share_of_memory() -> None:
+@pytest.mark.parametrize("prompt_tokens", [250, 75])
+def test_what_is_captured_covers_streams_and_stays_within_its_share_of_memory(prompt_tokens: int) -> None:
     sizes: list[tuple[int, int, int]] = []
     s3gen = FakeS3Gen()
+    s3gen.prompt_tokens = prompt_tokens
     s3gen.capture = lambda _graphs, found, _report: sizes.extend(found)  # type: ignore[attr-defined]
     vocoder = make_vocoder(s3gen, [], graphs=PretendGraphs(), memory=1 << 30)
     vocoder.warm_up(lambda _line: None)
@@ -184,7 +186,7 @@ def test_what_is_captured_covers_streams_and_stays_within_its_share_of_memory() 
     window, cursor, decoded = set(), Cursor(policy), 900
     while (span := cursor.take(decoded, complete=False)) is not None:
         window.add(span.tokens)
-    assert {(1, PROMPT_TOKENS, tokens) for tokens in window} <= set(sizes)
+    assert {(1, prompt_tokens, tokens) for tokens in window} <= set(sizes)
     assert all(480 * rows * (prompt + tokens) ** 2 <= (1 << 30) / 4 for rows, prompt, tokens in sizes)
     assert max(rows for rows, _, _ in sizes) == 3
 

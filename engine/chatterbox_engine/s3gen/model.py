@@ -22,7 +22,10 @@ from chatterbox_engine.s3gen.flow import Flow
 from chatterbox_engine.s3gen.hift import Hift
 from chatterbox_engine.s3gen.noise import HARMONICS, SAMPLES_PER_FRAME, SourceNoise, source_noise, start_noise
 from chatterbox_engine.s3gen.weights import Weights
-from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, S3GenConditionals
+from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, TOKENS_PER_SECOND, S3GenConditionals
+
+PROMPT_TOKENS = 10 * TOKENS_PER_SECOND
+"""What upstream takes of a voice's clip (DEC_COND_LEN in models/s3gen and tts.py)."""
 
 _FRAMES_PER_TOKEN = SAMPLES_PER_TOKEN // SAMPLES_PER_FRAME
 _MUTED = SAMPLE_RATE // 50
@@ -70,8 +73,12 @@ class S3Gen:
     A row's result does not depend on what else is in the batch.
     """
 
-    def __init__(self, weights: Weights, dims: S3GenDims, *, dtype: torch.dtype, cfm_steps: int) -> None:
+    def __init__(
+        self, weights: Weights, dims: S3GenDims, *, dtype: torch.dtype, cfm_steps: int, prompt_tokens: int
+    ) -> None:
         self.dims, self.device = dims, weights.device
+        self.prompt_tokens = prompt_tokens
+        """The most of a voice's prompt that is heard."""
         self.rows_together = weights.device.type != "cpu"
         """Whether the networks take several rows at once. One row keeps a CPU's cores busy, and its activations fit
         into the cache: 8 utterances of 3 s take 1.2 times as long together (docs/performance.md)."""
@@ -93,27 +100,32 @@ class S3Gen:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         cfm_steps: int | None = None,
+        prompt_tokens: int = PROMPT_TOKENS,
     ) -> S3Gen:
         """Loads the `flow.` and `mel2wav.` tensors of an official state dict and ignores all others.
 
         dtype: of the encoder and the flow's UNet, the rest is float32; cfm_steps: upstream's number by default, ten, or
-        two for MeanFlow. Raises CheckpointError that names tensors that are missing, unknown or of another shape.
+        two for MeanFlow; prompt_tokens: how much of a voice's prompt is heard at most.
+
+        Raises CheckpointError that names tensors that are missing, unknown or of another shape.
         """
         weights = Weights(state, ("flow.", "mel2wav."), device)
         with torch.inference_mode():
-            model = cls(weights, dims, dtype=dtype, cfm_steps=cfm_steps or (2 if dims.meanflow else 10))
+            steps = cfm_steps or (2 if dims.meanflow else 10)
+            model = cls(weights, dims, dtype=dtype, cfm_steps=steps, prompt_tokens=prompt_tokens)
         weights.finish()
         return model
 
     @torch.inference_mode()
     def prepare(self, conditionals: S3GenConditionals) -> PreparedVoice:
-        """Moves a voice to the device and projects its speaker embedding.
+        """Moves what is heard of a voice to the device and projects its speaker embedding.
 
         Raises InvalidRequest when the prompt is empty or its mel does not have two frames per token.
         """
         tokens, mel = conditionals.prompt_tokens, conditionals.prompt_mel
         if tokens.shape[0] == 0 or mel.shape != (_FRAMES_PER_TOKEN * tokens.shape[0], self.dims.mel):
             raise InvalidRequest(f"voice prompt of {tokens.shape[0]} tokens with a mel of shape {list(mel.shape)}")
+        tokens, mel = tokens[: self.prompt_tokens], mel[: _FRAMES_PER_TOKEN * self.prompt_tokens]
         speaker = F.normalize(upload(conditionals.embedding, self.device).float(), dim=0)
         return PreparedVoice(
             upload(tokens, self.device).long(), upload(mel, self.device).float(), self._project_speaker(speaker)
