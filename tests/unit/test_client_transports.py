@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -145,6 +146,30 @@ def test_one_client_serves_sixteen_threads_at_once(server: FakeServer, protocol:
         np.testing.assert_array_equal(audio.samples, SAMPLES)
     texts = {request["text"][2][4:].decode() for request in server.received[before:]}
     assert texts == {f"Number {number}." for number in range(48)}
+
+
+def test_several_servers_take_requests_in_turn_and_one_that_is_gone_takes_none() -> None:
+    def received(servers: Sequence[FakeServer]) -> list[int]:
+        counts = [len(server.received) for server in servers]
+        for server in servers:
+            server.received.clear()
+        return counts
+
+    def ask(client: Client, count: int) -> None:
+        for _ in range(count):
+            client.speak("Hi.")
+            list(client.stream("Hi."))
+
+    with fake_server() as first, contextlib.ExitStack() as stack:
+        second = stack.enter_context(fake_server())
+        with Client(f"ipv4:{first.grpc_url},{second.grpc_url}", "grpc", timeout=30) as client:
+            ask(client, 20)  # the first ones may go to whichever is connected first
+            received((first, second))
+            ask(client, 4)
+            assert received((first, second)) == [4, 4]
+            stack.close()  # the second server
+            ask(client, 4)
+            assert received((first, second)) == [8, 0]
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

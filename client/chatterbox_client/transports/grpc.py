@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 from chatterbox_client.errors import ChatterboxClientError, ConnectionFailed, Timeout, Unavailable
 from chatterbox_client.request import Tensors
 from chatterbox_client.transports import convert
-from chatterbox_client.transports.grpc_stream import AsyncStreamChannel, StreamChannel
+from chatterbox_client.transports.grpc_stream import OPTIONS, AsyncStreamChannel, StreamChannel
 
 _PROBE_SECONDS = 5.0
 
@@ -25,7 +25,7 @@ class GrpcTransport:
     def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._url = url
         self._headers = headers
-        self._client = tritonclient.grpc.InferenceServerClient(url)
+        self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=OPTIONS)
         self._streams = StreamChannel(url, headers)
 
     def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
@@ -113,7 +113,7 @@ class AsyncGrpcTransport:
 
     @cached_property
     def _client(self) -> Any:
-        return tritonclient.grpc.aio.InferenceServerClient(self._url)
+        return tritonclient.grpc.aio.InferenceServerClient(self._url, channel_args=OPTIONS)
 
     @cached_property
     def _streams(self) -> AsyncStreamChannel:

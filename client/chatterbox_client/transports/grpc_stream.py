@@ -24,7 +24,13 @@ from chatterbox_client.errors import ChatterboxClientError, from_status
 from chatterbox_client.request import Tensors
 from chatterbox_client.transports import convert
 
-_OPTIONS = [("grpc.max_receive_message_length", -1)]
+OPTIONS: list[tuple[str, str | int]] = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.lb_policy_name", "round_robin"),
+]
+"""Of every channel. A name or a list of several addresses is several servers, which take calls in turn, as long as they
+can be reached: gRPC's own default sends all calls to the first."""
 
 _STATUS = re.compile(rf"({'|'.join(code.name for code in grpc.StatusCode)}): (.*)", re.DOTALL)
 
@@ -41,7 +47,7 @@ class StreamChannel:
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         self._metadata = tuple(headers.items())
-        self._channel = grpc.insecure_channel(url, options=_OPTIONS)
+        self._channel = grpc.insecure_channel(url, options=OPTIONS)
         self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
 
     def stream(
@@ -75,7 +81,7 @@ class AsyncStreamChannel:
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         self._metadata = tuple(headers.items())
-        self._channel = grpc.aio.insecure_channel(url, options=_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(url, options=OPTIONS)
         self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
 
     async def stream(
