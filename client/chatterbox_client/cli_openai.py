@@ -11,6 +11,9 @@ from chatterbox_client.cli_common import HEADERS, Seconds, fail, one_line_errors
 from chatterbox_client.client import DEFAULT_TIMEOUT
 from chatterbox_client.transports import open_async_transport
 
+SECONDS_TO_FINISH = 5.0
+"""That requests under way have when the command is told to end, and as many to notice that they are cut off."""
+
 
 def openai(
     context: typer.Context,
@@ -21,10 +24,13 @@ def openai(
         list[str] | None, typer.Option(help="A model to serve, again for more; the first answers to OpenAI's names.")
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8080,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8080,
     key: Annotated[
         list[str] | None,
-        typer.Option(envvar="CHATTERBOX_OPENAI_KEYS", help="An API key that may ask, again for more; none: everybody."),
+        typer.Option(
+            envvar="CHATTERBOX_OPENAI_KEYS",
+            help="An API key that may ask, again for more (the variable: spaces between them); none: everybody.",
+        ),
     ] = None,
     timeout: Seconds = DEFAULT_TIMEOUT,
 ) -> None:
@@ -35,6 +41,8 @@ def openai(
         from chatterbox_client.openai.server import SpeechApi
     except ImportError as error:
         fail(f"{error}: install chatterbox-client[openai]")
+    if not all(key or ()):  # a shell's unset variable would be a key that everybody has
+        raise typer.BadParameter("is empty", param_hint="--key")
     try:
         transport = open_async_transport(url, "grpc", context.meta.get(HEADERS))
     except ValueError as error:
@@ -42,4 +50,6 @@ def openai(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     api = SpeechApi(transport, model or ["chatterbox"], keys=key or (), timeout=timeout)
     with one_line_errors():
-        web.run_app(api.application(), host=host, port=port, handler_cancellation=True)
+        web.run_app(
+            api.application(), host=host, port=port, handler_cancellation=True, shutdown_timeout=SECONDS_TO_FINISH
+        )

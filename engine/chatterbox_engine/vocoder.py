@@ -18,6 +18,7 @@ from chatterbox_engine.graphs import Graphs
 from chatterbox_engine.jobs import Utterance
 from chatterbox_engine.metrics import Metrics, NoMetrics
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen
+from chatterbox_engine.s3gen.model import PROMPT_TOKENS
 from chatterbox_engine.s3gen.stream import Window, synthesise
 from chatterbox_engine.streaming import LOOKAHEAD, ChunkPolicy, Span
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, TOKENS_PER_SECOND, Samples
@@ -203,15 +204,11 @@ class Vocoder:
             (rows, prompt, tokens)
             for rows in sorted({rows for rows in CAPTURED_ROWS if rows < self._batch} | {self._batch})
             for tokens in (*CAPTURED_TOKENS, *(MORE_TOKENS if rows >= MANY_ROWS else ()))
-            if rows * (prompt + tokens) <= LAUNCH_BOUND and self._bytes(rows, tokens) <= self._memory / 4
+            if rows * (prompt + tokens) <= LAUNCH_BOUND and _bytes(rows, tokens) <= self._memory / 4
         ]
 
     def _fits(self, batch: Sequence[Piece]) -> bool:
-        return self._bytes(len(batch), max(piece.span.tokens for piece in batch)) <= self._memory
-
-    def _bytes(self, rows: int, tokens: int) -> int:
-        """The memory for a batch whose longest window has that many tokens."""
-        return BYTES_PER_PAIR * rows * (self._s3gen.prompt_tokens + tokens) ** 2
+        return _bytes(len(batch), max(piece.span.tokens for piece in batch)) <= self._memory
 
     def _window(self, piece: Piece) -> Window:
         utterance, span = piece.utterance, piece.span
@@ -219,6 +216,12 @@ class Vocoder:
         prepared = self._prepared.get(voice.key, lambda: self._s3gen.prepare(voice.conditionals.s3gen))
         tokens = torch.tensor(utterance.tokens[span.start : span.stop])
         return Window(tokens, prepared, utterance.vocoder_seed, span, utterance.phase)
+
+
+def _bytes(rows: int, tokens: int) -> int:
+    """The memory for a batch whose longest window has that many tokens, behind the longest prompt: behind a shorter one
+    HiFT takes as much."""
+    return BYTES_PER_PAIR * rows * (PROMPT_TOKENS + tokens) ** 2
 
 
 def _to_samples(wave: torch.Tensor, tokens: int) -> Samples:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,17 +17,18 @@ from chatterbox_engine.launcher.ports import ReservedPorts
 class Front:
     """Runs between `__enter__` and `__exit__`, which says when it did not end well; its output is in the log."""
 
-    def __init__(self, grpc_url: str, log: Path) -> None:
+    def __init__(self, grpc_url: str, log: Path, options: Sequence[str] = (), before: Sequence[str] = ()) -> None:
+        """options: of the command, beside its addresses; before: of `chatterbox` itself."""
         ports = ReservedPorts("127.0.0.1", [0])
         ports.release()
         self.address = f"127.0.0.1:{ports.numbers[0]}"
-        self._options = ["--url", grpc_url, "--port", str(ports.numbers[0])]
+        self._arguments = [*before, "openai", "--url", grpc_url, "--port", str(ports.numbers[0]), *options]
         self._log = log
 
     def __enter__(self) -> Front:
         program = str(Path(sys.executable).parent / "chatterbox")
         with self._log.open("w") as log:
-            self._process = subprocess.Popen([program, "openai", *self._options], stdout=log, stderr=log)
+            self._process = subprocess.Popen([program, *self._arguments], stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while not self._answers():
             assert self._process.poll() is None, self._log.read_text()
@@ -37,8 +39,12 @@ class Front:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.terminate()
+
+    def terminate(self) -> None:
+        """Ends it, which it does by itself within half a minute whatever is under way."""
         self._process.terminate()
-        assert self._process.wait(60) == 0, self._log.read_text()
+        assert self._process.wait(30) == 0, self._log.read_text()
 
     def _answers(self) -> bool:
         try:

@@ -141,6 +141,7 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.received: list[Received] = []
+        self.metadata: list[dict[str, str]] = []  # of the streams
         self.stopping = threading.Event()
         self.given_up: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.http_url = self.grpc_url = ""
@@ -257,6 +258,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         request = next(requests)
         text = request.raw_input_contents[0][4:].decode()
         context.add_callback(lambda: self._fake.given_up.put(text))
+        self._fake.metadata.append(dict(context.invocation_metadata()))
         if status := self._fake.refusal(_received(request)):
             yield _stream_error(f"{CODES[status]}: refused with {status}")
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,3 +119,9 @@ def test_t3_takes_the_cores_of_s3gen_for_long_steps(dtype: torch.dtype, elements
     weight = torch.empty(elements, dtype=dtype)
     model: Any = SimpleNamespace(parameters=lambda: [weight], dtype=dtype, device=CPU)
     assert assemble.t3_threads(Config(), model) == (assemble.vocoder_threads(Config(), CPU) if more else None)
+
+
+def test_s3gen_is_made_as_the_settings_say(tiny_path: Path, tmp_path: Path) -> None:
+    settings = {"prompt_seconds": 2.0, "dtype": "float32", "voice_store": str(tmp_path / "voices.sqlite")}
+    engine = assemble.build(Config(checkpoint=str(tiny_path), watermark=False, **settings))  # type: ignore[arg-type]
+    assert engine._parts.s3gen.prompt_tokens == 50

@@ -1,76 +1,85 @@
-"""The command `chatterbox openai`, as far as it goes without a server."""
+"""The command `chatterbox openai`, before a server that speaks Triton's protocol."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
 import pytest
-from aiohttp import web
 from typer.testing import CliRunner
 
 from chatterbox_client.cli import app
-from chatterbox_client.openai.server import SpeechApi
+from tests.server.front import Front
+from tests.unit.client_fakes import fake_server
 
 
 def run(*arguments: str, **environment: str) -> Any:
     return CliRunner(env={"CHATTERBOX_URL": None, **environment}).invoke(app, list(arguments))
 
 
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """How the front would have been made and run."""
-    calls: list[dict[str, Any]] = []
-    init = SpeechApi.__init__
-
-    def note(self: SpeechApi, transport: Any, models: Any, **options: Any) -> None:
-        calls.append({"transport": transport, "models": models, **options})
-        init(self, transport, models, **options)
-
-    monkeypatch.setattr(SpeechApi, "__init__", note)
-    monkeypatch.setattr(web, "run_app", lambda _app, **options: calls.append(options))
-    return calls
+def test_it_heeds_its_options(tmp_path: Path) -> None:
+    options = ["--model", "turbo", "--model", "nano", "--key", "one", "--key", "two"]
+    with fake_server() as fake, Front(fake.grpc_url, tmp_path / "log", options, ["--header", "x-key: 1"]) as front:
+        url = f"http://{front.address}/v1"
+        assert httpx.get(f"{url}/models").status_code == 401
+        with openai.OpenAI(base_url=url, api_key="two") as client:
+            assert [model.id for model in client.models.list()] == ["turbo", "nano"]
+            client.audio.speech.create(model="nano", voice="anna", input="Hello.")
+    assert fake.metadata[-1]["x-key"] == "1"
 
 
-def test_it_listens_to_this_machine_alone_and_serves_one_model(made: list[dict[str, Any]]) -> None:
-    assert run("openai").exit_code == 0
-    api, listening = made
-    assert (api["models"], list(api["keys"]), api["timeout"]) == (["chatterbox"], [], 300.0)
-    assert api["transport"]._url == "localhost:8001"
-    assert listening == {"host": "127.0.0.1", "port": 8080, "handler_cancellation": True}
+@pytest.mark.full
+def test_it_ends_soon_though_somebody_listens_to_a_stream_without_end(tmp_path: Path) -> None:
+    def listen(url: str) -> None:
+        body = {"input": "endless", "response_format": "pcm"}
+        with httpx.stream("POST", url, json=body) as answer:
+            for _ in answer.iter_bytes():
+                heard.set()
+
+    heard = threading.Event()
+    with fake_server() as fake, ThreadPoolExecutor() as threads:
+        with Front(fake.grpc_url, tmp_path / "log") as front:
+            listening = threads.submit(listen, f"http://{front.address}/v1/audio/speech")
+            assert heard.wait(20)
+        with pytest.raises(httpx.TransportError):
+            listening.result()
 
 
-def test_what_it_is_told_it_heeds(made: list[dict[str, Any]]) -> None:
-    options = ["--url", "tts:9001", "--model", "turbo", "--model", "nano", "--host", "0.0.0.0", "--port", "80"]
-    done = run("--header", "x-key: 1", "openai", *options, "--timeout", "5", CHATTERBOX_OPENAI_KEYS="one two")
-    assert done.exit_code == 0, done.stderr
-    api, listening = made
-    assert (api["models"], list(api["keys"]), api["timeout"]) == (["turbo", "nano"], ["one", "two"], 5.0)
-    assert (api["transport"]._url, api["transport"]._headers) == ("tts:9001", {"x-key": "1"})
-    assert (listening["host"], listening["port"]) == ("0.0.0.0", 80)
-
-
-def test_a_wrong_address_is_wrong_usage() -> None:
-    done = run("openai", "--url", "http://localhost:8001")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--url", "http://localhost:8001"], "without a scheme"),
+        (["--port", "70000"], "65535"),
+        (["--key", ""], "--key: is empty"),
+        (["--key", "one", "--key", ""], "--key: is empty"),
+    ],
+)
+def test_wrong_options_are_wrong_usage(options: list[str], message: str) -> None:
+    done = run("openai", *options)
     assert done.exit_code == 2
-    assert "without a scheme" in done.stderr
+    assert message in done.stderr
 
 
 def test_a_taken_port_is_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        done = run("openai", "--port", str(taken.getsockname()[1]))
+        done = run("openai", "--port", str(taken.getsockname()[1]), CHATTERBOX_OPENAI_KEYS="")
     assert done.exit_code == 1
     assert len(done.stderr.strip().splitlines()) == 1
     assert "address already in use" in done.stderr
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("chatterbox_client.openai")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "av", None)
-    done = run("openai")
-    assert done.exit_code == 1
+def test_without_the_extra_it_says_what_to_install() -> None:
+    program = "import sys; sys.modules['av'] = None; from chatterbox_client.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, "openai"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
     assert "install chatterbox-client[openai]" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

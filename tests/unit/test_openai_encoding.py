@@ -70,6 +70,11 @@ def test_nothing_is_kept_back_for_long(name: str) -> None:
     assert half > total * (0.5 - 0.15), f"{half} of {total} bytes after half of the sound"
 
 
+def test_wav_has_the_plain_header() -> None:
+    header = len(b"".join(streamed("wav"))) - len(SAMPLES)
+    assert header == len(encode_file(FORMATS["wav"], RATE, SAMPLES)) - len(SAMPLES) == 44
+
+
 def test_a_piece_without_samples_adds_nothing() -> None:
     encoder = Encoder(FORMATS["pcm"], RATE)
     assert encoder.encode(b"") == b""

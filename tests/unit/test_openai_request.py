@@ -55,6 +55,10 @@ def test_how_it_is_sent(fields: dict[str, Any], sent: str) -> None:
 
 def test_the_clients_own_arguments_are_fields_too() -> None:
     clip = base64.b64encode(b"RIFF").decode()
+    named = {"model": "tts-1", "input": "Hello."}
+    for voice in ("alloy", "default", None):  # OpenAI's client has to send one
+        assert parse({**named, "voice": voice, "reference_audio": clip}, MODELS).voice is None
+    assert parse({**named, "voice": "anna", "reference_audio": clip}, MODELS).voice == "anna"  # the server says no
     fields = {"exaggeration": 0.7, "seed": 7, "language": "fr", "first_chunk_tokens": 5, "reference_audio": clip}
     request = parse({**LEAST, **fields, "speed": 1.0, "instructions": "", "top_k": None}, MODELS)
     assert request.options == {**fields, "reference_audio": b"RIFF"}
@@ -86,6 +90,12 @@ def test_the_clients_own_arguments_are_fields_too() -> None:
 def test_what_is_wrong_is_said(body: Any, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         parse(body, MODELS)
+
+
+def test_a_message_does_not_repeat_megabytes() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse({**LEAST, "response_format": "x" * 1_000_000}, MODELS)
+    assert len(str(caught.value)) < 200
 
 
 def test_another_model_is_not_found() -> None:

@@ -88,7 +88,7 @@ def encode_file(format: Format, sample_rate: int, samples: bytes) -> bytes:
 
 class _Writer:
     def __init__(self, format: Format, sample_rate: int, sink: object) -> None:
-        options = {"flush_packets": "1", **format.options}
+        options = {"flush_packets": "1", "fflags": "bitexact", **format.options}  # FFmpeg does not name itself
         self._container = av.open(sink, "w", format=format.container, options=options)
         stream = self._container.add_stream(format.codec, rate=sample_rate, layout="mono")
         assert isinstance(stream, av.AudioStream)

@@ -6,6 +6,7 @@ import base64
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import Any, Literal
 
 from chatterbox_client.errors import InvalidRequest, NotFound
@@ -63,29 +64,35 @@ def parse(body: Any, models: Sequence[str]) -> SpeechRequest:
     sent = _sent(given, name)
     if sent == "whole" and (useless := sorted(_OF_STREAMS & set(given))):
         raise InvalidRequest(f"{', '.join(useless)}: this answer is not a stream")
+    options = _options(given)
     return SpeechRequest(
-        model=_model(_string(given, "model", models[0]), models),
+        model=served_model(_string(given, "model", models[0]), models),
         text=_string(given, "input"),
-        voice=_voice(given),
-        options=_options(given),
+        voice=_voice(given, options),
+        options=options,
         format=FORMATS[name],
         sent=sent,
     )
 
 
-def _model(name: str, models: Sequence[str]) -> str:
+def served_model(name: str, models: Sequence[str]) -> str:
+    """The model that a name means. models: those that are served, not empty. Raises NotFound."""
     if name in models:
         return name
     if name.startswith(THEIR_MODELS):
         return models[0]
-    raise NotFound(f"there is no model {name!r}: served is {', '.join(models)}")
+    raise NotFound(f"there is no model {short(name)}: served is {', '.join(models)}")
 
 
-def _voice(given: Mapping[str, Any]) -> str | None:
+def _voice(given: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
     voice = given.get("voice")
     if isinstance(voice, dict):  # OpenAI's way to name a voice of one's own
-        return _string(voice, "id")
-    return _string(given, "voice") if voice is not None else None
+        voice = _string(voice, "id")
+    elif voice is not None:
+        voice = _string(given, "voice")
+    if "reference_audio" in options and voice in THEIR_VOICES | {"default"}:  # OpenAI's client has to send some voice
+        return None
+    return voice
 
 
 def _sent(given: Mapping[str, Any], name: str) -> Sent:
@@ -93,7 +100,7 @@ def _sent(given: Mapping[str, Any], name: str) -> Sent:
     # FLAC's header has the audio's length, which a stream does not know, and some readers refuse a file without it
     stream = given.get("stream", events or name != "flac")
     if not isinstance(stream, bool):
-        raise InvalidRequest(f"stream must be true or false, not {stream!r}")
+        raise InvalidRequest(f"stream must be true or false, not {short(stream)}")
     if events and not stream:
         raise InvalidRequest("stream_format: sse is a stream")
     return "events" if events else "stream" if stream else "whole"
@@ -115,12 +122,14 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
 def _string(given: Mapping[str, Any], field: str, default: str | None = None) -> str:
     value = given.get(field, default)
     if not isinstance(value, str):
-        raise InvalidRequest(f"{field} is missing" if value is None else f"{field} must be a string, not {value!r}")
+        raise InvalidRequest(
+            f"{field} is missing" if value is None else f"{field} must be a string, not {short(value)}"
+        )
     return value
 
 
 def _one_of(given: Mapping[str, Any], field: str, known: Collection[str], default: str) -> str:
     value = _string(given, field, default)
     if value not in known:
-        raise InvalidRequest(f"{field} must be one of {', '.join(known)}, not {value!r}")
+        raise InvalidRequest(f"{field} must be one of {', '.join(known)}, not {short(value)}")
     return value

@@ -14,11 +14,14 @@ import contextlib
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import socket
+import struct
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
 
+from chatterbox_client.audio import Audio, Chunk
 from chatterbox_client.client import AsyncClient
 from chatterbox_client.errors import (
     ChatterboxClientError,
@@ -28,8 +31,8 @@ from chatterbox_client.errors import (
     Timeout,
     Unavailable,
 )
-from chatterbox_client.openai.encoding import Encoder, encode_file
-from chatterbox_client.openai.request import THEIR_VOICES, SpeechRequest, parse
+from chatterbox_client.openai.encoding import Encoder, Format, encode_file
+from chatterbox_client.openai.request import THEIR_VOICES, SpeechRequest, parse, served_model
 from chatterbox_client.transports import AsyncTransport
 
 MAX_BODY = 64 << 20
@@ -50,13 +53,14 @@ class SpeechApi:
     """The handlers.
 
     transport: reaches the Triton server over gRPC; models: its models that are served, not empty; keys: the bearer
-    tokens of those who may ask, empty for everybody; timeout: seconds that a request may take.
+    tokens of those who may ask, empty for everybody; timeout: seconds that a request may take, its reader included.
     """
 
     def __init__(
         self, transport: AsyncTransport, models: Sequence[str], *, keys: Sequence[str] = (), timeout: float | None
     ) -> None:
         self._transport = transport
+        self._timeout = timeout
         self._clients = {name: AsyncClient(model=name, timeout=timeout, transport=transport) for name in models}
         self._keys = [key.encode() for key in keys]
 
@@ -67,6 +71,7 @@ class SpeechApi:
         app.router.add_get("/v1/audio/voices", self._voices)
         app.router.add_get("/v1/audio/models", self._models)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{name}", self._model)
         app.router.add_get("/health", self._health)
         app.on_cleanup.append(self._close)
         return app
@@ -77,9 +82,10 @@ class SpeechApi:
         arguments = {**request.options, "voice": await _stored_voice(client, request.voice)}
         if request.sent == "whole":
             audio = await client.speak(request.text, **arguments)
-            file = await asyncio.to_thread(encode_file, request.format, audio.sample_rate, audio.to_bytes("s16"))
+            file = await asyncio.to_thread(_encode, audio, request.format)
             return web.Response(body=file, content_type=request.format.content_type)
-        return await _send_stream(http, client, request, arguments)
+        chunks = client.stream(request.text, **arguments)
+        return await _send_stream(http, request, chunks, self._timeout)
 
     async def _voices(self, _http: web.Request) -> web.Response:
         client = next(iter(self._clients.values()))
@@ -90,11 +96,12 @@ class SpeechApi:
         return web.json_response({"voices": [{"id": name, "name": name} for name in ["default", *stored]]})
 
     async def _models(self, _http: web.Request) -> web.Response:
-        models = [
-            {"id": name, "name": name, "object": "model", "created": 0, "owned_by": "resemble-ai"}
-            for name in self._clients
-        ]
+        models = [_about(name) for name in self._clients]
         return web.json_response({"object": "list", "data": models, "models": models})
+
+    async def _model(self, http: web.Request) -> web.Response:
+        name = http.match_info["name"]
+        return web.json_response(_about(served_model(name, list(self._clients))))
 
     async def _health(self, _http: web.Request) -> web.Response:
         for name, client in self._clients.items():
@@ -117,7 +124,7 @@ class SpeechApi:
         except ChatterboxClientError as error:
             return _refusal(_status(error), error.message)
         except web.HTTPException as error:  # no such path, a wrong method, a body that is too large
-            return _refusal(error.status, error.reason)
+            return _refusal(error.status, error.reason, allow=error.headers.get("Allow"))
 
     def _is_known(self, authorization: str) -> bool:
         kind, _, key = authorization.partition(" ")
@@ -129,8 +136,12 @@ class SpeechApi:
 async def _json(http: web.Request) -> Any:
     try:
         return json.loads(await http.read())
-    except ValueError as error:
+    except (ValueError, RecursionError, web.RequestPayloadError) as error:  # the last: not compressed as it says
         raise InvalidRequest(f"the body is not JSON: {error}") from error
+
+
+def _about(model: str) -> dict[str, Any]:
+    return {"id": model, "name": model, "object": "model", "created": 0, "owned_by": "resemble-ai"}
 
 
 async def _stored_voice(client: AsyncClient, voice: str | None) -> str | None:
@@ -144,20 +155,23 @@ async def _stored_voice(client: AsyncClient, voice: str | None) -> str | None:
 
 
 async def _send_stream(
-    http: web.Request, client: AsyncClient, request: SpeechRequest, arguments: dict[str, Any]
+    http: web.Request, request: SpeechRequest, chunks: AsyncGenerator[Chunk, None], timeout: float | None
 ) -> web.StreamResponse:
-    """Sends the audio while it is spoken. Until the first chunk is there an error is raised: it has its own status."""
-    response = web.StreamResponse()
+    """Sends the audio while it is spoken. Until the first chunk is there an error is raised: it has its own status.
+
+    timeout: seconds that the reader may let a piece wait.
+    """
     events = request.sent == "events"
+    response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # nginx's
     response.content_type = "text/event-stream" if events else request.format.content_type
     tokens = 0
 
     async def send(piece: bytes) -> None:
         if piece:
-            await response.write(_delta(piece) if events else piece)
+            await asyncio.wait_for(response.write(_delta(piece) if events else piece), timeout)
 
     try:
-        async with contextlib.aclosing(client.stream(request.text, **arguments)) as chunks:
+        async with contextlib.aclosing(chunks):
             async for chunk in chunks:
                 if not response.prepared:
                     encoder = Encoder(request.format, chunk.sample_rate)
@@ -167,6 +181,12 @@ async def _send_stream(
         await send(await asyncio.to_thread(encoder.finish))
         if events:
             await response.write(_event(_done(len(request.text), tokens)))
+    except ConnectionResetError:  # the reader has gone away
+        return response
+    except asyncio.TimeoutError:
+        _log.warning("a stream was broken off: its reader took nothing for %g s", timeout)
+        _break_off(http)
+        return response
     except ChatterboxClientError as error:
         if not response.prepared:
             raise
@@ -180,9 +200,16 @@ async def _send_stream(
 
 
 def _break_off(http: web.Request) -> None:
-    """Ends the connection without the end of the body, so that half of the audio does not pass for all of it."""
+    """Resets the connection, so that half of the audio does not pass for all of it: to an HTTP/1.0 client, as nginx may
+    be one, a closed connection is the end of the body."""
     if http.transport is not None:
+        connection = http.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         http.transport.abort()
+
+
+def _encode(audio: Audio, format: Format) -> bytes:
+    return encode_file(format, audio.sample_rate, audio.to_bytes("s16"))
 
 
 def _delta(piece: bytes) -> bytes:
@@ -208,5 +235,6 @@ def _error(status: int, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
-def _refusal(status: int, message: str) -> web.Response:
-    return web.json_response(_error(status, message), status=status)
+def _refusal(status: int, message: str, allow: str | None = None) -> web.Response:
+    headers = None if allow is None else {"Allow": allow}
+    return web.json_response(_error(status, message), status=status, headers=headers)

@@ -28,9 +28,11 @@ OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
-"""Of every channel. A name or a list of several addresses is several servers, which take calls in turn, as long as they
-can be reached: gRPC's own default sends all calls to the first."""
+"""Of every channel. A name or a list of several addresses is several servers, which take calls in turn as long as they
+can be reached: gRPC's own default sends all calls to the first. One that is gone is looked for every two seconds: by
+default it is after up to two minutes."""
 
 _STATUS = re.compile(rf"({'|'.join(code.name for code in grpc.StatusCode)}): (.*)", re.DOTALL)
 
