@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal, NoReturn
@@ -18,7 +19,10 @@ HEADERS = "chatterbox.headers"
 
 Url = Annotated[
     str | None,
-    typer.Option(envvar="CHATTERBOX_URL", help="host:port of the server; localhost:8000 for http, :8001 for grpc."),
+    typer.Option(
+        help="host:port of the server, or the variable CHATTERBOX_URL (http) or CHATTERBOX_GRPC_URL (grpc); "
+        "localhost:8000 and :8001."
+    ),
 ]
 ProtocolOption = Annotated[Literal["http", "grpc"], typer.Option(help="How to talk to the server.")]
 Seconds = Annotated[float, typer.Option(help="Seconds to wait for the answer.")]
@@ -27,6 +31,7 @@ Seconds = Annotated[float, typer.Option(help="Seconds to wait for the answer.")]
 def connect(context: typer.Context, url: str | None, protocol: str, timeout: float, **others: str) -> Client:
     """A client as the options say."""
     make: Connect = context.obj
+    url = url or os.environ.get("CHATTERBOX_GRPC_URL" if protocol == "grpc" else "CHATTERBOX_URL") or None
     try:
         return make(url, protocol, timeout=timeout, **others)
     except ValueError as error:

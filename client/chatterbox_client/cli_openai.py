@@ -18,7 +18,8 @@ SECONDS_TO_FINISH = 5.0
 def openai(
     context: typer.Context,
     url: Annotated[
-        str | None, typer.Option(envvar="CHATTERBOX_URL", help="host:port of the Triton server's gRPC; localhost:8001.")
+        str | None,
+        typer.Option(envvar="CHATTERBOX_GRPC_URL", help="host:port of the Triton server's gRPC; localhost:8001."),
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="A model to serve, again for more; the first answers to OpenAI's names.")
@@ -32,13 +33,16 @@ def openai(
             help="An API key that may ask, again for more (the variable: spaces between them); none: everybody.",
         ),
     ] = None,
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="Ignore what Chatterbox has not: speed, instructions, unknown fields.")
+    ] = False,
     timeout: Seconds = DEFAULT_TIMEOUT,
 ) -> None:
     """Serve OpenAI's speech API (/v1/audio/speech) in front of a Triton server."""
     try:
         from aiohttp import web
 
-        from chatterbox_client.openai.server import SpeechApi
+        from chatterbox_client.openai.server import AccessLog, SpeechApi
     except ImportError as error:
         fail(f"{error}: install chatterbox-client[openai]")
     if not all(key or ()):  # a shell's unset variable would be a key that everybody has
@@ -48,8 +52,13 @@ def openai(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--url") from error
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    api = SpeechApi(transport, model or ["chatterbox"], keys=key or (), timeout=timeout)
+    api = SpeechApi(transport, model or ["chatterbox"], keys=key or (), timeout=timeout, lenient=lenient)
     with one_line_errors():
         web.run_app(
-            api.application(), host=host, port=port, handler_cancellation=True, shutdown_timeout=SECONDS_TO_FINISH
+            api.application(),
+            host=host,
+            port=port,
+            handler_cancellation=True,
+            shutdown_timeout=SECONDS_TO_FINISH,
+            access_log_class=AccessLog,
         )

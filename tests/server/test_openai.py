@@ -66,7 +66,7 @@ def test_every_format_has_all_of_the_audio(
     [
         ({"voice": "nobody"}, openai.NotFoundError, "nobody"),
         ({"model": "piper"}, openai.NotFoundError, "piper"),
-        ({"input": ""}, openai.BadRequestError, "text"),
+        ({"input": ""}, openai.BadRequestError, "input is empty"),
         ({"extra_body": {"top_k": 5}}, openai.BadRequestError, "top_k"),
         ({"extra_body": {"first_chunk_tokens": -1}}, openai.BadRequestError, "first_chunk_tokens"),
         ({"speed": 2.0}, openai.BadRequestError, "speed"),

@@ -66,7 +66,7 @@ def connections(transport: FakeTransport) -> Connections:
 @pytest.fixture
 def run(connections: Connections, tmp_path: Path) -> Iterator[Run]:
     def invoke(*arguments: str, stdin: str | bytes | None = None, env: dict[str, str] | None = None) -> Any:
-        runner = CliRunner(env={"CHATTERBOX_URL": None, **(env or {})})
+        runner = CliRunner(env={"CHATTERBOX_URL": None, "CHATTERBOX_GRPC_URL": None, **(env or {})})
         return runner.invoke(app, list(arguments), input=stdin, obj=connections)
 
     before = Path.cwd()
@@ -173,12 +173,14 @@ def test_the_connections_options_reach_the_client(run: Run, connections: Connect
     run("say", "Hello.")
     run("say", "Hello.", "--url", "tts:81", "--protocol", "grpc", "--timeout", "5")
     run("say", "Hello.", env={"CHATTERBOX_URL": "tts:82"})
-    run("status", env={"CHATTERBOX_URL": "tts:82"})
+    run("status", env={"CHATTERBOX_URL": "tts:82", "CHATTERBOX_GRPC_URL": "tts:83"})
+    run("say", "Hello.", "--stream", env={"CHATTERBOX_URL": "tts:82", "CHATTERBOX_GRPC_URL": "tts:83"})
     assert connections.calls == [
         (None, "http", 300),
         ("tts:81", "grpc", 5),
         ("tts:82", "http", 300),
         ("tts:82", "http", 10),
+        ("tts:83", "grpc", 300),
     ]
 
 

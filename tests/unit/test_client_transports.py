@@ -114,6 +114,15 @@ def test_a_closed_port_is_connection_failed(closed_port: str, kind: Any, protoco
 
 
 @every_way
+@pytest.mark.parametrize("port", [8000, 8001])
+def test_the_usual_port_of_the_other_protocol_is_pointed_out(kind: Any, protocol: str, port: int) -> None:
+    address = f"127.111.222.33:{port}"  # of this machine's, where nobody listens
+    with pytest.raises(ConnectionFailed) as caught:
+        call(kind, address, protocol, "ready")
+    assert ("is usually the port of" in str(caught.value)) == ((protocol, port) in (("http", 8001), ("grpc", 8000)))
+
+
+@every_way
 def test_a_server_that_does_not_answer_is_a_timeout(server: FakeServer, kind: Any, protocol: str) -> None:
     with pytest.raises(Timeout, match=r"no answer within 0\.2 s"):
         call(kind, url(server, protocol), protocol, "speak", "hang", timeout=0.2)

@@ -101,7 +101,8 @@ def test_an_unknown_parameter_of_a_model_is_refused() -> None:
 
 
 def test_settings_of_other_parts_are_left_alone() -> None:
-    assert Config.load({}, {"CHATTERBOX_URL": "x", "CHATTERBOX_CACHE": "y"}) == Config()
+    names = ("CHATTERBOX_URL", "CHATTERBOX_GRPC_URL", "CHATTERBOX_OPENAI_KEYS", "CHATTERBOX_CACHE")
+    assert Config.load({}, dict.fromkeys(names, "x")) == Config()
 
 
 def test_every_setting_stands_in_the_readme() -> None:

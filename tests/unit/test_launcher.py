@@ -181,7 +181,8 @@ def test_the_models_environment_is_ours_with_defaults_that_everything_else_wins_
     triton = Triton(Path("tritonserver"), Path("backends"), {"LD_LIBRARY_PATH": "/triton"})
     cache = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     plain = model_environment(ServerOptions(), triton, {"HOME": "/home", "CHATTERBOX_TRITON_HOME": "/triton"})
-    assert plain == {"HOME": "/home", "LD_LIBRARY_PATH": "/triton", cache: "64"}
+    assert plain == {"HOME": "/home", "LD_LIBRARY_PATH": "/triton", cache: "64", "GOMP_SPINCOUNT": "3000"}
+    assert "GOMP_SPINCOUNT" not in model_environment(ServerOptions(), triton, {"OMP_WAIT_POLICY": "active"})
     assert model_environment(ServerOptions(), triton, {cache: "16"})[cache] == "16"
     assert model_environment(ServerOptions(environment={cache: "32"}), triton, {cache: "16"})[cache] == "32"
 
@@ -225,6 +226,11 @@ def test_lines_are_put_together_from_pieces() -> None:
         os.close(read)
 
 
+def failed_to_load(model: str, error: str) -> bytes:
+    """A line of Triton's log."""
+    return f"E m.cc:6] \"failed to load '{model}' version 1: Internal: {error}\\n\\nAt:\\n  f(1): g\\n\"\n".encode()
+
+
 def test_the_failure_is_the_model_s_own_error_or_else_the_last_lines() -> None:
     read, write_end = os.pipe()
     reader = LogReader(read)
@@ -238,6 +244,11 @@ def test_the_failure_is_the_model_s_own_error_or_else_the_last_lines() -> None:
         )
         reader.read()
         assert reader.failure() == "failed to load 'm' version 1: Internal: no \"x\"\n\nAt:\n  f(1): g"
+        os.write(write_end, failed_to_load("a_stream", "EngineFailed: it ended"))
+        os.write(write_end, failed_to_load("a", "ConfigError: no such\\nfile"))
+        reader.read()
+        assert reader.failure().endswith("load 'a' version 1: Internal: ConfigError: no such\nfile")
+        assert "EngineFailed" not in reader.failure()
     finally:
         os.close(write_end)
         os.close(read)

@@ -45,6 +45,8 @@ def test_a_voice_is_a_name_or_openais_object(voice: Any, named: str | None) -> N
         ({"stream_format": "sse"}, "events"),
         ({"stream_format": "audio", "stream": True}, "stream"),
         ({"response_format": "flac"}, "whole"),
+        ({"response_format": "wav"}, "whole"),
+        ({"response_format": "wav", "stream": True}, "stream"),
         ({"response_format": "flac", "stream": True}, "stream"),
         ({"response_format": "flac", "stream_format": "sse"}, "events"),
     ],
@@ -69,6 +71,7 @@ def test_the_clients_own_arguments_are_fields_too() -> None:
     [
         (["Hello."], "not a JSON object"),
         ({"model": "tts-1"}, "input is missing"),
+        ({**LEAST, "input": ""}, "input is empty"),
         ({**LEAST, "input": 3}, "input must be a string, not 3"),
         ({**LEAST, "model": 3}, "model must be a string"),
         ({**LEAST, "voice": 3}, "voice must be a string"),
@@ -90,6 +93,13 @@ def test_the_clients_own_arguments_are_fields_too() -> None:
 def test_what_is_wrong_is_said(body: Any, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         parse(body, MODELS)
+
+
+def test_leniently_what_cannot_be_heeded_is_left_out() -> None:
+    fields = {"speed": 1.5, "instructions": "Whisper.", "user": "u", "seed": 7}
+    assert parse({**LEAST, **fields}, MODELS, lenient=True).options == {"seed": 7}
+    with pytest.raises(InvalidRequest, match="response_format"):
+        parse({**LEAST, "response_format": "wma"}, MODELS, lenient=True)
 
 
 def test_a_message_does_not_repeat_megabytes() -> None:

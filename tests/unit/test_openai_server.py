@@ -37,6 +37,7 @@ class WithVoices(FakeAsyncTransport):
     def __init__(self, *voices: str) -> None:
         super().__init__()
         self.voices = voices
+        self.changes: list[tuple[str, str, bytes]] = []
 
     async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         if model != "chatterbox_voices":
@@ -48,6 +49,8 @@ class WithVoices(FakeAsyncTransport):
             raise NotFound("Request for unknown model: 'chatterbox_voices' is not found")
         if tensors["action"].item() == b"list":
             return {"result": np.array([[json.dumps(entries)]], dtype=np.object_)}
+        if tensors["action"].item() == b"add":
+            self.changes.append(("add", tensors["voice"].item().decode(), tensors["audio"].item()))
         named = [entry for entry in entries if entry["voice"].encode() == tensors["voice"].item()]
         if not named:
             raise NotFound("there is no such voice")
@@ -306,6 +309,26 @@ def test_models_and_voices_are_listed() -> None:
         assert [model["id"] for model in httpx.get(f"{url}/audio/models").json()["models"]] == ["chatterbox", "turbo"]
         voices = httpx.get(f"{url}/audio/voices").json()["voices"]
     assert voices == [{"id": name, "name": name} for name in ("default", "anna", "emma")]
+
+
+def test_voices_are_added_and_deleted() -> None:
+    transport = WithVoices("anna")
+    with serving(lambda: transport) as url:
+        added = httpx.post(f"{url}/audio/voices", data={"name": "anna"}, files={"audio_sample": ("a.wav", b"RIFF")})
+        assert added.json() == {"object": "audio.voice", "id": "anna", "name": "anna"}
+        assert transport.changes == [("add", "anna", b"RIFF")]
+        assert httpx.delete(f"{url}/audio/voices/anna").json()["deleted"] is True
+        assert httpx.delete(f"{url}/audio/voices/nobody").status_code == 404
+        for wrong in ({"json": {"name": "anna"}}, {"data": {"name": "anna"}}, {"files": {"audio_sample": b"RIFF"}}):
+            answer = httpx.post(f"{url}/audio/voices", **wrong)  # type: ignore[arg-type]
+            assert (answer.status_code, "audio_sample" in answer.text) == (400, True)
+        broken = {"Content-Type": "multipart/form-data"}  # which lacks its boundary
+        assert httpx.post(f"{url}/audio/voices", content=b"x", headers=broken).status_code == 400
+
+
+def test_a_lenient_front_speaks_all_the_same() -> None:
+    with serving(FakeAsyncTransport, lenient=True) as url, client_of(url) as client:
+        assert client.audio.speech.create(**SPEECH, speed=1.5, instructions="Whisper.").read() == PCM
 
 
 def test_a_server_without_stored_voices_has_the_built_in_one() -> None:

@@ -44,8 +44,8 @@ class SpeechRequest:
     sent: Sent
 
 
-def parse(body: Any, models: Sequence[str]) -> SpeechRequest:
-    """A request from its JSON. models: those that are served, not empty.
+def parse(body: Any, models: Sequence[str], *, lenient: bool = False) -> SpeechRequest:
+    """A request from its JSON. models: those that are served, not empty; lenient: leaves out what cannot be heeded.
 
     Beside OpenAI's fields it may have the arguments of `Client.stream` under their names (`reference_audio` in base64)
     and `stream`, false for one whole answer. A field that is null is as if it were not there. Raises InvalidRequest for
@@ -54,12 +54,16 @@ def parse(body: Any, models: Sequence[str]) -> SpeechRequest:
     if not isinstance(body, dict):
         raise InvalidRequest("the body is not a JSON object")
     given = {name: value for name, value in body.items() if value is not None}
+    if lenient:
+        given = {name: value for name, value in given.items() if name in _KNOWN - {"speed", "instructions"}}
     if unknown := sorted(set(given) - _KNOWN):
         raise InvalidRequest(f"unknown field {', '.join(unknown)}: the known ones are {', '.join(sorted(_KNOWN))}")
     if given.get("speed", 1) != 1:
         raise InvalidRequest("speed: Chatterbox has a pace of its own; leave it out, or 1")
     if given.get("instructions"):
         raise InvalidRequest("instructions: Chatterbox takes none; use preset, exaggeration or cfg_weight")
+    if given.get("input") == "":
+        raise InvalidRequest("input is empty")
     name = _one_of(given, "response_format", FORMATS, "mp3")
     sent = _sent(given, name)
     if sent == "whole" and (useless := sorted(_OF_STREAMS & set(given))):
@@ -97,8 +101,8 @@ def _voice(given: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
 
 def _sent(given: Mapping[str, Any], name: str) -> Sent:
     events = _one_of(given, "stream_format", ("audio", "sse"), "audio") == "sse"
-    # FLAC's header has the audio's length, which a stream does not know, and some readers refuse a file without it
-    stream = given.get("stream", events or name != "flac")
+    # the header of these has the audio's length, which a stream does not know: a file without it is read wrong or not
+    stream = given.get("stream", events or name not in ("wav", "flac"))
     if not isinstance(stream, bool):
         raise InvalidRequest(f"stream must be true or false, not {short(stream)}")
     if events and not stream:

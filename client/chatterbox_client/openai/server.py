@@ -1,4 +1,4 @@
-"""The HTTP side: `POST /v1/audio/speech`, and the lists that programs ask for beside it.
+"""The HTTP side: `POST /v1/audio/speech`, voices, and the lists that programs ask for beside it.
 
 A client like any other: it holds no model and no queue, and what the Triton server refuses is refused here in the same
 words with OpenAI's status. OpenAI's reference: https://platform.openai.com/docs/api-reference/audio/createSpeech.
@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
+from aiohttp.web_log import AccessLogger
 
 from chatterbox_client.audio import Audio, Chunk
 from chatterbox_client.client import AsyncClient
@@ -34,6 +35,7 @@ from chatterbox_client.errors import (
 from chatterbox_client.openai.encoding import Encoder, Format, encode_file
 from chatterbox_client.openai.request import THEIR_VOICES, SpeechRequest, parse, served_model
 from chatterbox_client.transports import AsyncTransport
+from chatterbox_client.voices import AsyncVoiceList
 
 MAX_BODY = 64 << 20
 """Bytes of a request: a reference clip is in it as base64."""
@@ -49,18 +51,35 @@ _STATUS: dict[type[ChatterboxClientError], int] = {
 _log = logging.getLogger("chatterbox.openai")
 
 
+class AccessLog(AccessLogger):
+    """A line for each request but those of health checks."""
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        """See aiohttp."""
+        if request.path != "/health":
+            super().log(request, response, time)
+
+
 class SpeechApi:
     """The handlers.
 
     transport: reaches the Triton server over gRPC; models: its models that are served, not empty; keys: the bearer
-    tokens of those who may ask, empty for everybody; timeout: seconds that a request may take, its reader included.
+    tokens of those who may ask, empty for everybody; timeout: seconds that a request may take, its reader included;
+    lenient: whether what a request asks for and Chatterbox has not is ignored.
     """
 
     def __init__(
-        self, transport: AsyncTransport, models: Sequence[str], *, keys: Sequence[str] = (), timeout: float | None
+        self,
+        transport: AsyncTransport,
+        models: Sequence[str],
+        *,
+        keys: Sequence[str] = (),
+        timeout: float | None,
+        lenient: bool = False,
     ) -> None:
         self._transport = transport
         self._timeout = timeout
+        self._lenient = lenient
         self._clients = {name: AsyncClient(model=name, timeout=timeout, transport=transport) for name in models}
         self._keys = [key.encode() for key in keys]
 
@@ -68,7 +87,9 @@ class SpeechApi:
         """To be run with `handler_cancellation`, so that who goes away gives the request up."""
         app = web.Application(client_max_size=MAX_BODY, middlewares=[self._guard])
         app.router.add_post("/v1/audio/speech", self._speech)
-        app.router.add_get("/v1/audio/voices", self._voices)
+        app.router.add_get("/v1/audio/voices", self._list_voices)
+        app.router.add_post("/v1/audio/voices", self._add_voice)
+        app.router.add_delete("/v1/audio/voices/{name}", self._delete_voice)
         app.router.add_get("/v1/audio/models", self._models)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{name}", self._model)
@@ -77,7 +98,7 @@ class SpeechApi:
         return app
 
     async def _speech(self, http: web.Request) -> web.StreamResponse:
-        request = parse(await _json(http), list(self._clients))
+        request = parse(await _json(http), list(self._clients), lenient=self._lenient)
         client = self._clients[request.model]
         arguments = {**request.options, "voice": await _stored_voice(client, request.voice)}
         if request.sent == "whole":
@@ -87,13 +108,34 @@ class SpeechApi:
         chunks = client.stream(request.text, **arguments)
         return await _send_stream(http, request, chunks, self._timeout)
 
-    async def _voices(self, _http: web.Request) -> web.Response:
-        client = next(iter(self._clients.values()))
+    @property
+    def _voices(self) -> AsyncVoiceList:
+        """All models' voices are the same."""
+        return next(iter(self._clients.values())).voices
+
+    async def _list_voices(self, _http: web.Request) -> web.Response:
         try:
-            stored = [voice.name for voice in await client.voices.list()]
+            stored = [voice.name for voice in await self._voices.list()]
         except NotFound:  # a server that leaves the model of voices out
             stored = []
         return web.json_response({"voices": [{"id": name, "name": name} for name in ["default", *stored]]})
+
+    async def _add_voice(self, http: web.Request) -> web.Response:
+        """OpenAI's form, of which `consent` is left to the caller."""
+        try:
+            form = await http.post()
+        except ValueError as error:
+            raise InvalidRequest(f"the body is not a form: {error}") from error
+        name, sample = form.get("name"), form.get("audio_sample")
+        if not isinstance(name, str) or not isinstance(sample, web.FileField):
+            raise InvalidRequest("give a form with the field name and the file audio_sample")
+        voice = await self._voices.add(name, sample.file.read())
+        return web.json_response({"object": "audio.voice", "id": voice.name, "name": voice.name})
+
+    async def _delete_voice(self, http: web.Request) -> web.Response:
+        name = http.match_info["name"]
+        await self._voices.delete(name)
+        return web.json_response({"object": "audio.voice", "id": name, "deleted": True})
 
     async def _models(self, _http: web.Request) -> web.Response:
         models = [_about(name) for name in self._clients]

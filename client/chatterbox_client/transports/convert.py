@@ -7,7 +7,7 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from chatterbox_client.errors import ChatterboxClientError, Timeout, from_status
+from chatterbox_client.errors import ChatterboxClientError, ConnectionFailed, Timeout, from_status
 from chatterbox_client.request import Tensors
 
 
@@ -36,3 +36,10 @@ def timed_out(url: str, timeout: float | None) -> Timeout:
     """The error for a call that got no answer; without a limit of ours it was the system's."""
     within = "in time" if timeout is None else f"within {timeout:g} s"
     return Timeout(f"{url}: no answer {within}")
+
+
+def unreachable(url: str, protocol: str, reason: object) -> ConnectionFailed:
+    """The error for a server that was not reached, or that speaks something else there."""
+    other, port = {"http": ("gRPC", ":8001"), "grpc": ("HTTP", ":8000")}[protocol]
+    hint = f" (this asks for {protocol}, and {port[1:]} is usually the port of {other})" if url.endswith(port) else ""
+    return ConnectionFailed(f"{url}: {reason}{hint}")

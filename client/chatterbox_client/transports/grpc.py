@@ -11,10 +11,10 @@ import tritonclient.grpc
 import tritonclient.grpc.aio
 from tritonclient.utils import InferenceServerException
 
-from chatterbox_client.errors import ChatterboxClientError, ConnectionFailed, Timeout, Unavailable
+from chatterbox_client.errors import ChatterboxClientError, Timeout, Unavailable
 from chatterbox_client.request import Tensors
 from chatterbox_client.transports import convert
-from chatterbox_client.transports.grpc_stream import OPTIONS, AsyncStreamChannel, StreamChannel
+from chatterbox_client.transports.grpc_stream import OPTIONS, AsyncStreamChannel, StreamChannel, metadata
 
 _PROBE_SECONDS = 5.0
 
@@ -24,9 +24,9 @@ class GrpcTransport:
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._url = url
-        self._headers = headers
+        self._headers = metadata(headers)
         self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=OPTIONS)
-        self._streams = StreamChannel(url, headers)
+        self._streams = StreamChannel(url, self._headers)
 
     def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """See `Transport.infer`."""
@@ -77,7 +77,7 @@ class AsyncGrpcTransport:
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._url = url
-        self._headers = headers
+        self._headers = metadata(headers)
 
     async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """See `Transport.infer`."""
@@ -151,7 +151,7 @@ def _located(
     error: ChatterboxClientError, url: str, timeout: float | None, unreachable: str | None
 ) -> ChatterboxClientError:
     if unreachable is not None:
-        return ConnectionFailed(f"{url}: {unreachable}")
+        return convert.unreachable(url, "grpc", unreachable)
     return convert.timed_out(url, timeout) if isinstance(error, Timeout) else error
 
 

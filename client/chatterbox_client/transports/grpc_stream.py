@@ -44,11 +44,18 @@ _TRITONS_OWN = (
 """What Triton itself says of a request, and the status that it gives a call which is no stream."""
 
 
+def metadata(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers as gRPC's metadata: in lower case, and once more by the names under which Triton looks for the keys of
+    protocols that it restricts, so that the same headers serve HTTP and gRPC."""
+    lower = {name.lower(): value for name, value in headers.items()}
+    return lower | {f"triton-grpc-protocol-{name}": value for name, value in lower.items()}
+
+
 class StreamChannel:
     """A channel that any number of threads stream over."""
 
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
-        self._metadata = tuple(headers.items())
+    def __init__(self, url: str, metadata: Mapping[str, str]) -> None:
+        self._metadata = tuple(metadata.items())
         self._channel = grpc.insecure_channel(url, options=OPTIONS)
         self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
 
@@ -81,8 +88,8 @@ class StreamChannel:
 class AsyncStreamChannel:
     """The same for asyncio; belongs to the event loop in which it was made."""
 
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
-        self._metadata = tuple(headers.items())
+    def __init__(self, url: str, metadata: Mapping[str, str]) -> None:
+        self._metadata = tuple(metadata.items())
         self._channel = grpc.aio.insecure_channel(url, options=OPTIONS)
         self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
 

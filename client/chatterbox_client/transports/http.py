@@ -15,7 +15,7 @@ import tritonclient.http
 from gevent._hub_local import get_hub_if_exists  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException
 
-from chatterbox_client.errors import ConnectionFailed, InvalidRequest
+from chatterbox_client.errors import InvalidRequest
 from chatterbox_client.request import Tensors
 from chatterbox_client.transports import convert
 
@@ -72,7 +72,7 @@ class HttpTransport:
                     raise  # the caller's own, around this call
                 raise convert.timed_out(self._url, timeout) from error
             except (OSError, HTTPException) as error:
-                raise ConnectionFailed(f"{self._url}: {error}") from error
+                raise convert.unreachable(self._url, "http", error) from error
             finally:
                 client.close()
 

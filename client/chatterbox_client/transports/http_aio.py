@@ -14,7 +14,7 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
-from chatterbox_client.errors import ConnectionFailed, InvalidRequest
+from chatterbox_client.errors import InvalidRequest
 from chatterbox_client.request import Tensors
 from chatterbox_client.transports import convert
 
@@ -69,4 +69,4 @@ class AsyncHttpTransport:
         except asyncio.TimeoutError as error:  # another class than TimeoutError on Python 3.10
             raise convert.timed_out(self._url, timeout) from error
         except (OSError, aiohttp.ClientError) as error:
-            raise ConnectionFailed(f"{self._url}: {error}") from error
+            raise convert.unreachable(self._url, "http", error) from error

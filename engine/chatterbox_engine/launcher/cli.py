@@ -28,8 +28,14 @@ from chatterbox_engine.launcher.settings import describe
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGINT or SIGTERM (returns 0) or until the server fails (1). A second signal ends it at once."""
     options, address_file, show = parse(sys.argv[1:] if arguments is None else arguments)
+    try:  # what is wrong with the settings is said here in one line, by a model among many
+        settings = describe(find_repository(options), {**os.environ, **options.environment})
+    except ChatterboxError as error:
+        print_news(str(error))
+        return 1
     if show:
-        return _show_settings(options)
+        print(settings)
+        return 0
     # Both stop the server the way Ctrl-C does: by unwinding the `with` below.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
@@ -40,15 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except ServerFailed:  # the server's watch has said why
         return 1
-    except ChatterboxError as error:
-        print_news(str(error))
-        return 1
-    return 0
-
-
-def _show_settings(options: ServerOptions) -> int:
-    try:
-        print(describe(find_repository(options), {**os.environ, **options.environment}))
     except ChatterboxError as error:
         print_news(str(error))
         return 1

@@ -7,6 +7,10 @@ import os
 import re
 
 _FAILED = re.compile(r"\"(failed to load '[^']+' version .*)\"$")
+_CONSEQUENCE = ": EngineFailed: "
+"""Of a front whose engine did not start."""
+_OURS = re.compile(r"(: (?:Config|Checkpoint)Error: .*)\n\nAt:\n.*", flags=re.DOTALL)
+"""An error that its message explains, and the lines of code that say no more."""
 _TAIL = 8
 
 
@@ -44,7 +48,8 @@ class LogReader:
 
     def failure(self) -> str:
         """Why the server did not start: the models' own errors, or its last lines when no model is to blame."""
-        return "\n".join(self._failures or self._tail)
+        causes = [failure for failure in self._failures if _CONSEQUENCE not in failure]
+        return "\n".join(_OURS.sub(r"\1", failure) for failure in causes or self._failures or self._tail)
 
     def _remember(self, line: str) -> None:
         if line.strip():

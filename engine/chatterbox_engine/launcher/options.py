@@ -20,6 +20,13 @@ _CHECKOUT_REPOSITORY = Path(__file__).parents[3] / "model_repository"
 # Lengths seldom come again, and what is kept splits malloc's free space: more than one length's saves no time.
 _DEFAULTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 
+# How long libgomp's threads wait awake at a barrier before they let others run. By itself it looks 300,000 times, which
+# beside one busy process makes S3Gen twenty times as slow: every barrier waits for a thread that is not running. So few
+# looks cost nothing on a quiet machine (docs/performance.md).
+_SPIN = {"GOMP_SPINCOUNT": "3000"}
+_WAIT_POLICY = "OMP_WAIT_POLICY"
+"""The user's own word about waiting, which a count would override."""
+
 
 def print_log(line: str) -> None:
     """Shows a line of the server's log on stderr."""
@@ -97,7 +104,8 @@ def model_environment(
     """The whole environment of the server. The launcher's own settings mean nothing to the models and are left out."""
     environment = os.environ if environment is None else environment
     inherited = {name: value for name, value in environment.items() if name not in (HOME_VARIABLE, REPOSITORY_VARIABLE)}
-    return {**_DEFAULTS, **inherited, **triton.environment, **options.environment}
+    given = {**inherited, **triton.environment, **options.environment}
+    return {**_DEFAULTS, **({} if _WAIT_POLICY in given else _SPIN), **given}
 
 
 def tritonserver_command(
