@@ -40,8 +40,8 @@ class Number:
         """The value; raises InvalidRequest outside the range and for NaN."""
         inside = self.low < value <= self.high if self.open_low else self.low <= value <= self.high
         if not inside:
-            bound = "above" if self.open_low else "from"
-            raise InvalidRequest(f"{name} is {value:g}; it must be {bound} {self.low:g} and at most {self.high:g}")
+            bounds = f"above {self.low:g} and at most" if self.open_low else f"from {self.low:g} to"
+            raise InvalidRequest(f"{name} is {value:g}; it must be {bounds} {self.high:g}")
         return value
 
 
