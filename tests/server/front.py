@@ -17,18 +17,24 @@ from chatterbox_engine.launcher.ports import ReservedPorts
 class Front:
     """Runs between `__enter__` and `__exit__`, which says when it did not end well; its output is in the log."""
 
-    def __init__(self, grpc_url: str, log: Path, options: Sequence[str] = (), before: Sequence[str] = ()) -> None:
-        """options: of the command, beside its addresses; before: of `chatterbox` itself."""
+    def __init__(
+        self,
+        grpc_url: str,
+        log: Path,
+        options: Sequence[str] = (),
+        before: Sequence[str] = (),
+        program: Path = Path(sys.executable).parent / "chatterbox",
+    ) -> None:
+        """options: of the command, beside its addresses; before: of `chatterbox` itself, which is `program`."""
         ports = ReservedPorts("127.0.0.1", [0])
         ports.release()
         self.address = f"127.0.0.1:{ports.numbers[0]}"
-        self._arguments = [*before, "openai", "--url", grpc_url, "--port", str(ports.numbers[0]), *options]
+        self._command = [str(program), *before, "openai", "--url", grpc_url, "--port", str(ports.numbers[0]), *options]
         self._log = log
 
     def __enter__(self) -> Front:
-        program = str(Path(sys.executable).parent / "chatterbox")
         with self._log.open("w") as log:
-            self._process = subprocess.Popen([program, *self._arguments], stdout=log, stderr=log)
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while not self._answers():
             assert self._process.poll() is None, self._log.read_text()

@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
+import yaml
 
 from chatterbox_client import Client
 from chatterbox_engine.launcher.triton import STUB
+from tests.server.front import Front
 
 pytestmark = [pytest.mark.server, pytest.mark.full]
 
@@ -109,17 +112,39 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_the_installed_server_speaks_and_its_health_check_passes(environment: Path, tmp_path: Path) -> None:
-    with started(environment, tmp_path) as addresses:
-        with Client(addresses["grpc"], "grpc") as client:
-            assert client.speak("Hello from the image.", seed=1).duration > 0
-        check = re.findall(r'^    CMD \["python", "-c", "(.*)"\]$', DOCKERFILE, flags=re.MULTILINE)
-        assert len(check) == 1
-        command = check[0].replace("localhost:8000", addresses["http"])
-        subprocess.run([environment / "bin" / "python", "-c", command], check=True)
-        with pytest.raises(subprocess.CalledProcessError):
-            subprocess.run(
-                [environment / "bin" / "python", "-c", check[0].replace("localhost:8000", "localhost:1")],
-                check=True,
-                capture_output=True,
-            )
+@pytest.fixture(scope="module")
+def addresses(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Of a server that runs from that environment."""
+    with started(environment, tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def test_the_installed_server_speaks_and_its_health_check_passes(environment: Path, addresses: dict[str, str]) -> None:
+    with Client(addresses["grpc"], "grpc") as client:
+        assert client.speak("Hello from the image.", seed=1).duration > 0
+    check = re.findall(r'^    CMD \["python", "-c", "(.*)"\]$', DOCKERFILE, flags=re.MULTILINE)
+    assert len(check) == 1
+    assert healthy(environment, check[0].replace("localhost:8000", addresses["http"]))
+    assert not healthy(environment, check[0].replace("localhost:8000", "localhost:1"))
+
+
+def test_the_front_of_the_compose_file_speaks_and_its_health_check_passes(
+    environment: Path, addresses: dict[str, str], tmp_path: Path
+) -> None:
+    service = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]["openai"]
+    program, *options = service["entrypoint"]
+    assert options[-2:] == ["--url", "server:8001"]
+    way, python, flag, check = service["healthcheck"]["test"]
+    assert (way, python, flag) == ("CMD", "python", "-c")
+    with Front(addresses["grpc"], tmp_path / "log", options[1:-2], program=environment / "bin" / program) as front:
+        assert healthy(environment, check.replace("localhost:8080", front.address))
+        assert not healthy(environment, check.replace("localhost:8080", "localhost:1"))
+        body = {"input": "Hello from the image.", "seed": 1}
+        assert len(httpx.post(f"http://{front.address}/v1/audio/speech", json=body, timeout=120).read()) > 1_000
+
+
+def healthy(environment: Path, check: str) -> bool:
+    """What a health check says, run by the environment's Python."""
+    return (
+        subprocess.run([environment / "bin" / "python", "-c", check], check=False, capture_output=True).returncode == 0
+    )
