@@ -20,8 +20,8 @@ HEADERS = "chatterbox.headers"
 Url = Annotated[
     str | None,
     typer.Option(
-        help="host:port of the server, or the variable CHATTERBOX_URL (http) or CHATTERBOX_GRPC_URL (grpc); "
-        "localhost:8000 and :8001."
+        help="host:port of the server; by default CHATTERBOX_URL or localhost:8000 (http), CHATTERBOX_GRPC_URL or "
+        "localhost:8001 (grpc)."
     ),
 ]
 ProtocolOption = Annotated[Literal["http", "grpc"], typer.Option(help="How to talk to the server.")]

@@ -36,6 +36,9 @@ def openai(
     lenient: Annotated[
         bool, typer.Option("--lenient", help="Ignore what Chatterbox has not: speed, instructions, unknown fields.")
     ] = False,
+    change_voices: Annotated[
+        bool, typer.Option("--change-voices", help="Let those who may ask store and delete voices, too.")
+    ] = False,
     timeout: Seconds = DEFAULT_TIMEOUT,
 ) -> None:
     """Serve OpenAI's speech API (/v1/audio/speech) in front of a Triton server."""
@@ -52,7 +55,14 @@ def openai(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--url") from error
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    api = SpeechApi(transport, model or ["chatterbox"], keys=key or (), timeout=timeout, lenient=lenient)
+    api = SpeechApi(
+        transport,
+        model or ["chatterbox"],
+        keys=key or (),
+        timeout=timeout,
+        lenient=lenient,
+        change_voices=change_voices,
+    )
     with one_line_errors():
         web.run_app(
             api.application(),

@@ -39,8 +39,9 @@ class Client:
 
     `url` is "host:port" without a scheme; left out, it is localhost:8000 for HTTP and localhost:8001 for gRPC. Over
     gRPC a host of several addresses, or "ipv4:10.0.0.1:8001,10.0.0.2:8001", is several servers: they take requests in
-    turn. `timeout` bounds every call, in seconds; None waits for ever. `headers` go with every call, to servers that
-    restrict their protocols by a key. `transport` replaces the connection, for tests.
+    turn as long as they can be reached, and a request that is under way on one that dies fails.
+    `timeout` bounds every call, in seconds; None waits for ever. `headers` go with every call, to servers that restrict
+    their protocols by a key. `transport` replaces the connection, for tests.
     One client serves any number of threads. Every method raises the `ChatterboxClientError`s that its module lists;
     the constructor raises ValueError for an unknown protocol or a URL with a scheme.
     """

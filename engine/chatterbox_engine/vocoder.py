@@ -219,8 +219,8 @@ class Vocoder:
 
 
 def _bytes(rows: int, tokens: int) -> int:
-    """The memory for a batch whose longest window has that many tokens, behind the longest prompt: behind a shorter one
-    HiFT takes as much."""
+    """The memory for a batch whose longest window has that many tokens, behind the longest prompt, which is what was
+    measured: behind a shorter one HiFT, which does not see prompts, takes as much."""
     return BYTES_PER_PAIR * rows * (PROMPT_TOKENS + tokens) ** 2
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -24,17 +25,19 @@ class Front:
         options: Sequence[str] = (),
         before: Sequence[str] = (),
         program: Path = Path(sys.executable).parent / "chatterbox",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """options: of the command, beside its addresses; before: of `chatterbox` itself, which is `program`."""
         ports = ReservedPorts("127.0.0.1", [0])
         ports.release()
         self.address = f"127.0.0.1:{ports.numbers[0]}"
         self._command = [str(program), *before, "openai", "--url", grpc_url, "--port", str(ports.numbers[0]), *options]
+        self._environment = {**os.environ, **(environment or {})}
         self._log = log
 
     def __enter__(self) -> Front:
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._environment)
         deadline = time.monotonic() + 60
         while not self._answers():
             assert self._process.poll() is None, self._log.read_text()

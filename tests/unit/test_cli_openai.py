@@ -25,14 +25,20 @@ def run(*arguments: str, **environment: str) -> Any:
 
 
 def test_it_heeds_its_options(tmp_path: Path) -> None:
-    options = ["--model", "turbo", "--model", "nano", "--key", "one", "--key", "two"]
-    with fake_server() as fake, Front(fake.grpc_url, tmp_path / "log", options, ["--header", "x-key: 1"]) as front:
+    options = ["--model", "turbo", "--model", "nano", "--lenient", "--change-voices", "--timeout", "7"]
+    header, keys = ["--header", "x-key: 1"], {"CHATTERBOX_OPENAI_KEYS": "one two"}
+    with fake_server() as fake, Front(fake.grpc_url, tmp_path / "log", options, header, environment=keys) as front:
         url = f"http://{front.address}/v1"
         assert httpx.get(f"{url}/models").status_code == 401
         with openai.OpenAI(base_url=url, api_key="two") as client:
             assert [model.id for model in client.models.list()] == ["turbo", "nano"]
-            client.audio.speech.create(model="nano", voice="anna", input="Hello.")
+            client.audio.speech.create(model="nano", voice="anna", input="Hello.", speed=2.0)
+        allowed = httpx.put(f"{url}/audio/voices", headers={"Authorization": "Bearer one"}).headers["Allow"]
+        assert "POST" in allowed
     assert fake.metadata[-1]["x-key"] == "1"
+    log = (tmp_path / "log").read_text()
+    assert "POST /v1/audio/speech" in log
+    assert "/health" not in log
 
 
 @pytest.mark.full

@@ -26,6 +26,7 @@ from chatterbox_client import (
     Timeout,
     Unavailable,
 )
+from chatterbox_client.transports.convert import unreachable
 from tests.unit.client_fakes import METADATA, SAMPLES, STATS, TOKENS, FakeServer, fake_server
 
 WAYS = [(kind, protocol) for kind in (Client, AsyncClient) for protocol in ("http", "grpc")]
@@ -113,13 +114,18 @@ def test_a_closed_port_is_connection_failed(closed_port: str, kind: Any, protoco
     assert caught.value.status is None
 
 
-@every_way
-@pytest.mark.parametrize("port", [8000, 8001])
-def test_the_usual_port_of_the_other_protocol_is_pointed_out(kind: Any, protocol: str, port: int) -> None:
-    address = f"127.111.222.33:{port}"  # of this machine's, where nobody listens
-    with pytest.raises(ConnectionFailed) as caught:
-        call(kind, address, protocol, "ready")
-    assert ("is usually the port of" in str(caught.value)) == ((protocol, port) in (("http", 8001), ("grpc", 8000)))
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("port", [8000, 8001, 9000])
+def test_the_usual_port_of_the_other_protocol_is_pointed_out(protocol: str, port: int) -> None:
+    message = str(unreachable(f"tts:{port}", protocol, "refused"))
+    assert message.startswith(f"tts:{port}: refused")
+    assert ("is usually the port of" in message) == ((protocol, port) in (("http", 8001), ("grpc", 8000)))
+
+
+@pytest.mark.parametrize("address", ["ipv4:10.0.0.1:8000,10.0.0.2:8000", "10.0.0.1:8000,10.0.0.2:8000", "dns:tts:8000"])
+def test_several_servers_are_for_grpc_alone(address: str) -> None:
+    with pytest.raises(ValueError, match="several addresses are for gRPC alone"):
+        Client(address)
 
 
 @every_way
@@ -157,7 +163,7 @@ def test_one_client_serves_sixteen_threads_at_once(server: FakeServer, protocol:
     assert texts == {f"Number {number}." for number in range(48)}
 
 
-def test_several_servers_take_requests_in_turn_and_one_that_is_gone_takes_none() -> None:
+def test_several_servers_take_requests_in_turn_and_one_that_was_stopped_takes_none() -> None:
     def received(servers: Sequence[FakeServer]) -> list[int]:
         counts = [len(server.received) for server in servers]
         for server in servers:

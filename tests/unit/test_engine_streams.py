@@ -187,7 +187,7 @@ def test_what_is_captured_covers_streams_and_stays_within_its_share_of_memory(pr
     while (span := cursor.take(decoded, complete=False)) is not None:
         window.add(span.tokens)
     assert {(1, prompt_tokens, tokens) for tokens in window} <= set(sizes)
-    assert all(480 * rows * (prompt + tokens) ** 2 <= (1 << 30) / 4 for rows, prompt, tokens in sizes)
+    assert all(480 * rows * (250 + tokens) ** 2 <= (1 << 30) / 4 for rows, _, tokens in sizes)  # HiFT sees no prompt
     assert max(rows for rows, _, _ in sizes) == 3
 
 

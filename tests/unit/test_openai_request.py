@@ -47,6 +47,7 @@ def test_a_voice_is_a_name_or_openais_object(voice: Any, named: str | None) -> N
         ({"response_format": "flac"}, "whole"),
         ({"response_format": "wav"}, "whole"),
         ({"response_format": "wav", "stream": True}, "stream"),
+        ({"response_format": "wav", "chunk_tokens": 25}, "stream"),
         ({"response_format": "flac", "stream": True}, "stream"),
         ({"response_format": "flac", "stream_format": "sse"}, "events"),
     ],
@@ -103,9 +104,11 @@ def test_leniently_what_cannot_be_heeded_is_left_out() -> None:
 
 
 def test_a_message_does_not_repeat_megabytes() -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        parse({**LEAST, "response_format": "x" * 1_000_000}, MODELS)
-    assert len(str(caught.value)) < 200
+    many = dict.fromkeys(map(str, range(100_000)), 1)
+    for fields in ({"response_format": "x" * 1_000_000}, {"x" * 1_000_000: 1}, many):
+        with pytest.raises(InvalidRequest) as caught:
+            parse({**LEAST, **fields}, MODELS)
+        assert len(str(caught.value)) < 1_000
 
 
 def test_another_model_is_not_found() -> None:

@@ -8,8 +8,8 @@ import base64
 import json
 import logging
 import socket
+import struct
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -69,15 +69,25 @@ class Breaking(FakeAsyncTransport):
 
 
 class Endless(FakeAsyncTransport):
-    """A stream that has a second of noise whenever it is asked for more."""
+    """A stream that has a second of noise whenever it is asked for more. `idle`: nobody has asked for 0.3 s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle, self.ended = threading.Event(), threading.Event()
 
     async def stream(
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
     ) -> AsyncGenerator[Tensors, None]:
         noise = np.random.default_rng(0).uniform(-1, 1, (1, 24_000)).astype(np.float32)
-        while True:
-            yield {**spoken_chunks()[0], "audio": noise}
-            await asyncio.sleep(0.001)
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                waiting = loop.call_later(0.3, self.idle.set)
+                yield {**spoken_chunks()[0], "audio": noise}
+                waiting.cancel()
+                await asyncio.sleep(0.001)
+        finally:
+            self.ended.set()
 
 
 @contextmanager
@@ -104,6 +114,16 @@ def serving(
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def connected(url: str, body: dict[str, Any]) -> socket.socket:
+    """A connection that has asked for speech as an old proxy does: the end of the body is a hang-up."""
+    host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    content = json.dumps(body).encode()
+    head = f"POST /v1/audio/speech HTTP/1.0\r\nContent-Length: {len(content)}\r\n\r\n"
+    connection.sendall(head.encode() + content)
+    return connection
 
 
 def client_of(url: str, key: str = "none") -> openai.OpenAI:
@@ -238,35 +258,32 @@ def test_a_stream_that_breaks_is_not_taken_for_a_whole_one() -> None:
                 answer.read()
         with pytest.raises(openai.APIConnectionError):
             client.audio.speech.create(**SPEECH)
-        host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
-        with socket.create_connection((host, int(port))) as connection:  # as an old proxy asks: the end is a hang-up
-            body = json.dumps(SPEECH).encode()
-            head = f"POST /v1/audio/speech HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-            connection.sendall(head + body)
-            with pytest.raises(ConnectionResetError):
-                b"".join(iter(lambda: connection.recv(65_536), b""))
+        with connected(url, SPEECH) as connection, pytest.raises(ConnectionResetError):
+            b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
-@pytest.mark.parametrize("cancelled", [True, False])  # when a write fails first, nothing is cancelled
-def test_hanging_up_is_no_error(caplog: pytest.LogCaptureFixture, cancelled: bool) -> None:
-    with (
-        serving(Endless, cancel=cancelled) as url,
-        httpx.stream("POST", f"{url}/audio/speech", json=SPEECH) as answer,
-    ):
-        next(answer.iter_bytes())
+@pytest.mark.parametrize("cancel", [True, False])  # when a write fails first, nothing is cancelled
+@pytest.mark.parametrize("full", [True, False])  # whether the reader has let all buffers fill
+def test_hanging_up_is_no_error(caplog: pytest.LogCaptureFixture, cancel: bool, full: bool) -> None:
+    transport = Endless()
+    with serving(lambda: transport, cancel=cancel) as url:
+        with connected(url, SPEECH) as connection:
+            assert connection.recv(1_000)
+            if full:
+                assert transport.idle.wait(20)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert transport.ended.wait(20)
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_a_reader_that_takes_nothing_is_not_waited_for_without_end(caplog: pytest.LogCaptureFixture) -> None:
-    with serving(Endless, timeout=0.5) as url, httpx.stream("POST", f"{url}/audio/speech", json=SPEECH) as answer:
-        pieces = answer.iter_bytes()
-        next(pieces)
-        deadline = time.monotonic() + 20
-        while not caplog.records and time.monotonic() < deadline:
-            time.sleep(0.05)
-        with pytest.raises(httpx.TransportError):
-            list(pieces)
-    assert "its reader took nothing for 0.5 s" in caplog.text
+    transport = Endless()
+    with serving(lambda: transport, timeout=0.5) as url, connected(url, SPEECH) as connection:
+        assert connection.recv(1_000)
+        assert transport.ended.wait(20)
+        with pytest.raises(ConnectionResetError):
+            b"".join(iter(lambda: connection.recv(1 << 20), b""))
+    assert "its reader did not take a piece within 0.5 s" in caplog.text
 
 
 def test_a_stream_of_events_that_breaks_says_so() -> None:
@@ -313,7 +330,7 @@ def test_models_and_voices_are_listed() -> None:
 
 def test_voices_are_added_and_deleted() -> None:
     transport = WithVoices("anna")
-    with serving(lambda: transport) as url:
+    with serving(lambda: transport, change_voices=True) as url:
         added = httpx.post(f"{url}/audio/voices", data={"name": "anna"}, files={"audio_sample": ("a.wav", b"RIFF")})
         assert added.json() == {"object": "audio.voice", "id": "anna", "name": "anna"}
         assert transport.changes == [("add", "anna", b"RIFF")]
@@ -322,8 +339,15 @@ def test_voices_are_added_and_deleted() -> None:
         for wrong in ({"json": {"name": "anna"}}, {"data": {"name": "anna"}}, {"files": {"audio_sample": b"RIFF"}}):
             answer = httpx.post(f"{url}/audio/voices", **wrong)  # type: ignore[arg-type]
             assert (answer.status_code, "audio_sample" in answer.text) == (400, True)
-        broken = {"Content-Type": "multipart/form-data"}  # which lacks its boundary
-        assert httpx.post(f"{url}/audio/voices", content=b"x", headers=broken).status_code == 400
+        for kind in (
+            "multipart/form-data",
+            "application/x-www-form-urlencoded; charset=none",
+        ):  # the first has no boundary
+            assert httpx.post(f"{url}/audio/voices", content=b"x", headers={"Content-Type": kind}).status_code == 400
+    with serving(lambda: transport) as url:  # unless it is told so, it changes nothing
+        form = {"data": {"name": "anna"}, "files": {"audio_sample": b"RIFF"}}
+        assert httpx.post(f"{url}/audio/voices", **form).status_code == 405  # type: ignore[arg-type]
+        assert httpx.delete(f"{url}/audio/voices/anna").status_code == 404
 
 
 def test_a_lenient_front_speaks_all_the_same() -> None:

@@ -8,9 +8,14 @@ import pytest
 
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.launcher.cli import main
-from chatterbox_engine.launcher.settings import describe, parameters_of
+from chatterbox_engine.launcher.settings import check, describe, parameters_of
 from tests.server.repository import add_pair, add_voices
 
+FOREIGN = """
+backend: "python"
+input { name: "text" data_type: TYPE_STRING dims: [ 1 ] }
+parameters: { key: "EXECUTION_ENV_PATH" value: { string_value: "env.tar.gz" } }
+"""
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 
 
@@ -59,5 +64,24 @@ def test_the_command_shows_the_settings_and_refuses_wrong_ones(
     assert shown["max_slots"][0] == "7"
     assert shown["checkpoint"] == ["tiny", "CHATTERBOX_CHECKPOINT"]
     file.write_text("max_slots: -7\n")
-    assert main(["--print-config", "--config", str(file)]) == 1
-    assert "max_slots is -7" in capsys.readouterr().err
+    for start in ([], ["--print-config"]):
+        assert main([*start, "--config", str(file)]) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line == "launcher: the model chatterbox: max_slots is -7; it must be between 0 and 1024"
+
+
+def test_of_other_peoples_models_nothing_is_asked(tmp_path: Path) -> None:
+    add_pair(tmp_path, "turbo")
+    for name, text in (("theirs", FOREIGN), ("newer", "field_of_a_newer_triton: 1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.pbtxt").write_text(text)
+    check(tmp_path, {})
+    with pytest.raises(ConfigError, match="the model turbo: unknown setting CHATTERBOX_SLOTS"):
+        check(tmp_path, {"CHATTERBOX_SLOTS": "7"})
+
+
+@pytest.mark.parametrize("store", ["postgresql://me:secret@host:port/voices", "://secret"])
+def test_a_database_whose_url_is_none_is_refused_without_its_password(store: str) -> None:
+    with pytest.raises(ConfigError, match="voice_store is not the URL of a database") as caught:
+        describe(REPOSITORY, {"CHATTERBOX_VOICE_STORE": store})
+    assert "secret" not in str(caught.value)

@@ -25,6 +25,8 @@ _OURS = frozenset(inspect.signature(stream_request).parameters) - {"text", "voic
 _OF_STREAMS = _OURS - frozenset(inspect.signature(speech_request).parameters)
 _THEIRS = frozenset(("model", "input", "voice", "response_format", "speed", "instructions", "stream_format"))
 _KNOWN = _THEIRS | _OURS | {"stream"}
+_MOST, _LONGEST = 8, 40
+"""Unknown fields that a message names, and characters of each."""
 
 
 Sent = Literal["whole", "stream", "events"]
@@ -57,7 +59,8 @@ def parse(body: Any, models: Sequence[str], *, lenient: bool = False) -> SpeechR
     if lenient:
         given = {name: value for name, value in given.items() if name in _KNOWN - {"speed", "instructions"}}
     if unknown := sorted(set(given) - _KNOWN):
-        raise InvalidRequest(f"unknown field {', '.join(unknown)}: the known ones are {', '.join(sorted(_KNOWN))}")
+        names = ", ".join(name[:_LONGEST] for name in unknown[:_MOST])
+        raise InvalidRequest(f"unknown field {names}: the known ones are {', '.join(sorted(_KNOWN))}")
     if given.get("speed", 1) != 1:
         raise InvalidRequest("speed: Chatterbox has a pace of its own; leave it out, or 1")
     if given.get("instructions"):
@@ -101,8 +104,9 @@ def _voice(given: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
 
 def _sent(given: Mapping[str, Any], name: str) -> Sent:
     events = _one_of(given, "stream_format", ("audio", "sse"), "audio") == "sse"
-    # the header of these has the audio's length, which a stream does not know: a file without it is read wrong or not
-    stream = given.get("stream", events or name not in ("wav", "flac"))
+    # The header of these has the audio's length, which a stream does not know; without it a file is misread or refused.
+    file = name in ("wav", "flac") and not _OF_STREAMS & set(given)
+    stream = given.get("stream", events or not file)
     if not isinstance(stream, bool):
         raise InvalidRequest(f"stream must be true or false, not {short(stream)}")
     if events and not stream:

@@ -64,8 +64,9 @@ class SpeechApi:
     """The handlers.
 
     transport: reaches the Triton server over gRPC; models: its models that are served, not empty; keys: the bearer
-    tokens of those who may ask, empty for everybody; timeout: seconds that a request may take, its reader included;
-    lenient: whether what a request asks for and Chatterbox has not is ignored.
+    tokens of those who may ask, empty for everybody; timeout: seconds that speaking may take, and that a reader may
+    keep a piece waiting; lenient: whether what a request asks for and Chatterbox has not is ignored; change_voices:
+    whether those who may ask may store and delete voices, too.
     """
 
     def __init__(
@@ -76,10 +77,12 @@ class SpeechApi:
         keys: Sequence[str] = (),
         timeout: float | None,
         lenient: bool = False,
+        change_voices: bool = False,
     ) -> None:
         self._transport = transport
         self._timeout = timeout
         self._lenient = lenient
+        self._change_voices = change_voices
         self._clients = {name: AsyncClient(model=name, timeout=timeout, transport=transport) for name in models}
         self._keys = [key.encode() for key in keys]
 
@@ -88,8 +91,9 @@ class SpeechApi:
         app = web.Application(client_max_size=MAX_BODY, middlewares=[self._guard])
         app.router.add_post("/v1/audio/speech", self._speech)
         app.router.add_get("/v1/audio/voices", self._list_voices)
-        app.router.add_post("/v1/audio/voices", self._add_voice)
-        app.router.add_delete("/v1/audio/voices/{name}", self._delete_voice)
+        if self._change_voices:
+            app.router.add_post("/v1/audio/voices", self._add_voice)
+            app.router.add_delete("/v1/audio/voices/{name}", self._delete_voice)
         app.router.add_get("/v1/audio/models", self._models)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{name}", self._model)
@@ -124,7 +128,7 @@ class SpeechApi:
         """OpenAI's form, of which `consent` is left to the caller."""
         try:
             form = await http.post()
-        except ValueError as error:
+        except (ValueError, LookupError, RuntimeError, web.RequestPayloadError) as error:  # a boundary, charset, coding
             raise InvalidRequest(f"the body is not a form: {error}") from error
         name, sample = form.get("name"), form.get("audio_sample")
         if not isinstance(name, str) or not isinstance(sample, web.FileField):
@@ -201,43 +205,47 @@ async def _send_stream(
 ) -> web.StreamResponse:
     """Sends the audio while it is spoken. Until the first chunk is there an error is raised: it has its own status.
 
-    timeout: seconds that the reader may let a piece wait.
+    timeout: seconds that the reader may keep a piece waiting.
     """
     events = request.sent == "events"
     response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # nginx's
     response.content_type = "text/event-stream" if events else request.format.content_type
     tokens = 0
 
-    async def send(piece: bytes) -> None:
-        if piece:
-            await asyncio.wait_for(response.write(_delta(piece) if events else piece), timeout)
+    async def send(data: bytes) -> None:
+        if data:
+            await asyncio.wait_for(response.write(data), timeout)
+
+    async def send_audio(piece: bytes) -> None:
+        await send(_delta(piece) if events and piece else piece)
 
     try:
-        async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
-                if not response.prepared:
-                    encoder = Encoder(request.format, chunk.sample_rate)
-                    await response.prepare(http)
-                await send(await asyncio.to_thread(encoder.encode, chunk.to_bytes()))
-                tokens += len(chunk.speech_tokens)
-        await send(await asyncio.to_thread(encoder.finish))
-        if events:
-            await response.write(_event(_done(len(request.text), tokens)))
-    except ConnectionResetError:  # the reader has gone away
-        return response
+        try:
+            async with contextlib.aclosing(chunks):
+                async for chunk in chunks:
+                    if not response.prepared:
+                        encoder = Encoder(request.format, chunk.sample_rate)
+                        await response.prepare(http)
+                    await send_audio(await asyncio.to_thread(encoder.encode, chunk.to_bytes()))
+                    tokens += len(chunk.speech_tokens)
+            await send_audio(await asyncio.to_thread(encoder.finish))
+            if events:
+                await send(_event(_done(len(request.text), tokens)))
+        except ChatterboxClientError as error:
+            if not response.prepared:
+                raise
+            _log.warning("a stream broke: %s", error)
+            if events:
+                await send(_event({"type": "error", **_error(_status(error), error.message)}))
+            else:
+                _break_off(http)
+                return response
+        await asyncio.wait_for(response.write_eof(), timeout)
     except asyncio.TimeoutError:
-        _log.warning("a stream was broken off: its reader took nothing for %g s", timeout)
+        _log.warning("a stream was broken off: its reader did not take a piece within %g s", timeout)
         _break_off(http)
-        return response
-    except ChatterboxClientError as error:
-        if not response.prepared:
-            raise
-        _log.warning("a stream broke: %s", error)
-        if not events:
-            _break_off(http)
-            return response
-        await response.write(_event({"type": "error", **_error(_status(error), error.message)}))
-    await response.write_eof()
+    except ConnectionError:
+        _log.info("the reader of a stream has gone away")
     return response
 
 

@@ -91,5 +91,7 @@ def _open(
     url = url or DEFAULT_URLS[protocol]
     if "://" in url:
         raise ValueError(f"{url!r}: give host:port, without a scheme")
+    if protocol == "http" and ("," in url or url.startswith(("ipv4:", "ipv6:", "dns:"))):
+        raise ValueError(f"{url!r}: several addresses are for gRPC alone")
     module, name = kinds[protocol]
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)(url, dict(headers or {}))

@@ -31,8 +31,8 @@ OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 """Of every channel. A name or a list of several addresses is several servers, which take calls in turn as long as they
-can be reached: gRPC's own default sends all calls to the first. One that is gone is looked for every two seconds: by
-default it is after up to two minutes."""
+can be reached: gRPC's own default sends all calls to the first. One that refuses connections is tried again every two
+seconds: by default it is after up to two minutes."""
 
 _STATUS = re.compile(rf"({'|'.join(code.name for code in grpc.StatusCode)}): (.*)", re.DOTALL)
 
@@ -48,7 +48,7 @@ def metadata(headers: Mapping[str, str]) -> dict[str, str]:
     """Headers as gRPC's metadata: in lower case, and once more by the names under which Triton looks for the keys of
     protocols that it restricts, so that the same headers serve HTTP and gRPC."""
     lower = {name.lower(): value for name, value in headers.items()}
-    return lower | {f"triton-grpc-protocol-{name}": value for name, value in lower.items()}
+    return {f"triton-grpc-protocol-{name}": value for name, value in lower.items()} | lower
 
 
 class StreamChannel:

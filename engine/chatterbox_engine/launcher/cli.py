@@ -22,20 +22,21 @@ from chatterbox_engine.launcher.options import (
     print_news,
 )
 from chatterbox_engine.launcher.server import ServerFailed, TritonServer
-from chatterbox_engine.launcher.settings import describe
+from chatterbox_engine.launcher.settings import check, describe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGINT or SIGTERM (returns 0) or until the server fails (1). A second signal ends it at once."""
     options, address_file, show = parse(sys.argv[1:] if arguments is None else arguments)
-    try:  # what is wrong with the settings is said here in one line, by a model among many
-        settings = describe(find_repository(options), {**os.environ, **options.environment})
+    try:
+        repository, environment = find_repository(options), {**os.environ, **options.environment}
+        if show:
+            print(describe(repository, environment))
+            return 0
+        check(repository, environment)
     except ChatterboxError as error:
         print_news(str(error))
         return 1
-    if show:
-        print(settings)
-        return 0
     # Both stop the server the way Ctrl-C does: by unwinding the `with` below.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)

@@ -21,8 +21,8 @@ _CHECKOUT_REPOSITORY = Path(__file__).parents[3] / "model_repository"
 _DEFAULTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 
 # How long libgomp's threads wait awake at a barrier before they let others run. By itself it looks 300,000 times, which
-# beside one busy process makes S3Gen twenty times as slow: every barrier waits for a thread that is not running. So few
-# looks cost nothing on a quiet machine (docs/performance.md).
+# beside one busy process makes S3Gen on two cores twenty times as slow: every barrier waits for a thread that is not
+# running. So few looks cost nothing there while the machine is quiet (docs/performance.md).
 _SPIN = {"GOMP_SPINCOUNT": "3000"}
 _WAIT_POLICY = "OMP_WAIT_POLICY"
 """The user's own word about waiting, which a count would override."""

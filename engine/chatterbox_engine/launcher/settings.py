@@ -1,4 +1,5 @@
-"""What `chatterbox-serve --print-config` shows: each engine's settings, and where each value comes from."""
+"""Each engine's settings, and where each value comes from: what `chatterbox-serve --print-config` shows, and what is
+checked before the server starts."""
 
 from __future__ import annotations
 
@@ -8,37 +9,58 @@ from pathlib import Path
 
 from google.protobuf import text_format
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from chatterbox_engine.config import Config, resolve
+from chatterbox_engine.config import Config, Setting, resolve
 from chatterbox_engine.errors import ConfigError
 
 
 def describe(repository: Path, environment: Mapping[str, str]) -> str:
     """A table of settings per model that owns an engine. Raises ConfigError where the server would not start."""
-    found = sorted(parameters_of(repository).items())
-    return "\n\n".join(f"{model}\n{_table(parameters, environment)}" for model, parameters in found)
+    tables = []
+    for model, parameters in parameters_of(repository).items():
+        given, config = _settings(model, parameters, environment)
+        tables.append(f"{model}\n{_table(given, config)}")
+    return "\n\n".join(tables)
 
 
-def parameters_of(repository: Path) -> dict[str, dict[str, str]]:
-    """The models of a repository that own an engine, and the parameters in their configurations: those that take a text
-    and are not decoupled (the streaming front is)."""
+def check(repository: Path, environment: Mapping[str, str]) -> None:
+    """Raises ConfigError for settings with which an engine would not start: a model would say it among many lines. Of
+    configurations that cannot be read Triton tells."""
+    for model, parameters in parameters_of(repository, skip_unreadable=True).items():
+        _settings(model, parameters, environment)
+
+
+def parameters_of(repository: Path, *, skip_unreadable: bool = False) -> dict[str, dict[str, str]]:
+    """The models of a repository that own an engine, by name, and the parameters in their configurations: those that
+    answer with speech tokens and are not decoupled (the streaming front is)."""
     found = {}
-    for path in repository.glob("*/config.pbtxt"):
+    for path in sorted(repository.glob("*/config.pbtxt")):
         try:
             config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
         except (OSError, ValueError, text_format.ParseError) as error:
+            if skip_unreadable:
+                continue
             raise ConfigError(f"{path}: {error}") from error
-        speaks = any(tensor.name == "text" for tensor in config.input)
+        speaks = any(tensor.name == "speech_tokens" for tensor in config.output)
         if speaks and not config.model_transaction_policy.decoupled:
             name = config.name or path.parent.name
             found[name] = {key: value.string_value for key, value in config.parameters.items()}
     return found
 
 
-def _table(parameters: Mapping[str, str], environment: Mapping[str, str]) -> str:
-    given = resolve(parameters, environment)
-    config = Config(**{name: setting.value for name, setting in given.items()})
+def _settings(
+    model: str, parameters: Mapping[str, str], environment: Mapping[str, str]
+) -> tuple[dict[str, Setting], Config]:
+    try:
+        given = resolve(parameters, environment)
+        return given, Config(**{name: setting.value for name, setting in given.items()})
+    except ConfigError as error:
+        raise ConfigError(f"the model {model}: {error}") from error
+
+
+def _table(given: Mapping[str, Setting], config: Config) -> str:
     rows = [("setting", "value", "from")]
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
@@ -49,4 +71,9 @@ def _table(parameters: Mapping[str, str], environment: Mapping[str, str]) -> str
 
 
 def _without_password(store: str) -> str:
-    return make_url(store).render_as_string(hide_password=True) if "://" in store else store
+    if "://" not in store:
+        return store
+    try:
+        return make_url(store).render_as_string(hide_password=True)
+    except (ValueError, ArgumentError) as error:  # which may repeat the password
+        raise ConfigError("voice_store is not the URL of a database") from error
