@@ -339,10 +339,7 @@ def test_voices_are_added_and_deleted() -> None:
         for wrong in ({"json": {"name": "anna"}}, {"data": {"name": "anna"}}, {"files": {"audio_sample": b"RIFF"}}):
             answer = httpx.post(f"{url}/audio/voices", **wrong)  # type: ignore[arg-type]
             assert (answer.status_code, "audio_sample" in answer.text) == (400, True)
-        for kind in (
-            "multipart/form-data",
-            "application/x-www-form-urlencoded; charset=none",
-        ):  # the first has no boundary
+        for kind in ("multipart/form-data", "application/x-www-form-urlencoded; charset=none"):
             assert httpx.post(f"{url}/audio/voices", content=b"x", headers={"Content-Type": kind}).status_code == 400
     with serving(lambda: transport) as url:  # unless it is told so, it changes nothing
         form = {"data": {"name": "anna"}, "files": {"audio_sample": b"RIFF"}}
