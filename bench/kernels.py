@@ -195,6 +195,15 @@ def flow_norms() -> Iterator[Case]:
 
         yield Case("norm and Mish", f"{rows} x {positions} frames", ours_mish, torchs_mish)
 
+        def ours_both(x: Tensor = x, after: Tensor = change, offset: Tensor = offset) -> object:
+            return norm.mish_norm(x, after, norm, offset=offset)
+
+        def torchs_both(x: Tensor = x, after: Tensor = change, offset: Tensor = offset) -> object:
+            result = mish(torchs_norm(x + offset)) + after
+            return result, torchs_norm(result)
+
+        yield Case("norm, Mish and norm", f"{rows} x {positions} frames", ours_both, torchs_both)
+
 
 def snakes() -> Iterator[Case]:
     from chatterbox_engine.s3gen.snake_cuda import snake

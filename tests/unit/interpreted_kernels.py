@@ -24,7 +24,7 @@ from chatterbox_engine.linear_cuda import swiglu
 from chatterbox_engine.runner import Runner, Slots
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
 from chatterbox_engine.s3gen.attention_cuda import attend
-from chatterbox_engine.s3gen.norm_cuda import add_norm, norm, norm_mish
+from chatterbox_engine.s3gen.norm_cuda import add_norm, norm, norm_mish, norm_mish_norm
 from chatterbox_engine.s3gen.snake_cuda import snake
 from chatterbox_engine.sampling_cuda import draw_rows
 
@@ -108,7 +108,7 @@ def project_error(rows: int, inputs: int, outputs: int, then: Activation, parts:
 
 
 def norm_error(rows: int, positions: int, width: int, everywhere: bool, lead: int) -> float:
-    """The largest difference to torch's operators of the three functions."""
+    """The largest difference to torch's operators of the four functions."""
     generator = torch.Generator().manual_seed(positions)
     shape = (rows, positions, width)
 
@@ -117,14 +117,18 @@ def norm_error(rows: int, positions: int, width: int, everywhere: bool, lead: in
 
     x, change, weight, bias, offset = random(*shape), random(*shape), random(width), random(width), random(width)
     after = random(width) if everywhere else random(*shape)
-    total, normed = add_norm(x, change, weight, bias, 1e-5)
+    gains, following = (weight, bias, 1e-5), (random(width), random(width), 1e-3)
+    total, normed = add_norm(x, change, gains)
     assert torch.equal(total, x + change)
-    exact = F.layer_norm(total, (width,), weight, bias, 1e-5)
-    assert torch.equal(norm(total, weight, bias, 1e-5), normed)
-    marked = norm_mish(x, weight, bias, 1e-5, after, offset=offset, lead=lead)
-    exact_mish = F.mish(F.layer_norm(x + offset, (width,), weight, bias, 1e-5)) + after
-    difference = (marked - F.pad(exact_mish, (0, 0, lead, 0))).abs().max()
-    return float(torch.maximum((normed - exact).abs().max(), difference))
+    assert torch.equal(norm(total, gains), normed)
+    differences = [normed - F.layer_norm(total, (width,), *gains)]
+    part = F.pad(x, (0, 0, 0, 2))[:, :positions]  # rows further apart than they are long
+    marked = norm_mish(part, gains, after, offset=offset, lead=lead)
+    exact = F.mish(F.layer_norm(x + offset, (width,), *gains)) + after
+    differences += [marked - F.pad(exact, (0, 0, lead, 0))]
+    marked, then_normed = norm_mish_norm(part, gains, after, following, offset=offset)
+    differences += [marked - exact, then_normed - F.layer_norm(exact, (width,), *following)]
+    return max(float(difference.abs().max()) for difference in differences)
 
 
 def snake_error(shape: tuple[int, int, int], parts: str) -> float:

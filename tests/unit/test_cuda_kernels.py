@@ -126,14 +126,21 @@ def test_a_gated_layers_kernel_compiles() -> None:
 
 
 @pytest.mark.parametrize("dtype", BYTES)
-@pytest.mark.parametrize("parts", [("change", "total"), ("offset", "after")])
-def test_the_kernel_of_the_flows_norms_compiles(parts: tuple[str, ...], dtype: str) -> None:
-    unused = dict.fromkeys({"change", "total", "offset", "after"} - set(parts))
+@pytest.mark.parametrize(
+    ("parts", "lead"),
+    [
+        (("change", "total"), 0),
+        (("offset", "after"), 2),
+        (("offset", "after", "next_weight", "next_bias", "normed"), 0),
+    ],
+)
+def test_the_kernel_of_the_flows_norms_compiles(parts: tuple[str, ...], lead: int, dtype: str) -> None:
+    unused = dict.fromkeys({"change", "total", "offset", "after", "next_weight", "next_bias", "normed"} - set(parts))
     types = dict.fromkeys(["x", "weight", "bias", "out", *parts], f"*{dtype}")
-    types |= {"rows": "i32", "positions": "i32", "eps": "fp32"}
+    types |= {"rows": "i32", "positions": "i32", "reach": "i32", "eps": "fp32", "next_eps": "fp32"}
     constants = {
         "width": 256,
-        "lead": 2,
+        "lead": lead,
         "everywhere": False,
         "activated": "after" in parts,
         "size": 256,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,3 +81,10 @@ def test_what_is_captured_reads_static_memory_and_writes_its_own(s3gen: S3Gen, c
     assert memory_of(*buckets) == state
     assert not cuda.waits
     torch.cuda.synchronize()
+
+
+def test_the_flow_by_our_kernels_gives_a_cpus_mel(tiny_path: Path) -> None:
+    script = Path(__file__).with_name("interpreted_flow.py")
+    done = subprocess.run([sys.executable, script, tiny_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-5

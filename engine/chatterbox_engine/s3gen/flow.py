@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox_engine.dims import S3GenDims
-from chatterbox_engine.s3gen.layers import Conv, Linear, mish, self_attention
+from chatterbox_engine.s3gen.layers import Conv, Linear, Norm, mish, self_attention
 from chatterbox_engine.s3gen.weights import Weights
 
 _GUIDANCE = 0.7
@@ -47,11 +47,12 @@ class Flow:
         lengths = torch.cat([lengths, lengths]) if lengths is not None and self._guided else lengths
         x = noise
         for step, (now, then) in enumerate(pairwise(self._times)):
-            change = self._unet(x.to(self._dtype), fixed, step, lengths).float()
-            if self._guided:
+            change, span = self._unet(x.to(self._dtype), fixed, step, lengths), then - now
+            if self._guided:  # (1 + guidance) given - guidance free, in float32 as x
                 given, free = change.chunk(2)
-                change = (1.0 + _GUIDANCE) * given - _GUIDANCE * free
-            x = x + (then - now) * change
+                x = x.add(given, alpha=span * (1.0 + _GUIDANCE)).sub_(free, alpha=span * _GUIDANCE)
+            else:
+                x = x.add(change, alpha=span)
         return x
 
 
@@ -77,6 +78,7 @@ class _UNet:
         self._up_conv = weights.conv("up_blocks.0.2", width, width, 3)
         self._final = weights.conv("final_block.block.0", width, width, 3)
         self._final_norm = weights.norm("final_block.block.2", width)
+        self._nothing = torch.zeros_like(self._final_norm.bias)
         self._out = weights.pointwise("final_proj", width, dims.mel)
 
     def prepare(self, constant: Tensor, *, guided: bool) -> tuple[Tensor, Tensor]:
@@ -87,15 +89,18 @@ class _UNet:
 
     def __call__(self, x: Tensor, fixed: tuple[Tensor, Tensor], step: int, lengths: Tensor | None) -> Tensor:
         """x: [rows, frames, mel]; fixed: what `prepare` returned. Returns [rows or 2 rows, frames, mel]."""
-        halves = fixed[0].shape[0] // x.shape[0]
-        first, around = (part.repeat(halves, 1, 1) + other for part, other in zip(self._noisy(x), fixed, strict=True))
-        skip = _run(self._down_blocks, self._down.leave(first, around, step), lengths)
+        # each part to both halves
+        first, around = (
+            (part + other.unflatten(0, (-1, len(part)))).flatten(0, 1)
+            for part, other in zip(self._noisy(x), fixed, strict=True)
+        )
+        skip = _run(self._down_blocks, *self._down.leave(first, around, step, self._down_blocks[0].norm), lengths)
         h = self._down_conv.causal(skip)
         for resnet, blocks in self._middle:
-            h = _run(blocks, resnet(h, step), lengths)
-        h = self._up(torch.cat([h, skip], dim=-1), step)
-        h = self._up_conv.causal(_run(self._up_blocks, h, lengths))
-        return self._out(mish(self._final_norm(self._final.causal(h))))
+            h = _run(blocks, *resnet(h, step, blocks[0].norm), lengths)
+        h = _run(self._up_blocks, *self._up(torch.cat([h, skip], dim=-1), step, self._up_blocks[0].norm), lengths)
+        h, bias = self._final.causal_in_parts(self._up_conv.causal(h))
+        return self._out(self._final_norm.mish(h, self._nothing, offset=bias))
 
 
 @dataclass(frozen=True)
@@ -132,15 +137,18 @@ class _Resnet:
         project = part.cast(torch.float32).linear("mlp.1", embedded.shape[1], outputs)
         self._times = project(mish(embedded)).to(self._second.weight.dtype)  # [steps, outputs]
 
-    def __call__(self, x: Tensor, step: int) -> Tensor:
-        first, bias = self.enter.first.in_parts(x, left=self.enter.first.seen_before)
-        return self.leave(first, self.enter.around(x), step, bias)
+    def __call__(self, x: Tensor, step: int, following: Norm) -> tuple[Tensor, Tensor]:
+        """The result, and the following norm of it."""
+        first, bias = self.enter.first.causal_in_parts(x)
+        return self.leave(first, self.enter.around(x), step, following, bias)
 
-    def leave(self, first: Tensor, around: Tensor, step: int, bias: Tensor | None = None) -> Tensor:
+    def leave(
+        self, first: Tensor, around: Tensor, step: int, following: Norm, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Everything after `enter`. bias: to be added to `first`."""
         h = self._first_norm.mish(first, self._times[step], offset=bias, lead=self._second.seen_before)
         second, bias = self._second.in_parts(h)
-        return self._second_norm.mish(second, around, offset=bias)
+        return self._second_norm.mish_norm(second, around, following, offset=bias)
 
 
 class _Block:
@@ -167,9 +175,9 @@ def _blocks(weights: Weights, dims: S3GenDims) -> list[_Block]:
     return [_Block(weights.part(str(i)), dims) for i in range(dims.decoder_blocks)]
 
 
-def _run(blocks: list[_Block], x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Blocks one after the other; the sum at the end of each is a part of the next one's first norm."""
-    normed = blocks[0].norm(x)
+def _run(blocks: list[_Block], x: Tensor, normed: Tensor, lengths: Tensor | None) -> Tensor:
+    """Blocks one after the other; the sum at the end of each is a part of the next one's first norm. normed: the first
+    one's norm of x."""
     for block, following in pairwise(blocks):
         x, normed = following.norm.of_sum(*block(x, normed, lengths))
     x, change = blocks[-1](x, normed, lengths)

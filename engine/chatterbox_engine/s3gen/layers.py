@@ -8,7 +8,7 @@ width; on tensor cores it is the layout that they want.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,11 @@ from torch import Tensor
 from chatterbox_engine.linear import project
 
 _HEADS_AT_A_TIME = 2
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether our kernels compute what follows, and convolutions are cuDNN's. A test says yes and interprets them."""
+    return x.is_cuda
 
 
 @dataclass(frozen=True)
@@ -53,30 +58,43 @@ class Norm:
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.is_cuda:
+        if on_gpu(x):
             from chatterbox_engine.s3gen.norm_cuda import norm
 
-            return norm(x, self.weight, self.bias, self.eps)
+            return norm(x, self._gains)
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
     def of_sum(self, x: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
         """`x + change`, and the norm of it; both [rows, positions, width]. One kernel on a GPU."""
-        if x.is_cuda:
+        if on_gpu(x):
             from chatterbox_engine.s3gen.norm_cuda import add_norm
 
-            return add_norm(x, change, self.weight, self.bias, self.eps)
+            return add_norm(x, change, self._gains)
         x = x + change
         return x, self(x)
 
     def mish(self, x: Tensor, after: Tensor, *, offset: Tensor | None = None, lead: int = 0) -> Tensor:
         """Mish of the norm of `x + offset`, plus `after`: like x, [rows, positions, width], or [width]; behind `lead`
         positions of zeros. One kernel on a GPU."""
-        if x.is_cuda:
+        if on_gpu(x):
             from chatterbox_engine.s3gen.norm_cuda import norm_mish
 
-            return norm_mish(x, self.weight, self.bias, self.eps, after, offset=offset, lead=lead)
+            return norm_mish(x, self._gains, after, offset=offset, lead=lead)
         result = mish(self(x if offset is None else x + offset)) + after
         return F.pad(result, (0, 0, lead, 0)) if lead else result
+
+    def mish_norm(self, x: Tensor, after: Tensor, following: Norm, *, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`mish` without a lead, and the following norm of it. One kernel on a GPU."""
+        if on_gpu(x):
+            from chatterbox_engine.s3gen.norm_cuda import norm_mish_norm
+
+            return norm_mish_norm(x, self._gains, after, following._gains, offset=offset)
+        x = self.mish(x, after, offset=offset)
+        return x, following(x)
+
+    @property
+    def _gains(self) -> tuple[Tensor, Tensor, float]:
+        return self.weight, self.bias, self.eps
 
 
 @dataclass(frozen=True)
@@ -93,12 +111,21 @@ class Conv:
         """left, right: zeros beyond `padding`."""
         return self._product(x, self.bias, left, right)
 
-    def in_parts(self, x: Tensor, *, left: int = 0) -> tuple[Tensor, Tensor | None]:
+    def in_parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The result, and a bias [outputs] that is still to be added: on a GPU, where it would be a kernel of its own,
         so that the next one adds it."""
-        if x.is_cuda:
-            return self._product(x, None, left, 0), self.bias
-        return self._product(x, self.bias, left, 0), None
+        if on_gpu(x):
+            return self._product(x, None, 0, 0), self.bias
+        return self._product(x, self.bias, 0, 0), None
+
+    def causal_in_parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`causal` as `in_parts` gives it. On a GPU the zeros are cuDNN's own, on both sides, so that they need no
+        kernel, and what the ones at the end gave is left out: rows of the result are further apart than their length.
+        """
+        if on_gpu(x):
+            both = replace(self, padding=self.seen_before)
+            return both._product(x, None, 0, 0)[:, : x.shape[1]], self.bias
+        return self.causal(x), None
 
     def _product(self, x: Tensor, bias: Tensor | None, left: int, right: int) -> Tensor:
         x = F.pad(x, (0, 0, left, right)) if left or right else x

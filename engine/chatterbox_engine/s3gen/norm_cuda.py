@@ -1,4 +1,5 @@
-"""Triton kernel of a layer norm with what stands around it in the flow: a sum before it, Mish and a sum behind.
+"""Triton kernel of a layer norm with what stands around it in the flow: a sum before it, Mish, a sum and the next norm
+behind.
 
 The flow has a thousand of them in a solve, which read and write all positions; torch has a kernel for each part, adds
 the bias of a convolution of cuDNN's by one more, and puts the zeros before the next one by two.
@@ -23,8 +24,18 @@ def _mish(x):  # type: ignore[no-untyped-def]
     return x * ratio / (ratio + 2.0)
 
 
+@triton.jit
+def _normed(y, inside, weight, bias, eps, lane, width: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The layer norm of a block of positions in float32, which are zero beyond the width."""
+    centred = tl.where(inside, y - (tl.sum(y, axis=1) / width)[:, None], 0.0)
+    spread = tl.sum(centred * centred, axis=1) / width
+    y = centred * tl.rsqrt(spread + eps)[:, None]
+    y = y * tl.load(weight + lane, mask=lane < width, other=0.0).to(tl.float32)[None, :]
+    return y + tl.load(bias + lane, mask=lane < width, other=0.0).to(tl.float32)[None, :]
+
+
 # One compilation serves every number of positions.
-@triton.jit(do_not_specialize=("rows", "positions"))
+@triton.jit(do_not_specialize=("rows", "positions", "reach"))
 def _norm_kernel(  # type: ignore[no-untyped-def]
     x,
     change,
@@ -33,10 +44,15 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
     bias,
     after,
     total,
+    next_weight,
+    next_bias,
+    normed,
     out,
     rows,
     positions,  # of a row
+    reach,  # from one row of x to the next
     eps,
+    next_eps,
     width: tl.constexpr,
     lead: tl.constexpr,
     everywhere: tl.constexpr,
@@ -48,9 +64,10 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
     place = tl.program_id(0) * block + tl.arange(0, block)  # in what is written, with what leads each row
     row, position = place // (positions + lead), place % (positions + lead) - lead
     at = (row * positions + position).to(tl.int64)[:, None] * width + lane[None, :]
+    given = (row * reach + position).to(tl.int64)[:, None] * width + lane[None, :]
     written = (row[:, None] < rows) & (lane[None, :] < width)
     inside = written & (position[:, None] >= 0)
-    y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(x + given, mask=inside, other=0.0).to(tl.float32)
     if change is not None:
         y += tl.load(change + at, mask=inside, other=0.0).to(tl.float32)
         y = y.to(x.dtype.element_ty)  # as it is stored
@@ -58,11 +75,7 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
         y = y.to(tl.float32)
     if offset is not None:
         y += tl.load(offset + lane, mask=lane < width, other=0.0).to(tl.float32)[None, :]
-    centred = tl.where(inside, y - (tl.sum(y, axis=1) / width)[:, None], 0.0)
-    spread = tl.sum(centred * centred, axis=1) / width
-    y = centred * tl.rsqrt(spread + eps)[:, None]
-    y = y * tl.load(weight + lane, mask=lane < width, other=0.0).to(tl.float32)[None, :]
-    y += tl.load(bias + lane, mask=lane < width, other=0.0).to(tl.float32)[None, :]
+    y = _normed(y, inside, weight, bias, eps, lane, width)
     if activated:
         y = _mish(y)
     if after is not None:
@@ -70,44 +83,82 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
             y += tl.load(after + lane, mask=lane < width, other=0.0).to(tl.float32)[None, :]
         else:
             y += tl.load(after + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + place.to(tl.int64)[:, None] * width + lane[None, :], tl.where(inside, y, 0.0), mask=written)
+    y = tl.where(inside, y, 0.0)
+    tl.store(out + place.to(tl.int64)[:, None] * width + lane[None, :], y, mask=written)
+    if normed is not None:
+        y = y.to(x.dtype.element_ty).to(tl.float32)  # as it is stored
+        tl.store(normed + at, _normed(y, inside, next_weight, next_bias, next_eps, lane, width), mask=inside)
 
 
-def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+Gains = tuple[Tensor, Tensor, float]
+"""Of a layer norm: weight and bias, [width], and what keeps it from dividing by zero."""
+
+
+def norm(x: Tensor, gains: Gains) -> Tensor:
     """Layer norm over the last dimension. x: [..., width]."""
-    given = x.reshape(1, -1, x.shape[-1])
-    return _launch(given, None, None, weight, bias, None, None, eps=eps, lead=0, activated=False).view(x.shape)
+    return _launch(x.reshape(1, -1, x.shape[-1]), gains).view(x.shape)
 
 
-def add_norm(x: Tensor, change: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_norm(x: Tensor, change: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
     """`x + change`, and its layer norm over the last dimension. x, change: [rows, positions, width]."""
     total = x.new_empty(x.shape)
-    return total, _launch(x, change, None, weight, bias, None, total, eps=eps, lead=0, activated=False)
+    return total, _launch(x, gains, change=change, total=total)
 
 
-def norm_mish(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, after: Tensor, *, offset: Tensor | None = None, lead: int = 0
-) -> Tensor:
+def norm_mish(x: Tensor, gains: Gains, after: Tensor, *, offset: Tensor | None = None, lead: int = 0) -> Tensor:
     """`mish(layer_norm(x + offset)) + after` behind `lead` positions of zeros: [rows, lead + positions, width].
 
-    x: [rows, positions, width]; after: like x, or [width]; offset: [width].
+    x: [rows, positions, width], rows further apart than their positions, if it is a part of a longer one; after: like
+    x, or [width]; offset: [width].
     """
-    return _launch(x, None, offset, weight, bias, after, None, eps=eps, lead=lead, activated=True)
+    return _launch(x, gains, offset=offset, after=after, lead=lead, activated=True)
 
 
-def _launch(x: Tensor, *others: Tensor | None, eps: float, lead: int, activated: bool) -> Tensor:
-    given = [None if tensor is None else tensor.contiguous() for tensor in (x, *others)]
-    after = given[-2]
+def norm_mish_norm(
+    x: Tensor, gains: Gains, after: Tensor, following: Gains, *, offset: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `norm_mish` gives without a lead, and the next layer norm of it."""
+    normed = x.new_empty(x.shape)
+    return _launch(x, gains, offset=offset, after=after, activated=True, following=following, normed=normed), normed
+
+
+def _launch(
+    x: Tensor,
+    gains: Gains,
+    *,
+    change: Tensor | None = None,
+    total: Tensor | None = None,
+    offset: Tensor | None = None,
+    after: Tensor | None = None,
+    following: Gains | None = None,
+    normed: Tensor | None = None,
+    lead: int = 0,
+    activated: bool = False,
+) -> Tensor:
     rows, positions, width = x.shape
+    if x.stride()[1:] != (width, 1) or x.stride(0) % width:
+        x = x.contiguous()
     out = x.new_empty(rows, lead + positions, width)
     size = triton.next_power_of_2(width)
     block = max(1, NUMBERS // size)
+    next_weight, next_bias, next_eps = following or (None, None, 0.0)
     _norm_kernel[(triton.cdiv(rows * (lead + positions), block),)](
-        *given,
+        x,
+        None if change is None else change.contiguous(),
+        offset,
+        gains[0],
+        gains[1],
+        None if after is None else after.contiguous(),
+        total,
+        next_weight,
+        next_bias,
+        normed,
         out,
         rows,
         positions,
-        eps,
+        x.stride(0) // width,
+        gains[2],
+        next_eps,
         width=width,
         lead=lead,
         everywhere=after is not None and after.dim() == 1,
