@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import grpc.aio
 import numpy as np
 import pytest
 
@@ -28,6 +29,7 @@ from chatterbox_client import (
     concatenate,
 )
 from chatterbox_client.errors import from_status
+from chatterbox_client.transports.grpc_stream import read_message
 from tests.unit.client_fakes import (
     SAMPLES,
     STATS,
@@ -216,3 +218,32 @@ def test_stream_takes_what_speak_takes_and_the_chunk_sizes() -> None:
     }
     assert set(stream) - set(speak) == extra
     assert str(inspect.signature(AsyncClient.stream).parameters) == str(stream)
+
+
+def test_a_task_that_is_cancelled_cancels_its_call_and_not_the_read() -> None:
+    """gRPC leaks the memory of a read that is cancelled."""
+
+    class Call:
+        def __init__(self) -> None:
+            self.cancelled, self.ended = asyncio.Event(), ""
+
+        def cancel(self) -> None:
+            self.cancelled.set()
+
+        async def read(self) -> object:
+            self.ended = "cut off"
+            await self.cancelled.wait()
+            self.ended = "by the call"
+            return grpc.aio.EOF
+
+    async def give_up() -> Call:
+        call = Call()
+        task = asyncio.create_task(read_message(call))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return call
+
+    assert asyncio.run(give_up()).ended == "by the call"

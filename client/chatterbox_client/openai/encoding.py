@@ -92,6 +92,7 @@ class _Writer:
         self._container = av.open(sink, "w", format=format.container, options=options)
         stream = self._container.add_stream(format.codec, rate=sample_rate, layout="mono")
         assert isinstance(stream, av.AudioStream)
+        stream.codec_context.thread_count = 1  # many encode side by side
         if format.bit_rate is not None:
             stream.bit_rate = format.bit_rate
         self._stream = stream

@@ -11,6 +11,7 @@ the whole server ends with SIGSEGV: once in some thousand refused streams.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Any
@@ -100,7 +101,8 @@ class AsyncStreamChannel:
         call = self._start(iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout)
         refusal = ""
         try:
-            async for response in call:  # behind an error too, so that Triton ends the stream itself
+            # behind an error too, so that Triton ends the stream itself
+            while (response := await read_message(call)) is not grpc.aio.EOF:
                 if response.error_message:
                     refusal = response.error_message
                 else:
@@ -117,6 +119,21 @@ class AsyncStreamChannel:
     async def close(self) -> None:
         """See `StreamChannel.close`."""
         await self._channel.close()
+
+
+async def read_message(call: Any) -> Any:
+    """The call's next message, or `grpc.aio.EOF`.
+
+    A read that is cancelled with the task that waits for it leaves its memory behind (grpcio 1.85: 10 to 25 kB for each
+    stream that is given up so). So the call is cancelled in its place, which ends the read.
+    """
+    reading = asyncio.ensure_future(call.read())
+    try:
+        return await asyncio.shield(reading)
+    except asyncio.CancelledError:
+        call.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        raise
 
 
 def _request(model: str, tensors: Tensors, outputs: Sequence[str]) -> Any:
