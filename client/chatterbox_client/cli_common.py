@@ -14,6 +14,9 @@ from chatterbox_client.errors import ChatterboxClientError
 
 Connect = Callable[..., Client]
 
+URL_VARIABLES = {"http": "CHATTERBOX_URL", "grpc": "CHATTERBOX_GRPC_URL"}
+"""Of the environment: where the server is, by protocol."""
+
 HEADERS = "chatterbox.headers"
 """Where the context's `meta` has what `--header` gave."""
 
@@ -31,7 +34,7 @@ Seconds = Annotated[float, typer.Option(help="Seconds to wait for the answer.")]
 def connect(context: typer.Context, url: str | None, protocol: str, timeout: float, **others: str) -> Client:
     """A client as the options say."""
     make: Connect = context.obj
-    url = url or os.environ.get("CHATTERBOX_GRPC_URL" if protocol == "grpc" else "CHATTERBOX_URL") or None
+    url = url or os.environ.get(URL_VARIABLES[protocol])
     try:
         return make(url, protocol, timeout=timeout, **others)
     except ValueError as error:

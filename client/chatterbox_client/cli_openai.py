@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chatterbox_client.cli_common import HEADERS, Seconds, fail, one_line_errors
+from chatterbox_client.cli_common import HEADERS, URL_VARIABLES, Seconds, fail, one_line_errors
 from chatterbox_client.client import DEFAULT_TIMEOUT
 from chatterbox_client.transports import open_async_transport
 
@@ -19,7 +19,7 @@ def openai(
     context: typer.Context,
     url: Annotated[
         str | None,
-        typer.Option(envvar="CHATTERBOX_GRPC_URL", help="host:port of the Triton server's gRPC; localhost:8001."),
+        typer.Option(envvar=URL_VARIABLES["grpc"], help="host:port of the Triton server's gRPC; localhost:8001."),
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="A model to serve, again for more; the first answers to OpenAI's names.")

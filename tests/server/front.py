@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-
-import httpx
 
 from chatterbox_engine.launcher.ports import ReservedPorts
 
 
 class Front:
-    """Runs between `__enter__` and `__exit__`, which says when it did not end well; its output is in the log."""
+    """Runs between `__enter__` and `__exit__`, which says when it did not end well; its errors are in the log."""
 
     def __init__(
         self,
@@ -32,32 +29,25 @@ class Front:
         ports.release()
         self.address = f"127.0.0.1:{ports.numbers[0]}"
         self._command = [str(program), *before, "openai", "--url", grpc_url, "--port", str(ports.numbers[0]), *options]
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._log = log
 
     def __enter__(self) -> Front:
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._environment)
-        deadline = time.monotonic() + 60
-        while not self._answers():
-            assert self._process.poll() is None, self._log.read_text()
-            assert time.monotonic() < deadline, self._log.read_text()
-            time.sleep(0.05)
+            self._process = subprocess.Popen(
+                self._command, stdout=subprocess.PIPE, stderr=log, env=self._environment, text=True
+            )
+        assert self._process.stdout is not None
+        assert "Running on" in self._process.stdout.readline(), self._log.read_text()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.terminate()
-
-    def terminate(self) -> None:
-        """Ends it, which it does by itself within half a minute whatever is under way."""
-        self._process.terminate()
-        assert self._process.wait(30) == 0, self._log.read_text()
-
-    def _answers(self) -> bool:
-        try:
-            httpx.get(f"http://{self.address}/health", timeout=10)
-        except httpx.TransportError:
-            return False
-        return True
+        with self._process:  # which closes its pipe
+            self._process.terminate()
+            try:
+                code = self._process.wait(30)  # it ends by itself, whatever is under way
+            finally:
+                self._process.kill()
+        assert code == 0, self._log.read_text()

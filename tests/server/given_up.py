@@ -10,6 +10,7 @@ from chatterbox_engine.launcher.server import TritonServer
 from loadtest.pages import Pages
 
 CANCELLATIONS = "chatterbox_cancellations_total"
+LONG = "This is one more sentence of a text that is too long for one segment, is it not? " * 6
 
 
 @contextlib.contextmanager

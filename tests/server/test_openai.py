@@ -16,12 +16,11 @@ from chatterbox_client import Client
 from chatterbox_client.openai.encoding import FORMATS
 from chatterbox_engine.launcher.server import TritonServer
 from tests.server.front import Front
-from tests.server.given_up import requests_given_up
+from tests.server.given_up import LONG, requests_given_up
 
 pytestmark = pytest.mark.server
 
 SPEECH: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "input": "Hello from OpenAI's client."}
-LONG = "This is one more sentence of a text that is too long for one segment, is it not? " * 30
 SEED = {"seed": 3, "max_seconds": 2.0}
 
 
@@ -91,7 +90,7 @@ def test_a_stored_voice_is_listed_and_spoken(server: TritonServer, front: Front,
 
 
 def test_who_goes_away_gives_the_request_up(server: TritonServer, front: Front) -> None:
-    endless = {**SPEECH, "input": LONG, "max_seconds": 40.0}
+    endless = {**SPEECH, "input": LONG * 5, "max_seconds": 40.0}
     with requests_given_up(server, 2, 2):
         for fields in ({"response_format": "pcm"}, {"response_format": "mp3"}):
             with httpx.stream("POST", f"http://{front.address}/v1/audio/speech", json={**endless, **fields}) as answer:

@@ -40,12 +40,11 @@ from chatterbox_engine.launcher.regions import SHARED_MEMORY
 from chatterbox_engine.launcher.server import ServerFailed, ServerOptions, TritonServer
 from chatterbox_engine.streaming import ChunkPolicy
 from tests.server.conftest import Spoken
-from tests.server.given_up import requests_given_up
+from tests.server.given_up import LONG, requests_given_up
 
 pytestmark = pytest.mark.server
 
 GREETING = "Hello there, how are you today?"
-LONG = "This is one more sentence of a text that is too long for one segment, is it not? " * 6
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import torch
 
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.s3gen import S3Gen, VocoderJob, layers
-from chatterbox_engine.types import S3GenConditionals
+from tests.fidelity.s3gen_reference import random_conditionals, random_tokens
 
 
 def main() -> None:
@@ -25,15 +25,9 @@ def main() -> None:
     dims = checkpoint.dims.s3gen
     s3gen = S3Gen.from_state_dict(checkpoint.s3gen_state(), dims, device=torch.device("cpu"), cfm_steps=2)
     s3gen.rows_together = True
-    generator = torch.Generator().manual_seed(0)
 
     def job(prompt: int, tokens: int) -> VocoderJob:
-        conditionals = S3GenConditionals(
-            torch.randint(0, dims.vocab, (prompt,), generator=generator),
-            torch.randn(2 * prompt, dims.mel, generator=generator) - 3.0,
-            torch.randn(dims.speaker_embed, generator=generator),
-        )
-        return VocoderJob(torch.randint(0, dims.vocab, (tokens,), generator=generator), s3gen.prepare(conditionals), 1)
+        return VocoderJob(random_tokens(dims, tokens), s3gen.prepare(random_conditionals(dims, prompt)), 1)
 
     jobs = [job(9, 7), job(14, 11)]
     exact = s3gen.mel(jobs)

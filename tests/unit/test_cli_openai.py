@@ -29,6 +29,7 @@ def test_it_heeds_its_options(tmp_path: Path) -> None:
     header, keys = ["--header", "x-key: 1"], {"CHATTERBOX_OPENAI_KEYS": "one two"}
     with fake_server() as fake, Front(fake.grpc_url, tmp_path / "log", options, header, environment=keys) as front:
         url = f"http://{front.address}/v1"
+        assert httpx.get(f"http://{front.address}/health").status_code == 200
         assert httpx.get(f"{url}/models").status_code == 401
         with openai.OpenAI(base_url=url, api_key="two") as client:
             assert [model.id for model in client.models.list()] == ["turbo", "nano"]

@@ -84,7 +84,7 @@ def test_what_is_captured_reads_static_memory_and_writes_its_own(s3gen: S3Gen, c
 
 
 def test_the_flow_by_our_kernels_gives_a_cpus_mel(tiny_path: Path) -> None:
-    script = Path(__file__).with_name("interpreted_flow.py")
-    done = subprocess.run([sys.executable, script, tiny_path], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.unit.interpreted_flow", tiny_path]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 1e-5
