@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from chatterbox_client.cli_common import HEADERS, URL_VARIABLES, Seconds, fail, one_line_errors
 from chatterbox_client.client import DEFAULT_TIMEOUT
 from chatterbox_client.transports import open_async_transport
+from chatterbox_client.voices import KEY_VARIABLE
 
 SECONDS_TO_FINISH = 5.0
 """That requests under way have when the command is told to end, and as many to notice that they are cut off."""
@@ -37,19 +39,37 @@ def openai(
         bool, typer.Option("--lenient", help="Ignore what Chatterbox has not: speed, instructions, unknown fields.")
     ] = False,
     change_voices: Annotated[
-        bool, typer.Option("--change-voices", help="Let those who may ask store and delete voices, too.")
+        bool,
+        typer.Option(
+            "--change-voices",
+            help=f"Let those who may ask store and delete voices, too; with the server's key in {KEY_VARIABLE}.",
+        ),
     ] = False,
+    allowed_origins: Annotated[
+        str,
+        typer.Option(
+            envvar="CHATTERBOX_ALLOWED_ORIGINS",
+            help="Whose web pages may ask, as in https://app.example.com, commas between several; none: no others'.",
+        ),
+    ] = "",
     timeout: Seconds = DEFAULT_TIMEOUT,
 ) -> None:
     """Serve OpenAI's speech API (/v1/audio/speech) in front of a Triton server."""
     try:
         from aiohttp import web
 
+        from chatterbox_client.openai.origins import parse_origins
         from chatterbox_client.openai.server import AccessLog, SpeechApi
     except ImportError as error:
         fail(f"{error}: install chatterbox-client[openai]")
     if not all(key or ()):  # a shell's unset variable would be a key that everybody has
         raise typer.BadParameter("is empty", param_hint="--key")
+    if change_voices and not os.environ.get(KEY_VARIABLE):
+        raise typer.BadParameter(f"{KEY_VARIABLE} is not set", param_hint="--change-voices")
+    try:
+        origins = parse_origins(allowed_origins)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--allowed-origins") from error
     try:
         transport = open_async_transport(url, "grpc", context.meta.get(HEADERS))
     except ValueError as error:
@@ -62,6 +82,7 @@ def openai(
         timeout=timeout,
         lenient=lenient,
         change_voices=change_voices,
+        allowed_origins=origins,
     )
     with one_line_errors():
         web.run_app(

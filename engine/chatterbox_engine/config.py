@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.origins import parse_origins
 from chatterbox_engine.presets import PRESETS
 
 PREFIX = "CHATTERBOX_"
@@ -24,7 +25,7 @@ FILE_VARIABLE = f"{PREFIX}CONFIG"
 """Names a YAML file of settings."""
 
 # Read by other parts of the project (launcher, client, caches), so not unknown here.
-_FOREIGN = {"CONFIG", "TRITON_HOME", "MODEL_REPOSITORY", "URL", "GRPC_URL", "OPENAI_KEYS", "CACHE", "SOCKETS"}
+_FOREIGN = {"CONFIG", "TRITON_HOME", "MODEL_REPOSITORY", "URL", "GRPC_URL", "OPENAI_KEYS", "HEADERS", "CACHE", "SOCKETS"}
 
 # Names that the well-known Chatterbox servers use for the same things.
 _ALIASES = {
@@ -53,6 +54,17 @@ def cores(environment: Mapping[str, str] | None = None) -> int:
     there = len(os.sched_getaffinity(0))
     limit = environment.get("OMP_NUM_THREADS", "").partition(",")[0]  # one number for each level of nesting
     return min(there, int(limit)) if limit.isdigit() and int(limit) else there
+
+
+def read_key(name: str, path: Path) -> bytes:
+    """The key in a file, without the white space around it. Raises ConfigError, naming the setting `name`."""
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"{name}: {path} cannot be read: {error.strerror}") from error
+    if not key:
+        raise ConfigError(f"{name}: {path} is empty")
+    return key
 
 
 QUANTIZATIONS = ("none", "int8", "float8")
@@ -130,6 +142,13 @@ class Config:
     """Where voices are kept: a file, or the URL of a PostgreSQL database."""
     voice_cache_mb: int = 512
     """Memory for voices, about 0.2 MB each; the least recently used ones go first."""
+    voice_key: str = field(default="", repr=False)
+    """The key that a request must bring to add or delete a voice; without one nobody can."""
+    voice_key_file: str = ""
+    """The file that holds the key, instead of `voice_key`."""
+    allowed_origins: str = ""
+    """Web origins (`https://app.example.com`, commas between them) whose pages may use the server; the pages of all
+    others are refused."""
     max_clip_mb: int = 32
     max_clip_seconds: float = 120.0
     """Bounds of a reference clip."""
@@ -147,6 +166,18 @@ class Config:
             raise ConfigError(f"preset is {self.preset!r}; it must be one of {', '.join(PRESETS)}")
         if self.compile_mode not in COMPILE_MODES:
             raise ConfigError(f"compile_mode is {self.compile_mode!r}; it must be one of {', '.join(COMPILE_MODES)}")
+        if self.voice_key and self.voice_key_file:
+            raise ConfigError("voice_key and voice_key_file exclude each other")
+        parse_origins(self.allowed_origins)
+
+    def change_key(self) -> bytes | None:
+        """The key that changes of voices need; None when there is none and nobody may change them.
+
+        Raises ConfigError when the file that holds it cannot be read or holds nothing.
+        """
+        if not self.voice_key_file:
+            return self.voice_key.encode() or None
+        return read_key("voice_key_file", Path(self.voice_key_file))
 
     @classmethod
     def load(cls, parameters: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None) -> Config:

@@ -21,12 +21,12 @@ from tests.unit.client_fakes import fake_server
 
 
 def run(*arguments: str, **environment: str) -> Any:
-    return CliRunner(env={"CHATTERBOX_GRPC_URL": None, **environment}).invoke(app, list(arguments))
+    return CliRunner(env={"CHATTERBOX_GRPC_URL": None, "CHATTERBOX_VOICE_KEY": None, **environment}).invoke(app, list(arguments))
 
 
 def test_it_heeds_its_options(tmp_path: Path) -> None:
     options = ["--model", "turbo", "--model", "nano", "--lenient", "--change-voices", "--timeout", "7"]
-    header, keys = ["--header", "x-key: 1"], {"CHATTERBOX_OPENAI_KEYS": "one two"}
+    header, keys = ["--header", "x-key: 1"], {"CHATTERBOX_OPENAI_KEYS": "one two", "CHATTERBOX_VOICE_KEY": "secret"}
     with fake_server() as fake, Front(fake.grpc_url, tmp_path / "log", options, header, environment=keys) as front:
         url = f"http://{front.address}/v1"
         assert httpx.get(f"http://{front.address}/health").status_code == 200
@@ -64,6 +64,8 @@ def test_it_ends_soon_though_somebody_listens_to_a_stream_without_end(tmp_path: 
     [
         (["--url", "http://localhost:8001"], "without a scheme"),
         (["--port", "70000"], "65535"),
+        (["--change-voices"], "CHATTERBOX_VOICE_KEY is not set"),
+        (["--allowed-origins", "app.example.com"], "is no origin"),
         (["--key", ""], "--key: is empty"),
         (["--key", "one", "--key", ""], "--key: is empty"),
     ],

@@ -33,6 +33,7 @@ from chatterbox_client.errors import (
     Unavailable,
 )
 from chatterbox_client.openai.encoding import Encoder, Format, encode_file
+from chatterbox_client.openai.origins import foreign_origin
 from chatterbox_client.openai.request import THEIR_VOICES, SpeechRequest, parse, served_model
 from chatterbox_client.transports import AsyncTransport
 from chatterbox_client.voices import AsyncVoiceList
@@ -47,6 +48,8 @@ _STATUS: dict[type[ChatterboxClientError], int] = {
     Unavailable: 503,
     Timeout: 504,
 }
+
+_READING = ("GET", "HEAD", "OPTIONS")
 
 _log = logging.getLogger("chatterbox.openai")
 
@@ -66,7 +69,7 @@ class SpeechApi:
     transport: reaches the Triton server over gRPC; models: its models that are served, not empty; keys: the bearer
     tokens of those who may ask, empty for everybody; timeout: seconds that speaking may take, and that a reader may
     keep a piece waiting; lenient: whether what a request asks for and Chatterbox has not is ignored; change_voices:
-    whether those who may ask may store and delete voices, too.
+    whether those who may ask may store and delete voices, too; allowed_origins: in lower case, whose pages may ask.
     """
 
     def __init__(
@@ -78,11 +81,13 @@ class SpeechApi:
         timeout: float | None,
         lenient: bool = False,
         change_voices: bool = False,
+        allowed_origins: frozenset[str] = frozenset(),
     ) -> None:
         self._transport = transport
         self._timeout = timeout
         self._lenient = lenient
         self._change_voices = change_voices
+        self._allowed_origins = allowed_origins
         self._clients = {name: AsyncClient(model=name, timeout=timeout, transport=transport) for name in models}
         self._keys = [key.encode() for key in keys]
 
@@ -162,7 +167,10 @@ class SpeechApi:
     async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Asks for a key, and answers errors in OpenAI's form."""
+        """Refuses the pages of other origins, asks for a key, and answers errors in OpenAI's form."""
+        foreign = foreign_origin(request.headers.getall("Origin", ()), request.host, self._allowed_origins)
+        if foreign is not None and request.method not in _READING:
+            return _refusal(403, f"pages of {foreign[:100]!r} may not use this server: see --allowed-origins")
         if self._keys and request.path != "/health" and not self._is_known(request.headers.get("Authorization", "")):
             return _refusal(401, "the API key is missing or wrong")
         try:

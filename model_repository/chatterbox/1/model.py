@@ -20,6 +20,7 @@ from chatterbox_engine import contract, presets
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import RequestError
 from chatterbox_engine.metrics import TritonMetrics
+from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.reply import Attendance, Reply, tensors_of
 from chatterbox_engine.types import SynthesisChunk, SynthesisResult
 from chatterbox_engine.wire import FOLDER_VARIABLE, Host, Outlet, Tensors, socket_path
@@ -37,6 +38,7 @@ class TritonPythonModel:
 
         parameters = json.loads(args["model_config"])["parameters"]
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
+        self._allowed_origins = parse_origins(config.allowed_origins)
         self._metrics = TritonMetrics(pb_utils.MetricFamily, name)
         self._engine = assemble.build(config, report=report, on_failure=_end_process, metrics=self._metrics)
         presets.sampling(self._engine.family, config.preset)  # a wrong one stops the start, not every request
@@ -61,6 +63,7 @@ class TritonPythonModel:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
             reply = Reply(pb_utils, request)
             try:
+                check_origin(request.parameters(), self._allowed_origins)
                 self._speak(reply, tensors_of(request))
             except Exception as error:
                 reply.fail(self._refusal(error))

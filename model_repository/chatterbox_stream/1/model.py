@@ -3,6 +3,7 @@ engine, which it reaches over a local socket: `X_stream` is the front of `X`."""
 
 from __future__ import annotations
 
+import json
 import os
 import traceback
 from collections.abc import Sequence
@@ -11,7 +12,9 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from chatterbox_engine.config import Config
 from chatterbox_engine.errors import ConfigError, RequestError
+from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.reply import Attendance, Reply, tensors_of
 from chatterbox_engine.wire import FOLDER_VARIABLE, Failed, Link, Part, engine_of, socket_path
 
@@ -23,6 +26,9 @@ class TritonPythonModel:
         folder = os.environ.get(FOLDER_VARIABLE)
         if not folder:
             raise ConfigError(f"{FOLDER_VARIABLE} is not set: start the server with chatterbox-serve, or make a folder")
+        parameters = json.loads(args["model_config"])["parameters"]
+        config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
+        self._allowed_origins = parse_origins(config.allowed_origins)
         report = partial(_log, args["model_name"])
         self._link = Link(socket_path(engine_of(args["model_name"]), folder), report=report)
         self._attendance = Attendance()
@@ -33,6 +39,7 @@ class TritonPythonModel:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
             reply = Reply(pb_utils, request, stream=True)
             try:
+                check_origin(request.parameters(), self._allowed_origins)
                 number = self._link.open(tensors_of(request), partial(_answer, reply))
             except RequestError as error:
                 reply.fail(error)

@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import RequestError
+from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.reply import Reply, tensors_of
 from chatterbox_engine.voice_admin import VoiceAdmin
 
@@ -22,12 +23,14 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
         self._admin = VoiceAdmin.of(config)
+        self._allowed_origins = parse_origins(config.allowed_origins)
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
             reply = Reply(pb_utils, request)
             try:
+                check_origin(request.parameters(), self._allowed_origins)
                 reply.send(self._admin.handle(tensors_of(request)))
             except RequestError as error:
                 reply.fail(error)
