@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import platform
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from chatterbox_client import ChatterboxClientError, Client
+from chatterbox_client.voices import KEY_VARIABLE
 from chatterbox_engine.errors import ChatterboxError
 from chatterbox_engine.launcher import ServerOptions, TritonServer
 from chatterbox_engine.launcher.options import Addresses
@@ -168,9 +170,15 @@ def _server(options: argparse.Namespace) -> Iterator[tuple[Addresses, TritonServ
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "server.log"
     _say(f"starting a Triton server with the checkpoint {options.checkpoint!r}; its log is {log}")
-    settings = ServerOptions(environment={"CHATTERBOX_CHECKPOINT": options.checkpoint}, log=log)
-    with TritonServer(settings) as server:
+    environment = {"CHATTERBOX_CHECKPOINT": options.checkpoint, **_key_settings()}
+    with TritonServer(ServerOptions(environment=environment, log=log)) as server:
         yield server.addresses, server
+
+
+def _key_settings() -> dict[str, str]:
+    """Settings with which the voices of our own server can be changed, by the client too, which reads the variable."""
+    key = os.environ[KEY_VARIABLE] = os.environ.get(KEY_VARIABLE) or secrets.token_hex(16)
+    return {KEY_VARIABLE: key, f"{KEY_VARIABLE}_FILE": ""}
 
 
 @contextlib.contextmanager

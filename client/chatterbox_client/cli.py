@@ -40,7 +40,11 @@ def chatterbox(
     context: typer.Context,
     header: Annotated[
         list[str] | None,
-        typer.Option(help='Sent with every call, "NAME: VALUE": a key for a server that restricts its protocols.'),
+        typer.Option(
+            envvar="CHATTERBOX_HEADERS",
+            help='Sent with every call, "NAME: VALUE": a key for a server that restricts its protocols (the variable: '
+            "NAME:VALUE, spaces between several).",
+        ),
     ] = None,
 ) -> None:
     """Speak through a chatterbox-triton server."""

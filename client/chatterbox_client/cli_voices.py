@@ -10,11 +10,14 @@ import typer
 from chatterbox_client.cli_common import ProtocolOption, Seconds, Url, complain, connect, one_line_errors
 from chatterbox_client.client import DEFAULT_TIMEOUT
 from chatterbox_client.errors import InvalidRequest
-from chatterbox_client.voices import VoiceInfo
+from chatterbox_client.voices import KEY_VARIABLE, VoiceInfo
 
 CLIPS = (".wav", ".flac", ".ogg", ".mp3")
 
-app = typer.Typer(no_args_is_help=True, help="The voices that the server keeps.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help=f"The voices that the server keeps. Changes need its key, in the variable {KEY_VARIABLE}.",
+)
 
 Name = Annotated[str, typer.Argument(help="1 to 64 letters, digits, dots, dashes or underscores.")]
 

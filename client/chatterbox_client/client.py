@@ -41,7 +41,8 @@ class Client:
     gRPC a host of several addresses, or "ipv4:10.0.0.1:8001,10.0.0.2:8001", is several servers: they take requests in
     turn as long as they can be reached, and a request that is under way on one that dies fails.
     `timeout` bounds every call, in seconds; None waits for ever. `headers` go with every call, to servers that restrict
-    their protocols by a key. `transport` replaces the connection, for tests.
+    their protocols by a key. `voice_key`, by default the variable CHATTERBOX_VOICE_KEY, is what the server wants for
+    changes of its voices. `transport` replaces the connection, for tests.
     One client serves any number of threads. Every method raises the `ChatterboxClientError`s that its module lists;
     the constructor raises ValueError for an unknown protocol or a URL with a scheme.
     """
@@ -54,12 +55,13 @@ class Client:
         model: str = "chatterbox",
         timeout: float | None = DEFAULT_TIMEOUT,
         headers: Mapping[str, str] | None = None,
+        voice_key: str | None = None,
         transport: Transport | None = None,
     ) -> None:
         self._model = model
         self._timeout = timeout
         self._transport = transport or open_transport(url, protocol, headers)
-        self.voices = VoiceList(self._transport, timeout)
+        self.voices = VoiceList(self._transport, timeout, voice_key)
         """The voices that the server keeps."""
 
     @takes_arguments_of(speech_request)
@@ -133,12 +135,13 @@ class AsyncClient:
         model: str = "chatterbox",
         timeout: float | None = DEFAULT_TIMEOUT,
         headers: Mapping[str, str] | None = None,
+        voice_key: str | None = None,
         transport: AsyncTransport | None = None,
     ) -> None:
         self._model = model
         self._timeout = timeout
         self._transport = transport or open_async_transport(url, protocol, headers)
-        self.voices = AsyncVoiceList(self._transport, timeout)
+        self.voices = AsyncVoiceList(self._transport, timeout, voice_key)
         """The voices that the server keeps."""
 
     @takes_arguments_of(speech_request)

@@ -16,6 +16,10 @@ from chatterbox_client.request import Tensors
 from chatterbox_client.transports import AsyncTransport, Transport
 
 MODEL = "chatterbox_voices"
+
+KEY_VARIABLE = "CHATTERBOX_VOICE_KEY"
+"""Of the environment: the key that the server wants for changes."""
+
 _OUTPUTS = ("result",)
 
 Clip = str | os.PathLike[str] | bytes
@@ -43,11 +47,14 @@ class VoiceList:
     client.voices.add("anna", "anna.wav")
     client.speak("Hello.", voice="anna")
     client.voices.delete("anna")
+
+    Changes need the server's key, the client's `voice_key`: without it they raise InvalidRequest.
     """
 
-    def __init__(self, transport: Transport, timeout: float | None) -> None:
+    def __init__(self, transport: Transport, timeout: float | None, key: str | None = None) -> None:
         self._transport = transport
         self._timeout = timeout
+        self._key = _key(key)
 
     def list(self) -> Sequence[VoiceInfo]:
         """All voices by name, without the built-in one."""
@@ -59,11 +66,11 @@ class VoiceList:
 
     def add(self, name: str, clip: Clip) -> VoiceInfo:
         """Stores a clip under a name (1 to 64 letters, digits, dots, dashes, underscores), in place of an older one."""
-        return _info(self._call(_request("add", name, clip)))
+        return _info(self._call(_request("add", name, clip, key=self._key)))
 
     def delete(self, name: str) -> None:
         """Removes a voice; raises NotFound when there is none."""
-        self._call(_request("delete", name))
+        self._call(_request("delete", name, key=self._key))
 
     def _call(self, request: Tensors) -> Any:
         return _result(self._transport.infer(MODEL, request, _OUTPUTS, self._timeout))
@@ -72,9 +79,10 @@ class VoiceList:
 class AsyncVoiceList:
     """`VoiceList`, awaited."""
 
-    def __init__(self, transport: AsyncTransport, timeout: float | None) -> None:
+    def __init__(self, transport: AsyncTransport, timeout: float | None, key: str | None = None) -> None:
         self._transport = transport
         self._timeout = timeout
+        self._key = _key(key)
 
     async def list(self) -> Sequence[VoiceInfo]:
         """See `VoiceList.list`."""
@@ -86,18 +94,24 @@ class AsyncVoiceList:
 
     async def add(self, name: str, clip: Clip) -> VoiceInfo:
         """See `VoiceList.add`."""
-        return _info(await self._call(_request("add", name, clip)))
+        return _info(await self._call(_request("add", name, clip, key=self._key)))
 
     async def delete(self, name: str) -> None:
         """See `VoiceList.delete`."""
-        await self._call(_request("delete", name))
+        await self._call(_request("delete", name, key=self._key))
 
     async def _call(self, request: Tensors) -> Any:
         return _result(await self._transport.infer(MODEL, request, _OUTPUTS, self._timeout))
 
 
-def _request(action: str, name: str | None = None, clip: Clip | None = None) -> Tensors:
+def _key(given: str | None) -> str | None:
+    return (os.environ.get(KEY_VARIABLE) if given is None else given) or None
+
+
+def _request(action: str, name: str | None = None, clip: Clip | None = None, *, key: str | None = None) -> Tensors:
     values: dict[str, Any] = {"action": action.encode()}
+    if key is not None:
+        values["key"] = key.encode("utf-8", "surrogateescape")
     if name is not None:
         try:
             values["voice"] = name.encode("utf-8")

@@ -1,11 +1,15 @@
 """The contract of the model `chatterbox_voices`: tensors to a change of the voice store, and its result back. No torch.
 
+Anybody may list and get voices. Adding and deleting need a key, and without one in the settings nobody may: whatever
+reaches the server's port could send such a request, a page in a browser on this machine too.
+
 Adding a voice stores its clip and computes nothing: the first request that speaks with it does, or the next start.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hmac
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -16,13 +20,16 @@ import numpy.typing as npt
 
 from chatterbox_engine.clips import ClipLimits, clip_bytes, read_clip
 from chatterbox_engine.config import Config
-from chatterbox_engine.errors import InvalidRequest
+from chatterbox_engine.errors import Forbidden, InvalidRequest
 from chatterbox_engine.voice_store import VoiceStore
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
-INPUTS = ("action", "voice", "audio")
+INPUTS = ("action", "voice", "audio", "key")
 OUTPUTS = ("result",)
+
+CHANGES = ("add", "delete")
+"""The actions that need a key."""
 
 BUILT_IN = "default"
 """Always the checkpoint's own voice, so no name for a stored one."""
@@ -33,9 +40,11 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class VoiceAdmin:
     """Carries out requests one after the other."""
 
-    def __init__(self, store: VoiceStore, limits: ClipLimits) -> None:
+    def __init__(self, store: VoiceStore, limits: ClipLimits, key: bytes | None) -> None:
+        """key: what a request that changes voices must bring; None for a store that nobody may change."""
         self._store = store
         self._limits = limits
+        self._key = key
         self._actions: Mapping[str, Callable[[Tensors], Any]] = {
             "list": self._list,
             "add": self._add,
@@ -47,12 +56,12 @@ class VoiceAdmin:
     def of(cls, config: Config) -> VoiceAdmin:
         """With the store and limits of a configuration. Raises ConfigError."""
         limits = ClipLimits(config.max_clip_mb << 20, config.max_clip_seconds)
-        return cls(VoiceStore(config.voice_store), limits)
+        return cls(VoiceStore(config.voice_store), limits, config.change_key())
 
     def handle(self, tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
         """The answer to one request: `result`, [1, 1], is JSON.
 
-        Raises InvalidRequest, NotFound, or Unavailable when the store is gone.
+        Raises InvalidRequest, Forbidden, NotFound, or Unavailable when the store is gone.
         """
         for name in tensors:
             if name not in INPUTS:
@@ -60,12 +69,22 @@ class VoiceAdmin:
         action = _text(tensors, "action")
         if action not in self._actions:
             raise InvalidRequest(f"action is {action!r}; it must be one of {', '.join(self._actions)}")
+        if action in CHANGES:
+            self._check_key(tensors)
         result = json.dumps(self._actions[action](tensors)).encode()
         return {"result": np.array([[result]], dtype=np.object_)}
 
     def close(self) -> None:
         """Ends the connections."""
         self._store.close()
+
+    def _check_key(self, tensors: Tensors) -> None:
+        if self._key is None:
+            raise Forbidden("this server's voices cannot be changed: CHATTERBOX_VOICE_KEY is not set there")
+        if "key" not in tensors:
+            raise Forbidden("changes of voices need the server's CHATTERBOX_VOICE_KEY as the input 'key'")
+        if not hmac.compare_digest(_bytes(tensors, "key"), self._key):
+            raise Forbidden("the key is wrong: changes of voices need the server's CHATTERBOX_VOICE_KEY")
 
     def _list(self, _tensors: Tensors) -> Any:
         return [dataclasses.asdict(info) for info in self._store.list()]

@@ -19,13 +19,15 @@ from tests.server.front import Front
 from tests.server.repository import add_pair, add_voices
 
 INT8 = "-int8"
+VOICE_KEY = "the tests' key"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_voice_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps the servers of tests away from the user's voices."""
+    """Keeps the servers of tests away from the user's voices, and lets tests change theirs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHATTERBOX_VOICE_STORE", str(tmp_path_factory.mktemp("voices") / "voices.sqlite"))
+        patch.setenv("CHATTERBOX_VOICE_KEY", VOICE_KEY)  # of the servers and of the clients
         yield
 
 

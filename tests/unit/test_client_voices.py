@@ -19,6 +19,11 @@ ANNA = {"voice": "anna", "bytes": 1_500_000, "content_hash": "ab" * 32, "created
 INFO = VoiceInfo("anna", 1_500_000, "ab" * 32, "then", "now")
 
 
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CHATTERBOX_VOICE_KEY", raising=False)
+
+
 def answering(result: object) -> FakeTransport:
     return FakeTransport({"result": np.array([[json.dumps(result).encode()]], dtype=np.object_)})
 
@@ -44,6 +49,31 @@ def test_each_method_sends_its_action_and_returns_what_the_server_tells(tmp_path
         assert sent(transport) == {"action": b"add", "voice": b"anna", "audio": b"clip"}
     voices.delete("anna")
     assert sent(transport) == {"action": b"delete", "voice": b"anna"}
+
+
+@pytest.mark.parametrize("how", ["argument", "variable"])
+def test_changes_alone_bring_the_key(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how == "variable":
+        monkeypatch.setenv("CHATTERBOX_VOICE_KEY", "secret")
+    key = {"voice_key": "secret"} if how == "argument" else {}
+    transport = answering(ANNA)
+    voices = Client(transport=transport, **key).voices
+    voices.get("anna")
+    assert "key" not in sent(transport)
+    voices.add("anna", b"clip")
+    assert sent(transport)["key"] == b"secret"
+    voices.delete("anna")
+    assert sent(transport) == {"action": b"delete", "voice": b"anna", "key": b"secret"}
+    awaited = FakeAsyncTransport(transport.result)
+
+    async def run() -> None:
+        async with AsyncClient(transport=awaited, **key) as client:
+            await client.voices.delete("anna")
+            assert sent(awaited.sync)["key"] == b"secret"
+            await client.voices.add("anna", b"clip")
+
+    asyncio.run(run())
+    assert sent(awaited.sync)["key"] == b"secret"
 
 
 def test_the_asynchronous_client_sends_the_same() -> None:
