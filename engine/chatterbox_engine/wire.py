@@ -1,8 +1,8 @@
 """The local socket between the model that owns the engine and the streaming front, two processes of one server.
 
 Why not BLS: calling a decoupled model from a Python model deadlocks under load. The socket lies in a private folder,
-so whoever can connect is as trusted as this process, and messages are pickled. One connection, with one thread at each
-end that reads it:
+and each end asks the kernel whether the other one runs as the same user: a secret would keep nobody else out, as that
+user may read this process's memory. One connection, with one thread at each end that reads it; messages as in `codec`:
 
     front                       engine
     Open(number, tensors)   ->
@@ -11,71 +11,37 @@ end that reads it:
                             <-  Failed(number, error)
 
 A stream ends with its last part or with an error. When either process dies, the other one reads the end of the
-connection: the front then fails its streams, the engine gives them up. Imports no torch: the front uses it.
+connection: the front then fails its streams, the engine gives them up. What is no message that the other end may send
+ends the connection too. Imports no torch: the front uses it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import socket
+import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
-
-from chatterbox_engine.errors import ConfigError, EngineFailed, RequestError
+from chatterbox_engine.codec import Failed, GiveUp, Message, Open, Part, Ready, Tensors, WrongMessage, decode, encode
+from chatterbox_engine.errors import ConfigError, EngineFailed, InvalidRequest, RequestError
 
 FOLDER_VARIABLE = "CHATTERBOX_SOCKETS"
 """Names a folder of this server's own that only its user may enter. The launcher makes it."""
 
-Tensors = Mapping[str, npt.NDArray[Any]]
-
 _FRONT_SUFFIX = "_stream"  # the client adds it too
 _RETRY_SECONDS = 0.1
+_LARGEST = 1 << 30
+"""Bytes of a message; no request is so large (`limits`)."""
+_CREDENTIALS = struct.Struct("3i")  # Linux's ucred: pid, uid, gid
 
-
-@dataclass(frozen=True)
-class Open:
-    """A stream begins. `tensors` are the request's inputs, not yet checked."""
-
-    number: int
-    tensors: Tensors
-
-
-@dataclass(frozen=True)
-class GiveUp:
-    """The stream's client is gone."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The engine takes streams: its first message."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A chunk, as the output tensors of a response."""
-
-    number: int
-    tensors: Tensors
-    last: bool
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The stream ends with an error."""
-
-    number: int
-    error: RequestError
+_log = logging.getLogger(__name__)
 
 
 def engine_of(front: str) -> str:
@@ -97,7 +63,7 @@ def socket_path(model: str, folder: str) -> Path:
 class Outlet:
     """Where the answer to one stream goes, on the engine's side. Any thread may use it."""
 
-    def __init__(self, number: int, send: Callable[[Any], None]) -> None:
+    def __init__(self, number: int, send: Callable[[Part | Failed], None]) -> None:
         self._number, self._send = number, send
 
     def part(self, tensors: Tensors, *, last: bool) -> None:
@@ -148,6 +114,9 @@ class Host:
             except OSError:  # closed
                 return
             with self._peer:
+                if not _is_same_user(self._peer):
+                    _log.warning("a connection of another user was refused")
+                    continue
                 _Session(self._peer, start).run()
 
 
@@ -163,11 +132,12 @@ class _Session:
     def run(self) -> None:
         """Serves until the front is gone."""
         self._channel.send(Ready())
-        while (message := self._channel.receive()) is not None:
+        while isinstance(message := self._channel.receive(), Open | GiveUp):
             if isinstance(message, Open):
                 self._open(message)
             else:
                 self._call_off(message.number)
+        self._channel.close()
         for number in list(self._give_up):
             self._call_off(number)
 
@@ -214,9 +184,13 @@ class Link:
         server load in any order, and the engine's takes minutes; but it listens at once.
         """
         self._socket = _connect(path, wait_seconds, report)
+        if not _is_same_user(self._socket):
+            self._socket.close()
+            raise EngineFailed(f"another user listens at {path}")
         self._channel = _Channel(self._socket)
         report("connected, waiting for the engine to be ready")
-        if self._channel.receive() is None:
+        if not isinstance(self._channel.receive(), Ready):
+            self._channel.close()
             self._socket.close()
             raise EngineFailed(f"the model that owns the engine ended before it was ready ({path})")
         self._numbers = itertools.count(1)
@@ -226,13 +200,19 @@ class Link:
         self._thread.start()
 
     def open(self, tensors: Tensors, receive: Receive) -> int:
-        """Begins a stream. Returns its number, for `give_up`. Raises EngineFailed when the engine is gone."""
+        """Begins a stream. Returns its number, for `give_up`.
+
+        Raises EngineFailed when the engine is gone, and InvalidRequest for a request that is too large.
+        """
         number = next(self._numbers)
+        data = encode(Open(number, tensors))
+        if len(data) > _LARGEST:
+            raise InvalidRequest(f"the request has {len(data) / 1e6:.0f} MB; at most {_LARGEST / 1e6:.0f} MB are taken")
         with self._lock:
             if self._streams is None:
                 raise _gone()
             self._streams[number] = receive
-        self._channel.send(Open(number, tensors))
+        self._channel.send_bytes(data)
         return number
 
     def give_up(self, number: int) -> None:
@@ -247,12 +227,16 @@ class Link:
         self._socket.close()
 
     def _run(self) -> None:
-        while (message := self._channel.receive()) is not None:
+        while isinstance(message := self._channel.receive(), Part | Failed):
             ends = isinstance(message, Failed) or message.last
             with self._lock:
                 assert self._streams is not None, "only this thread ends them all"
-                receive = self._streams.pop(message.number) if ends else self._streams[message.number]
+                receive = self._streams.pop(message.number, None) if ends else self._streams.get(message.number)
+            if receive is None:
+                _log.warning("the engine answered a stream that is not open")
+                break
             receive(message)
+        self._channel.close()
         with self._lock:
             streams, self._streams = self._streams or {}, None
         for number, receive in streams.items():
@@ -278,22 +262,41 @@ def _connect(path: Path, wait_seconds: float, report: Callable[[str], None]) -> 
         time.sleep(_RETRY_SECONDS)  # nothing announces a file; only while the server starts
 
 
+def _is_same_user(end: socket.socket) -> bool:
+    """Whether the process at the other end runs as this one does."""
+    size = _CREDENTIALS.size
+    _, user, _ = _CREDENTIALS.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return bool(user == os.getuid())
+
+
 class _Channel:
     """Messages over a connected socket: any thread sends, one receives. A lost connection is told to the receiver."""
 
     def __init__(self, end: socket.socket) -> None:
+        self._end = end
         self._connection = Connection(os.dup(end.fileno()))  # its own, so that `shutdown` wakes the receiver
         self._sending = threading.Lock()
 
-    def send(self, message: Any) -> None:
-        with self._sending, contextlib.suppress(OSError):  # the receiver reads the end of the connection
-            self._connection.send(message)
+    def send(self, message: Message) -> None:
+        self.send_bytes(encode(message))
 
-    def receive(self) -> Any:
-        """The next message, None at the end of the connection."""
+    def send_bytes(self, data: bytes) -> None:
+        with self._sending, contextlib.suppress(OSError):  # the receiver reads the end of the connection
+            self._connection.send_bytes(data)
+
+    def receive(self) -> Message | None:
+        """The next message; None at the end of the connection, and for what is no message."""
         try:
-            return self._connection.recv()
-        except (EOFError, ConnectionResetError):
-            with self._sending:
-                self._connection.close()
+            return decode(self._connection.recv_bytes(_LARGEST))
+        except (EOFError, OSError):
             return None
+        except WrongMessage as error:
+            _log.warning("the connection ends: %s", error)
+            return None
+
+    def close(self) -> None:
+        """Ends the connection; for the receiver."""
+        with self._sending:
+            with contextlib.suppress(OSError):  # it has ended
+                self._end.shutdown(socket.SHUT_RDWR)
+            self._connection.close()

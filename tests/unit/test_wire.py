@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import pickle
+import pwd
 import queue
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from chatterbox_engine import wire
+from chatterbox_engine.codec import Failed, GiveUp, Open, Part, Ready, Tensors, decode, encode
 from chatterbox_engine.errors import Cancelled, ConfigError, EngineFailed, InvalidRequest, RequestError
-from chatterbox_engine.wire import Failed, Host, Link, Outlet, Part, Tensors, engine_of, socket_path
+from chatterbox_engine.wire import Host, Link, Outlet, engine_of, socket_path
 
 WAIT = 20.0
 INPUTS: Tensors = {"text": np.array([[b"Hello"]], dtype=object)}
@@ -133,6 +140,108 @@ def test_when_the_engine_goes_every_stream_fails_and_no_other_opens(folder: str)
         with pytest.raises(EngineFailed):
             link.open(INPUTS, received[0].put)
         assert all(messages.empty() for messages in received)
+
+
+def raw(folder: str) -> Connection:
+    """A connection to the engine by something that is no front."""
+    end = socket.socket(socket.AF_UNIX)
+    end.connect(str(socket_path("model", folder)))
+    return Connection(end.detach())
+
+
+HOSTILE = [b"", b"\x00" * 100, pickle.dumps(GiveUp(1)), encode(Part(1, {}, last=True)), encode(Ready())]
+
+
+@pytest.mark.parametrize("data", HOSTILE)
+def test_what_no_front_sends_ends_the_connection_and_the_next_is_served(folder: str, data: bytes) -> None:
+    engine, host = Engine(), Host(socket_path("model", folder))
+    host.serve(engine.start)
+    with raw(folder) as stranger:
+        assert decode(stranger.recv_bytes()) == Ready()
+        stranger.send_bytes(encode(Open(1, INPUTS)))
+        outlet = take(engine.opened)[1]
+        stranger.send_bytes(data)
+        assert take(engine.given_up) is outlet
+        with pytest.raises((EOFError, ConnectionResetError)):
+            stranger.recv_bytes()
+    with raw(folder) as another:
+        assert decode(another.recv_bytes()) == Ready()
+    host.close()
+
+
+@pytest.mark.parametrize("data", [*HOSTILE[:3], encode(GiveUp(1)), encode(Part(9, {}, last=True))])
+def test_what_no_engine_sends_ends_the_front_s_streams(folder: str, data: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(socket_path("model", folder)))
+        listening.listen()
+        with ThreadPoolExecutor(1) as pool:
+            link = pool.submit(Link, socket_path("model", folder), report=lambda _line: None)
+            with Connection(listening.accept()[0].detach()) as engine:
+                engine.send_bytes(encode(Ready()))
+                messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+                link.result(WAIT).open(INPUTS, messages.put)
+                engine.send_bytes(data)
+                assert isinstance(take(messages).error, EngineFailed)
+                engine.recv_bytes()
+                with pytest.raises((EOFError, ConnectionResetError)):
+                    engine.recv_bytes()
+        link.result().close()
+
+
+def test_a_front_is_not_fooled_by_what_is_not_ready(folder: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(socket_path("model", folder)))
+        listening.listen()
+        with ThreadPoolExecutor(1) as pool:
+            link = pool.submit(Link, socket_path("model", folder), report=lambda _line: None)
+            with Connection(listening.accept()[0].detach()) as engine:
+                engine.send_bytes(encode(Part(1, {}, last=True)))
+                with pytest.raises(EngineFailed, match="before it was ready"):
+                    link.result(WAIT)
+
+
+def test_a_request_that_is_too_large_is_refused_and_the_others_go_on(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_LARGEST", 1000)
+    with connected(folder) as (engine, _, link):
+        messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        link.open(INPUTS, messages.put)
+        with pytest.raises(InvalidRequest, match="at most"):
+            link.open({"text": np.array([[b"x" * 1000]], dtype=object)}, messages.put)
+        take(engine.opened)[1].part({}, last=True)
+        assert take(messages).last
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """What is connected and listens from here belongs to another user."""
+    os.seteuid(pwd.getpwnam("nobody").pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(os.getuid())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_is_refused_at_both_ends(folder: str) -> None:
+    path = socket_path("model", folder)
+    host = Host(path)
+    host.serve(Engine().start)
+    Path(folder).chmod(0o777)  # as if the folder were not private
+    path.chmod(0o777)
+    with as_nobody():
+        stranger = socket.socket(socket.AF_UNIX)
+        stranger.connect(str(path))
+    with stranger:
+        assert stranger.recv(1) == b""
+    host.close()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        with as_nobody():
+            listening.listen()
+        with pytest.raises(EngineFailed, match="another user listens"):
+            Link(path, report=lambda _line: None)
 
 
 def test_a_front_waits_for_an_engine_that_comes_later_and_is_not_ready_yet(folder: str) -> None:
