@@ -25,7 +25,17 @@ FILE_VARIABLE = f"{PREFIX}CONFIG"
 """Names a YAML file of settings."""
 
 # Read by other parts of the project (launcher, client, caches), so not unknown here.
-_FOREIGN = {"CONFIG", "TRITON_HOME", "MODEL_REPOSITORY", "URL", "GRPC_URL", "OPENAI_KEYS", "HEADERS", "CACHE", "SOCKETS"}
+_FOREIGN = {
+    "CONFIG",
+    "TRITON_HOME",
+    "MODEL_REPOSITORY",
+    "URL",
+    "GRPC_URL",
+    "OPENAI_KEYS",
+    "HEADERS",
+    "CACHE",
+    "SOCKETS",
+}
 
 # Names that the well-known Chatterbox servers use for the same things.
 _ALIASES = {
@@ -169,6 +179,7 @@ class Config:
         if self.voice_key and self.voice_key_file:
             raise ConfigError("voice_key and voice_key_file exclude each other")
         parse_origins(self.allowed_origins)
+        self.change_key()
 
     def change_key(self) -> bytes | None:
         """The key that changes of voices need; None when there is none and nobody may change them.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from chatterbox_engine.config import Config
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.launcher.cli import main
 from chatterbox_engine.launcher.settings import check, describe, parameters_of
@@ -45,6 +46,52 @@ def test_a_password_is_not_shown() -> None:
     environment = {"CHATTERBOX_VOICE_STORE": "postgresql+psycopg://me:secret@host/voices"}
     assert "secret" not in describe(REPOSITORY, environment)
     assert "me:***@host" in describe(REPOSITORY, environment)
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "postgresql://h/db?user=bob&password=hunter2",
+        "postgresql://h/db?password=hunter2&password=hunter2",
+        "postgresql+psycopg://bob:hunter2@h/db?PASSWORD=hunter2",
+        "postgresql://h/db?sslpassword=hunter2&sslmode=require",
+        "postgresql://h/db?oauth_client_secret=hunter2",
+        "postgresql://h/db?scram_client_key=hunter2",
+    ],
+)
+def test_a_secret_is_not_shown_wherever_it_stands_in_the_url(store: str) -> None:
+    shown = describe(REPOSITORY, {"CHATTERBOX_VOICE_STORE": store})
+    assert "hunter2" not in shown
+    assert "@h/db" in shown or "//h/db" in shown
+
+
+def test_what_is_no_secret_is_shown() -> None:
+    store = "postgresql://bob@h/db?passfile=%2Fetc%2Fpass&sslmode=require&host=a&host=b"
+    row = rows(describe(REPOSITORY, {"CHATTERBOX_VOICE_STORE": store}))["voice_store"][0]
+    assert all(part in row for part in ("bob", "passfile=%2Fetc%2Fpass", "sslmode=require", "host=a&host=b"))
+
+
+def test_the_key_of_the_voices_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("hunter2")
+    for environment in ({"CHATTERBOX_VOICE_KEY": "hunter2"}, {"CHATTERBOX_VOICE_KEY_FILE": f"{tmp_path}/key"}):
+        assert "hunter2" not in describe(REPOSITORY, environment)
+    assert rows(describe(REPOSITORY, {"CHATTERBOX_VOICE_KEY": "hunter2"}))["voice_key"] == [
+        "***",
+        "CHATTERBOX_VOICE_KEY",
+    ]
+    assert "hunter2" not in repr(Config(voice_key="hunter2"))
+
+
+def test_a_key_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    for environment, message in (
+        ({"CHATTERBOX_VOICE_KEY_FILE": f"{tmp_path}/none"}, "voice_key_file: .*none cannot be read"),
+        ({"CHATTERBOX_VOICE_KEY_FILE": f"{tmp_path}/empty"}, "voice_key_file: .*empty is empty"),
+        ({"CHATTERBOX_VOICE_KEY_FILE": "a", "CHATTERBOX_VOICE_KEY": "b"}, "exclude each other"),
+        ({"CHATTERBOX_ALLOWED_ORIGINS": "example"}, "allowed_origins has 'example'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check(REPOSITORY, environment)
 
 
 def test_a_configuration_that_is_none_is_named(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ checked before the server starts."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format
 from sqlalchemy.engine import make_url
@@ -14,6 +16,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from chatterbox_engine.config import Config, Setting, resolve
 from chatterbox_engine.errors import ConfigError
+
+
+_HIDDEN = "***"
+_SECRET = re.compile("pass(?!file)|secret|token|_key", re.IGNORECASE)
+"""In the names of a database URL's parameters: `password`, `sslpassword`, `oauth_client_secret`, `scram_client_key`."""
 
 
 def describe(repository: Path, environment: Mapping[str, str]) -> str:
@@ -64,16 +71,23 @@ def _table(given: Mapping[str, Setting], config: Config) -> str:
     rows = [("setting", "value", "from")]
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        shown = _without_password(value) if item.name == "voice_store" else str(value)
-        rows.append((item.name, shown, given[item.name].source if item.name in given else "default"))
+        rows.append((item.name, _shown(item.name, value), given[item.name].source if item.name in given else "default"))
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     return "\n".join(f"  {name:{widths[0]}}  {value:{widths[1]}}  {source}" for name, value, source in rows)
 
 
-def _without_password(store: str) -> str:
+def _shown(name: str, value: Any) -> str:
+    if name == "voice_key" and value:
+        return _HIDDEN
+    return _without_secrets(value) if name == "voice_store" else str(value)
+
+
+def _without_secrets(store: str) -> str:
     if "://" not in store:
         return store
     try:
-        return make_url(store).render_as_string(hide_password=True)
+        url = make_url(store)
+        secret = {name: _HIDDEN for name in url.query if _SECRET.search(name)}
+        return url.update_query_dict(secret).render_as_string(hide_password=True)
     except (ValueError, ArgumentError) as error:  # which may repeat the password
         raise ConfigError("voice_store is not the URL of a database") from error
