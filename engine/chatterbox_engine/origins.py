@@ -41,6 +41,5 @@ def check_origin(parameters: str, allowed: frozenset[str]) -> None:
     """
     for name, value in json.loads(parameters or "{}", object_pairs_hook=list):
         if name.lower() == HEADER and str(value).strip().lower() not in allowed:
-            raise Forbidden(
-                f"pages of {str(value)[:_SHOWN]!r} may not use this server; CHATTERBOX_ALLOWED_ORIGINS names those that may"
-            )
+            shown = str(value)[:_SHOWN]
+            raise Forbidden(f"pages of {shown!r} may not use this server: CHATTERBOX_ALLOWED_ORIGINS names who may")

@@ -11,9 +11,12 @@ empties the hash, and an empty one is computed at the next look. Imports no torc
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import logging
+import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -246,12 +249,21 @@ def _open(url: str) -> sa.Engine:
         raise ConfigError("voice_store must name a file: several processes use it")
     try:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        _keep_from_others(Path(parsed.database))
     except OSError as error:
         raise ConfigError(f"the folder of voice_store cannot be made: {error}") from error
     engine = sa.create_engine(parsed, connect_args={"timeout": 10.0})
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _keep_from_others(file: Path) -> None:
+    """Of a database that an earlier release left readable by everybody; a new one is made under the launcher's umask."""
+    with contextlib.suppress(FileNotFoundError):
+        status = file.stat()
+        if status.st_uid == os.geteuid() and status.st_mode & 0o007:
+            file.chmod(stat.S_IMODE(status.st_mode) & ~0o007)
 
 
 def _with_driver(url: str) -> str:

@@ -21,7 +21,9 @@ from tests.unit.client_fakes import fake_server
 
 
 def run(*arguments: str, **environment: str) -> Any:
-    return CliRunner(env={"CHATTERBOX_GRPC_URL": None, "CHATTERBOX_VOICE_KEY": None, **environment}).invoke(app, list(arguments))
+    return CliRunner(env={"CHATTERBOX_GRPC_URL": None, "CHATTERBOX_VOICE_KEY": None, **environment}).invoke(
+        app, list(arguments)
+    )
 
 
 def test_it_heeds_its_options(tmp_path: Path) -> None:

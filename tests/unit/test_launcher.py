@@ -191,9 +191,11 @@ def test_regions_are_removed_by_prefix(tmp_path: Path) -> None:
     prefix, other = new_prefix(), new_prefix()
     write(tmp_path / f"{prefix}a", "12345")
     write(tmp_path / f"{other}b", "1")
-    assert region_bytes(prefix, tmp_path) == 5
-    remove_regions(prefix, tmp_path)
-    assert region_bytes(prefix, tmp_path) == 0
+    with (tmp_path / f"{prefix}a").open() as _, (tmp_path / f"{other}b").open() as _:
+        assert region_bytes(prefix, os.getpid(), tmp_path) == 5
+        remove_regions(prefix, tmp_path)
+        assert region_bytes(prefix, os.getpid(), tmp_path) == 5, "no name, and all of its memory"
+    assert region_bytes(prefix, os.getpid(), tmp_path) == 0
     assert [path.name for path in tmp_path.iterdir()] == [f"{other}b"]
 
 
@@ -291,7 +293,14 @@ def test_further_arguments_come_last_and_a_subset_of_models_is_explicit(tmp_path
     options = ServerOptions(models=["a", "b"], arguments=["--log-verbose=1"])
     triton = Triton(tmp_path / "tritonserver", tmp_path, {})
     command = tritonserver_command(options, triton, tmp_path, [1, 2, 3], "prefix_")
-    assert command[-4:] == ["--model-control-mode=explicit", "--load-model=a", "--load-model=b", "--log-verbose=1"]
+    ours = ["--model-control-mode=explicit", "--load-model=a", "--load-model=b", "--log-verbose=1"]
+    first = command.index(ours[0])
+    assert command[first : first + 4] == ours
+    assert {argument.partition("=")[0] for argument in command[first + 4 :]} == {
+        "--http-restricted-api",
+        "--grpc-restricted-protocol",
+        "--http-header-forward-pattern",
+    }
     assert {"--http-port=1", "--grpc-port=2", "--metrics-port=3"} < set(command)
 
 

@@ -18,7 +18,9 @@ def test_origins_are_read_from_one_line_by_both() -> None:
     assert parse_origins("") == front.parse_origins("") == frozenset()
 
 
-@pytest.mark.parametrize("wrong", ["app.example.com", "https://app.example.com/", "*", "null", "https://a@b", "https://"])
+@pytest.mark.parametrize(
+    "wrong", ["app.example.com", "https://app.example.com/", "*", "null", "https://a@b", "https://"]
+)
 def test_what_is_no_origin_is_refused_by_name(wrong: str) -> None:
     with pytest.raises(ConfigError, match="allowed_origins has"):
         Config(allowed_origins=f"{ALLOWED},{wrong}")
@@ -26,7 +28,9 @@ def test_what_is_no_origin_is_refused_by_name(wrong: str) -> None:
         front.parse_origins(f"{ALLOWED},{wrong}")
 
 
-@pytest.mark.parametrize("parameters", ["", "{}", '{"seed":1}', '{"Origin":"https://app.example.com"}', '{"x":"origin"}'])
+@pytest.mark.parametrize(
+    "parameters", ["", "{}", '{"seed":1}', '{"Origin":"https://app.example.com"}', '{"x":"origin"}']
+)
 def test_requests_without_an_origin_and_from_allowed_ones_go_on(parameters: str) -> None:
     check_origin(parameters, parse_origins(ALLOWED))
 

@@ -1,7 +1,7 @@
 """Which web pages may use the front.
 
-A browser lets any page post forms and plain text to any address, 127.0.0.1 among them, and only hides the answers. But it
-names the page's origin in a header that no page can change.
+A browser lets any page post forms and plain text to any address, 127.0.0.1 among them, and only hides the answers.
+But it names the page's origin in a header that no page can change.
 """
 
 from __future__ import annotations

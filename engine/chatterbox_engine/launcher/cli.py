@@ -14,6 +14,7 @@ from pathlib import Path
 
 from chatterbox_engine.config import FILE_VARIABLE
 from chatterbox_engine.errors import ChatterboxError
+from chatterbox_engine.launcher.access import KEY_HEADER, PROTOCOLS
 from chatterbox_engine.launcher.options import (
     REPOSITORY_VARIABLE,
     Addresses,
@@ -64,12 +65,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--print-config", action="store_true", help="show all settings and where they come from, and end"
     )
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (default: all interfaces)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: this machine's own; 0.0.0.0: all interfaces)",
+    )
     parser.add_argument("--http-port", type=int, default=8000, metavar="PORT", help="default: 8000; 0: a free one")
     parser.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="default: 8001; 0: a free one")
     parser.add_argument("--metrics-port", type=int, default=8002, metavar="PORT", help="default: 8002; 0: a free one")
     parser.add_argument("--free-ports", action="store_true", help="choose all three ports")
     parser.add_argument("--model-repository", type=Path, metavar="FOLDER", help=f"default: {REPOSITORY_VARIABLE}")
+    parser.add_argument(
+        "--open",
+        action="append",
+        default=[],
+        choices=PROTOCOLS,
+        dest="opened",
+        help="let clients use one of Triton's protocols that are closed to all; again for more",
+    )
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"holds a key without which nobody may use the models; HTTP callers send it as the header {KEY_HEADER}",
+    )
     parser.add_argument("--address-file", type=Path, metavar="FILE", help="holds the addresses as JSON while ready")
     parser.add_argument("--startup-timeout", type=float, default=3600.0, metavar="SECONDS", help="default: 3600")
     parser.add_argument("-v", "--verbose", action="store_true", help="let tritonserver log every request")
@@ -95,6 +114,8 @@ def parse(arguments: Sequence[str]) -> tuple[ServerOptions, Path | None, bool]:
         grpc_port=ports[1],
         metrics_port=ports[2],
         environment={name: str(value) for name, value in settings.items() if value},
+        opened=options.opened,
+        key_file=options.key_file,
         arguments=[*(["--log-verbose=1"] if options.verbose else []), *arguments[split + 1 :]],
         startup_timeout=options.startup_timeout,
     )

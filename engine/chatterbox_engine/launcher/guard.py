@@ -87,6 +87,7 @@ def _kill_children() -> None:
 
 
 def _die_with_guard() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a region that may not grow is an error of its request alone
     _control_process(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

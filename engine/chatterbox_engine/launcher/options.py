@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.launcher.access import access_arguments
 from chatterbox_engine.launcher.triton import HOME_VARIABLE, Triton
 
 REPOSITORY_VARIABLE = "CHATTERBOX_MODEL_REPOSITORY"
@@ -56,6 +58,10 @@ class ServerOptions:
     metrics_port: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to this process's environment for the models, `CHATTERBOX_CHECKPOINT` for one."""
+    opened: Sequence[str] = ()
+    """Which of `access.PROTOCOLS` clients may use; all are closed by default."""
+    key_file: Path | None = None
+    """Holds a key that callers of the models must send, as the header `access.KEY_HEADER`."""
     arguments: Sequence[str] = ()
     """Further arguments of tritonserver, after ours."""
     startup_timeout: float = 600.0
@@ -67,6 +73,26 @@ class ServerOptions:
     """Takes every line that the server prints, or is the file to write them to."""
     say: Callable[[str], None] = print_news
     """Takes the launcher's own lines: progress while starting, and why a server ended."""
+
+
+_ALL = ("0.0.0.0", "::")
+
+
+def describe_reach(host: str) -> str:
+    """Who reaches a server that listens on `host`, in words."""
+    if host in _ALL:
+        return f"listening on every interface ({host}): whoever reaches this machine's ports can use the server"
+    if host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback):
+        return f"listening on {host}, for this machine alone (--host 0.0.0.0: for others too)"
+    return f"listening on {host}: whoever reaches that address can use the server"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -109,9 +135,15 @@ def model_environment(
 
 
 def tritonserver_command(
-    options: ServerOptions, triton: Triton, repository: Path, ports: Sequence[int], prefix: str
+    options: ServerOptions,
+    triton: Triton,
+    repository: Path,
+    ports: Sequence[int],
+    prefix: str,
+    key: str | None = None,
 ) -> list[str]:
-    """The command line; `ports` are those of HTTP, gRPC and metrics, `prefix` is for shared-memory regions."""
+    """The command line; `ports` are those of HTTP, gRPC and metrics, `prefix` is for shared-memory regions, `key` is
+    what `options.key_file` holds."""
     http, grpc, metrics = ports
     command = [
         str(triton.executable),
@@ -139,11 +171,13 @@ def tritonserver_command(
         "--log-format=ISO8601",
         # Our models take and give their tensors in ordinary memory: 256 MiB of pinned memory would lie idle.
         "--pinned-memory-pool-byte-size=0",
+        # Requests that have been answered are kept for their memory, as much as the largest had: eight of 100 MB.
+        "--grpc-infer-allocation-pool-size=0",
         f"--allow-gpu-metrics={_boolean(_has_gpu())}",
     ]
     if options.models:
         command += ["--model-control-mode=explicit", *(f"--load-model={model}" for model in options.models)]
-    return [*command, *options.arguments]
+    return [*command, *options.arguments, *access_arguments(options.opened, key, options.arguments)]
 
 
 def _has_gpu() -> bool:

@@ -1,4 +1,5 @@
-"""The shared-memory regions of the Python backend. A stub killed with SIGKILL leaves its own behind.
+"""The shared-memory regions of the Python backend. Once all models are ready the launcher takes their names away, so
+that they end with the processes that have them open; a server that is killed before leaves its own behind.
 
 Every server has a prefix that names its owner, so that the regions of an owner that is no more can be told from those
 of a live one. The pid namespace is part of it: with `--ipc=host` containers share /dev/shm but not their pids.
@@ -33,13 +34,15 @@ def remove_regions(prefix: str, folder: Path = SHARED_MEMORY) -> None:
         path.unlink(missing_ok=True)
 
 
-def region_bytes(prefix: str, folder: Path = SHARED_MEMORY) -> int:
-    """Length of all regions of one server."""
-    length = 0
-    for path in folder.glob(f"{prefix}*"):
-        with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-            length += path.stat().st_size
-    return length
+def region_bytes(prefix: str, pid: int, folder: Path = SHARED_MEMORY) -> int:
+    """Length of all regions of one server that its process has open, whether they still have a name or not."""
+    lengths = {}
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            if str(path.readlink()).startswith(f"{folder}/{prefix}"):
+                status = path.stat()
+                lengths[status.st_ino] = status.st_size
+    return sum(lengths.values())
 
 
 def remove_stale_regions(folder: Path = SHARED_MEMORY) -> list[str]:

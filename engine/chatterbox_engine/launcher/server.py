@@ -15,14 +15,17 @@ from pathlib import Path
 from types import TracebackType
 
 from chatterbox_engine.errors import ChatterboxError
+from chatterbox_engine.launcher.access import hide_key, read_key_file
 from chatterbox_engine.launcher.options import (
     Addresses,
     ServerOptions,
+    describe_reach,
     find_repository,
     model_environment,
     tritonserver_command,
 )
 from chatterbox_engine.launcher.ports import ReservedPorts
+from chatterbox_engine.launcher.processes import children
 from chatterbox_engine.launcher.regions import (
     new_prefix,
     region_bytes,
@@ -31,6 +34,7 @@ from chatterbox_engine.launcher.regions import (
 )
 from chatterbox_engine.launcher.triton import find_triton
 from chatterbox_engine.launcher.watch import Watch
+from chatterbox_engine.limits import limit_regions
 from chatterbox_engine.wire import FOLDER_VARIABLE
 
 _CLOSING_SECONDS = 10
@@ -93,7 +97,7 @@ class TritonServer:
 
     def shared_memory_bytes(self) -> int:
         """Memory that the models' shared-memory regions take, of this server alone."""
-        return region_bytes(self._prefix)
+        return sum(region_bytes(self._prefix, pid) for pid in children(self._watch.guard_pid))
 
     def start(self) -> bool:
         """Starts the server and waits until all models are ready.
@@ -147,14 +151,17 @@ class TritonServer:
         self._prefix = prefix = new_prefix()
         cleanup.callback(remove_regions, prefix)
         self.addresses = Addresses.of(options.host, ports.numbers)
+        options.say(describe_reach(options.host))
         options.say(f"starting tritonserver with the models in {repository}")
-        command = tritonserver_command(options, triton, repository, ports.numbers, prefix)
+        key = read_key_file(options.key_file) if options.key_file else None
+        command = tritonserver_command(options, triton, repository, ports.numbers, prefix, key)
         guard = subprocess.Popen(
             [*_guard_command(prefix, folder, options.stop_seconds + _CLOSING_SECONDS), *command],
             env={**model_environment(options, triton), FOLDER_VARIABLE: str(folder)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            umask=0o077,  # regions, stored voices and caches are nobody else's
             start_new_session=True,  # a Ctrl-C in the terminal is for the launcher, which hands it on
         )
         self._watch = Watch(
@@ -163,7 +170,20 @@ class TritonServer:
             startup_timeout=options.startup_timeout,
             log=_sink(options.log, cleanup),
             say=options.say,
+            on_output=functools.partial(self._hide_key, guard.pid, key),
+            on_ready=self._seal,
         )
+
+    def _hide_key(self, guard: int, key: str | None, server: int) -> None:
+        """Takes the key off the command lines, which Triton has read when it prints something."""
+        hidden = [hide_key(pid, key) for pid in (guard, server)] if key else []
+        if not all(hidden):
+            self._options.say("the key of --key-file shows in this machine's list of processes: its kernel hides none")
+
+    def _seal(self, server: int) -> None:
+        """Every model has its region: no name of one is needed, which an error might tell, and none may fill memory."""
+        remove_regions(self._prefix)
+        limit_regions(server)
 
     def _run(self) -> None:
         try:

@@ -14,11 +14,15 @@ from collections.abc import Callable
 from typing import IO
 
 from chatterbox_engine.launcher.log import LogReader
-from chatterbox_engine.launcher.processes import Stub, describe_exit, ending, model_stubs, read_process
+from chatterbox_engine.launcher.processes import Stub, children, describe_exit, ending, model_stubs, read_process
 
 _PROBE_SECONDS = 5.0
 _FAILURE_SECONDS = 3.0
 """How long a server with a dead model may still send the answers it has; requests that the model held never end."""
+
+
+def _nothing(_server: int) -> None:
+    pass
 
 
 class Watch:
@@ -36,8 +40,11 @@ class Watch:
         log: Callable[[str], None],
         say: Callable[[str], None],
         progress_seconds: float = 10.0,
+        on_output: Callable[[int], None] = _nothing,
+        on_ready: Callable[[int], None] = _nothing,
     ) -> None:
-        """`guard` runs the server, its stdout being the pipe of the log.
+        """`guard` runs the server, its stdout being the pipe of the log. `on_output` is called with the server's pid
+        once it has printed something, `on_ready` once all models are ready.
 
         While the models load, something is said every `progress_seconds`; after `startup_timeout` it is a failure.
         """
@@ -53,6 +60,8 @@ class Watch:
         self._http_url = http_url
         self._log = log
         self._say = say
+        self._on_output: Callable[[int], None] | None = on_output
+        self._on_ready = on_ready
         self._stopping = False
         self._selector = selectors.DefaultSelector()
         self._progress_seconds = progress_seconds
@@ -62,6 +71,11 @@ class Watch:
             self._report_progress: self._started + progress_seconds,
             self._give_up: self._started + startup_timeout,
         }
+
+    @property
+    def guard_pid(self) -> int:
+        """The server is its child."""
+        return self._guard.pid
 
     def request_stop(self, *, kill: bool) -> None:
         """Ends the server, from any thread or signal handler; does nothing when it has ended."""
@@ -89,6 +103,9 @@ class Watch:
     def _read_log(self) -> None:
         for line in self._reader.read() or []:
             self._log(line)
+            if self._on_output is not None:
+                self._tell(self._on_output)
+                self._on_output = None
             if "successfully loaded" in line:
                 self._find_stubs()
             if "Started Metrics Service" in line:  # the last port that is opened
@@ -130,11 +147,16 @@ class Watch:
         if self.ready or not _answers_ready(self._http_url):
             return
         self._find_stubs()
+        self._tell(self._on_ready)
         self.ready = True
         for alarm in (self._report_progress, self._give_up):
             self._alarms.pop(alarm, None)
         self._say(f"ready after {time.monotonic() - self._started:.1f} s")
         self.settled.set()
+
+    def _tell(self, listener: Callable[[int], None]) -> None:
+        for server in children(self._guard.pid):
+            listener(server)
 
     def _report_progress(self) -> None:
         self._alarms[self._report_progress] = time.monotonic() + self._progress_seconds

@@ -17,13 +17,15 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from chatterbox_engine import contract, presets
+from chatterbox_engine.codec import Tensors
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import RequestError
+from chatterbox_engine.limits import lift_file_limit
 from chatterbox_engine.metrics import TritonMetrics
 from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.reply import Attendance, Reply, tensors_of
 from chatterbox_engine.types import SynthesisChunk, SynthesisResult
-from chatterbox_engine.wire import FOLDER_VARIABLE, Host, Outlet, Tensors, socket_path
+from chatterbox_engine.wire import FOLDER_VARIABLE, Host, Outlet, socket_path
 
 
 class TritonPythonModel:
@@ -31,6 +33,7 @@ class TritonPythonModel:
     that no request waits for the slowest of the batch that Triton formed."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        lift_file_limit()
         name = args["model_name"]
         report = partial(_log, name)
         self._host = _listen(name)  # first of all: the front learns from it whether there is an engine

@@ -12,17 +12,20 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from chatterbox_engine.codec import Failed, Part
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import ConfigError, RequestError
+from chatterbox_engine.limits import lift_file_limit
 from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.reply import Attendance, Reply, tensors_of
-from chatterbox_engine.wire import FOLDER_VARIABLE, Failed, Link, Part, engine_of, socket_path
+from chatterbox_engine.wire import FOLDER_VARIABLE, Link, engine_of, socket_path
 
 
 class TritonPythonModel:
     """`execute` hands requests on and returns; the socket's thread sends what comes back."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        lift_file_limit()
         folder = os.environ.get(FOLDER_VARIABLE)
         if not folder:
             raise ConfigError(f"{FOLDER_VARIABLE} is not set: start the server with chatterbox-serve, or make a folder")

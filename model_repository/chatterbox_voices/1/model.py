@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import RequestError
+from chatterbox_engine.limits import lift_file_limit
 from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.reply import Reply, tensors_of
 from chatterbox_engine.voice_admin import VoiceAdmin
@@ -20,6 +21,7 @@ class TritonPythonModel:
     """Answers one request after the other; what it waits for is the database."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        lift_file_limit()
         parameters = json.loads(args["model_config"])["parameters"]
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
         self._admin = VoiceAdmin.of(config)
