@@ -259,7 +259,7 @@ def _open(url: str) -> sa.Engine:
 
 
 def _keep_from_others(file: Path) -> None:
-    """Of a database that an earlier release left readable by everybody; a new one is made under the launcher's umask."""
+    """A database that an earlier release left readable by everybody; a new one is made under the launcher's umask."""
     with contextlib.suppress(FileNotFoundError):
         status = file.stat()
         if status.st_uid == os.geteuid() and status.st_mode & 0o007:

@@ -17,7 +17,6 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from chatterbox_engine.config import Config, Setting, resolve
 from chatterbox_engine.errors import ConfigError
 
-
 _HIDDEN = "***"
 _SECRET = re.compile("pass(?!file)|secret|token|_key", re.IGNORECASE)
 """In the names of a database URL's parameters: `password`, `sslpassword`, `oauth_client_secret`, `scram_client_key`."""
