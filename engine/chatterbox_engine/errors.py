@@ -5,7 +5,7 @@ ChatterboxError
 ├── CheckpointError      a checkpoint is missing, partial or of other sizes (at start)
 └── RequestError         an answer to one request
     ├── InvalidRequest   the request is wrong: 400
-    │   └── Forbidden    its sender may not do this: 400, since Triton has no 403
+    ├── Forbidden        its sender may not do this: 400, since Triton has no 403
     ├── NotFound         it names a voice that does not exist: 404
     ├── Overloaded       the queue is full or the engine is closing: 503
     ├── Unavailable      something it needs, the voice store for one, cannot be reached now: 503
@@ -37,7 +37,7 @@ class InvalidRequest(RequestError):
     """The request itself is wrong."""
 
 
-class Forbidden(InvalidRequest):
+class Forbidden(RequestError):
     """The sender of the request may not do what it asks for."""
 
 

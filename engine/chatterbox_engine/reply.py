@@ -14,6 +14,7 @@ import numpy.typing as npt
 from chatterbox_engine.errors import (
     Cancelled,
     DeadlineExceeded,
+    Forbidden,
     InvalidRequest,
     NotFound,
     Overloaded,
@@ -27,7 +28,7 @@ ASK_SECONDS = 0.1
 """Between two questions whether a client is gone. Each costs some 50 us of the server's and the model's processes."""
 
 _CODES: tuple[tuple[type[RequestError] | tuple[type[RequestError], ...], str, str], ...] = (
-    (InvalidRequest, "INVALID_ARG", "INVALID_ARGUMENT"),
+    ((InvalidRequest, Forbidden), "INVALID_ARG", "INVALID_ARGUMENT"),
     (NotFound, "NOT_FOUND", "NOT_FOUND"),
     ((Overloaded, Unavailable, DeadlineExceeded), "UNAVAILABLE", "UNAVAILABLE"),
     (Cancelled, "CANCELLED", "CANCELLED"),

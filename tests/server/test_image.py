@@ -80,7 +80,7 @@ def started(environment: Path, folder: Path) -> Iterator[dict[str, str]]:
     options = ["--free-ports", "--host", "127.0.0.1", "--address-file", str(addresses)]
     log = (folder / "server.log").open("w")
     server = subprocess.Popen(
-        [program, *options], env=variables, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True
+        [program, *entry[1:], *options], env=variables, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True
     )
     assert server.stdout is not None
     try:

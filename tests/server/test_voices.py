@@ -30,6 +30,7 @@ from chatterbox_client import (
     VoiceInfo,
 )
 from chatterbox_client.cli import app
+from chatterbox_engine.launcher.access import KEY_HEADER
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 from chatterbox_engine.metrics import VOICE_SOURCES, VOICES
 from loadtest.pages import Pages
@@ -44,7 +45,7 @@ MODELS = ("chatterbox", "chatterbox_stream", "chatterbox_voices")
 
 
 def start(
-    tiny_path: Path, folder: Path, *, store: str = "", models: tuple[str, ...] = MODELS, arguments: tuple[str, ...] = ()
+    tiny_path: Path, folder: Path, *, store: str = "", models: tuple[str, ...] = MODELS, key_file: Path | None = None
 ) -> TritonServer:
     environment = {
         "CHATTERBOX_CHECKPOINT": str(tiny_path),
@@ -52,7 +53,7 @@ def start(
         "CHATTERBOX_WATERMARK": "0",
     }
     log = folder / "triton.log"
-    return TritonServer(ServerOptions(environment=environment, log=log, models=models, arguments=arguments))
+    return TritonServer(ServerOptions(environment=environment, log=log, models=models, key_file=key_file))
 
 
 def client_of(server: TritonServer, protocol: Any = "grpc") -> Client:
@@ -272,24 +273,25 @@ def test_after_a_restart_and_an_outage_of_the_database(tiny_path: Path, tmp_path
     assert "1 from the store, 0 computed" in log
 
 
-def test_changes_can_be_kept_to_a_server_of_their_own_that_asks_for_a_key(tiny_path: Path, tmp_path: Path) -> None:
-    """Triton restricts whole protocols, not single models: so the voices get a server, and share the store."""
-    restricted = "inference,model-repository,shared-memory:admin-key=secret"
-    arguments = (f"--http-restricted-api={restricted}", f"--grpc-restricted-protocol={restricted}")
-    with start(tiny_path, tmp_path, models=("chatterbox_voices",), arguments=arguments) as server:
-        header = "Admin-Key"
+def test_the_client_sends_the_key_of_a_restricted_server(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text("secret")
+    with start(tiny_path, tmp_path, models=("chatterbox_voices",), key_file=tmp_path / "key") as server:
         for protocol, url, refusal in (("http", server.http_url, "403"), ("grpc", server.grpc_url, "UNAVAILABLE")):
-            for headers in ({}, {header: "guess"}):
+            for headers in ({}, {KEY_HEADER: "guess"}):
                 with Client(url, protocol, headers=headers) as client, pytest.raises(ChatterboxClientError) as caught:
                     client.voices.list()
                 assert caught.value.status == refusal
-            with Client(url, protocol, headers={header: "secret"}) as client:
+            with Client(url, protocol, headers={KEY_HEADER: "secret"}) as client:
                 assert client.voices.list() == []
-            assert asyncio.run(listed(url, protocol, {header: "secret"})) == []
-            options = ["--url", url, "--protocol", protocol]
+            assert asyncio.run(listed(url, protocol, {KEY_HEADER: "secret"})) == []
+            options = ["voices", "list", "--url", url, "--protocol", protocol]
             for key, code in (("guess", 1), ("secret", 0)):
-                run = ["--header", f"{header}: {key}", "voices", "list", *options]
-                assert CliRunner().invoke(app, run).exit_code == code
+                assert CliRunner().invoke(app, ["--header", f"{KEY_HEADER}: {key}", *options]).exit_code == code
+                monkeypatch.setenv("CHATTERBOX_HEADERS", f"{KEY_HEADER}:{key}")
+                assert CliRunner().invoke(app, options).exit_code == code
+            monkeypatch.delenv("CHATTERBOX_HEADERS")
 
 
 async def listed(url: str, protocol: Any, headers: dict[str, str]) -> Sequence[VoiceInfo]:

@@ -114,7 +114,7 @@ def test_the_image_runs_the_launcher_as_another_user_than_root_with_its_caches_i
     volume = re.findall(r"^VOLUME (\S+)", DOCKERFILE, flags=re.MULTILINE)
     assert {variables[name].startswith(volume[0]) for name in ("HF_HOME", "TORCHINDUCTOR_CACHE_DIR")} == {True}
     assert re.findall(r"^USER (\S+)", DOCKERFILE, flags=re.MULTILINE) == ["10001:10001"]
-    assert 'ENTRYPOINT ["chatterbox-serve"]' in DOCKERFILE
+    assert 'ENTRYPOINT ["chatterbox-serve", "--host", "0.0.0.0"]' in DOCKERFILE
 
 
 def test_the_service_keeps_its_caches_and_its_home_where_it_may_write() -> None:

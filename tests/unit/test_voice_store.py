@@ -35,6 +35,15 @@ def store(open_store: Callable[[], VoiceStore]) -> VoiceStore:
     return open_store()
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_file_that_everybody_could_read_is_so_no_longer(open_store: Callable[[], VoiceStore], tmp_path: Path) -> None:
+    open_store().list()
+    file = tmp_path / "voices.sqlite"
+    file.chmod(0o664)
+    open_store()
+    assert file.stat().st_mode & 0o777 == 0o660
+
+
 def test_a_voice_is_kept_with_its_hash_and_times(store: VoiceStore, open_store: Callable[[], VoiceStore]) -> None:
     store.add("anna", b"clip one")
     other = open_store()

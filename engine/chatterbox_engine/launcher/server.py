@@ -161,7 +161,7 @@ class TritonServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            umask=0o077,  # regions, stored voices and caches are nobody else's
+            umask=0o077,  # stored voices and caches are nobody else's
             start_new_session=True,  # a Ctrl-C in the terminal is for the launcher, which hands it on
         )
         self._watch = Watch(
@@ -181,7 +181,8 @@ class TritonServer:
             self._options.say("the key of --key-file shows in this machine's list of processes: its kernel hides none")
 
     def _seal(self, server: int) -> None:
-        """Every model has its region: no name of one is needed, which an error might tell, and none may fill memory."""
+        """Every model has its region: no name of one is needed, by which others could open it (Triton lets every user
+        read it, and tells the name in an error), and none may fill the machine's memory."""
         remove_regions(self._prefix)
         limit_regions(server)
 

@@ -44,7 +44,7 @@ class Watch:
         on_ready: Callable[[int], None] = _nothing,
     ) -> None:
         """`guard` runs the server, its stdout being the pipe of the log. `on_output` is called with the server's pid
-        once it has printed something, `on_ready` once all models are ready.
+        once it has printed something, `on_ready` once all models are ready, and when one was loaded later.
 
         While the models load, something is said every `progress_seconds`; after `startup_timeout` it is a failure.
         """
@@ -108,6 +108,8 @@ class Watch:
                 self._on_output = None
             if "successfully loaded" in line:
                 self._find_stubs()
+                if self.ready:
+                    self._tell(self._on_ready)
             if "Started Metrics Service" in line:  # the last port that is opened
                 self._check_ready()
         if self._reader.at_end:
