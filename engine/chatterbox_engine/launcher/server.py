@@ -171,7 +171,7 @@ class TritonServer:
             log=_sink(options.log, cleanup),
             say=options.say,
             on_output=functools.partial(self._hide_key, guard.pid, key),
-            on_ready=self._seal,
+            on_ready=functools.partial(self._seal, guard.pid, key),
         )
 
     def _hide_key(self, guard: int, key: str | None, server: int) -> None:
@@ -180,9 +180,10 @@ class TritonServer:
         if not all(hidden):
             self._options.say("the key of --key-file shows in this machine's list of processes: its kernel hides none")
 
-    def _seal(self, server: int) -> None:
+    def _seal(self, guard: int, key: str | None, server: int) -> None:
         """Every model has its region: no name of one is needed, by which others could open it (Triton lets every user
         read it, and tells the name in an error), and none may fill the machine's memory."""
+        self._hide_key(guard, key, server)  # should the first line have been another program's
         remove_regions(self._prefix)
         limit_regions(server)
 
