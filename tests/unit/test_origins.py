@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
+import httpx
 import pytest
 
 from chatterbox_client.openai import origins as front
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import ConfigError, Forbidden
 from chatterbox_engine.origins import check_origin, parse_origins
+from tests.unit.test_openai_server import PCM, SPEECH, WithVoices, serving
 
 ALLOWED = "https://App.example.com, http://localhost:3000"
 
@@ -69,3 +73,21 @@ def test_foreign_origins_are_refused(parameters: str) -> None:
 )
 def test_the_front_is_for_its_own_pages_and_allowed_ones(sent: list[str], host: str, foreign: bool) -> None:
     assert (front.foreign_origin(sent, host, front.parse_origins(ALLOWED)) is not None) is foreign
+
+
+def test_pages_of_other_origins_change_nothing_and_make_no_speech() -> None:
+    transport = WithVoices("anna")
+    evil, allowed = {"Origin": "https://evil.example"}, "https://app.example.com"
+    form = {"data": {"name": "anna"}, "files": {"audio_sample": b"RIFF"}}
+    with serving(lambda: transport, change_voices=True, allowed_origins=frozenset({allowed})) as url:
+        for origin in (evil, {"Origin": "null"}, {"Origin": "http://localhost:1"}):
+            for kind in ("text/plain", "application/json"):
+                headers = {**origin, "Content-Type": kind}
+                answer = httpx.post(f"{url}/audio/speech", content=json.dumps(SPEECH), headers=headers)
+                assert (answer.status_code, "may not use" in answer.json()["error"]["message"]) == (403, True)
+            assert httpx.post(f"{url}/audio/voices", headers=origin, **form).status_code == 403  # type: ignore[arg-type]
+            assert httpx.delete(f"{url}/audio/voices/anna", headers=origin).status_code == 403
+        assert (transport.changes, transport.sync.calls) == ([], [])
+        for origin in ({"Origin": url.removesuffix("/v1")}, {"Origin": allowed}):
+            assert httpx.post(f"{url}/audio/speech", json=SPEECH, headers=origin).read() == PCM
+        assert httpx.get(f"{url}/models", headers=evil).status_code == 200
