@@ -296,7 +296,7 @@ class _Channel:
 
     def close(self) -> None:
         """Ends the connection; for the receiver."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._end.shutdown(socket.SHUT_RDWR)  # a sender that waits for the other end to read gives up
         with self._sending:
-            with contextlib.suppress(OSError):  # it has ended
-                self._end.shutdown(socket.SHUT_RDWR)
             self._connection.close()
