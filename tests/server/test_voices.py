@@ -36,7 +36,7 @@ from chatterbox_engine.metrics import VOICE_SOURCES, VOICES
 from loadtest.pages import Pages
 from tests.clips import BAD_CLIPS, encoded, tone
 from tests.postgres import Postgres, sql
-from tests.server.conftest import Spoken
+from tests.server.conftest import VOICE_KEY, Spoken
 
 pytestmark = pytest.mark.server
 
@@ -183,7 +183,7 @@ def test_json_callers_send_clips_as_base64(voices_server: TritonServer) -> None:
             return body
 
     spoken = generate("chatterbox", text=LINE, reference_audio=text, seed=1, max_seconds=1.0)
-    added = json.loads(generate("chatterbox_voices", action="add", voice="json", audio=text)["result"])
+    added = json.loads(generate("chatterbox_voices", action="add", voice="json", audio=text, key=VOICE_KEY)["result"])
     with client_of(voices_server) as client:
         audio = client.speak(LINE, reference_audio=clip, seed=1, max_seconds=1.0)
         assert client.voices.get("json").content_hash == added["content_hash"]
@@ -208,7 +208,7 @@ def test_wrong_calls_of_the_voices_model_are_refused(voices_server: TritonServer
 
     for values, message in (
         ({"action": b"rename"}, "action is 'rename'"),
-        ({"action": b"add", "voice": b"anna"}, "'audio' is missing"),
+        ({"action": b"add", "voice": b"anna", "key": VOICE_KEY.encode()}, "'audio' is missing"),
         ({"action": b"get"}, "'voice' is missing"),
         ({"action": b"get", "voice": b"\xff"}, "not valid UTF-8"),
     ):
