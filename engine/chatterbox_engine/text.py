@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +37,11 @@ _CLAUSES = re.compile(
     rf"(?<=[,;:\u2013\u2014][{_CLOSING}\s])|(?<=[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f])"  # CJK: no space after it
 )
 _WORDS = re.compile(r"(?<=\s)(?=\S)")
+_SPACE = re.compile(r"\s+")
+_LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028]|(\u2029)")  # of str.splitlines; \u2029 ends a paragraph
+
+_WINDOW = 8_000
+"""Characters that sentencex gets at once. Beyond 10,240 it works in pieces of its own and loses line ends."""
 
 _ASCII_PUNCTUATION = {
     "\N{HORIZONTAL ELLIPSIS}": ".",
@@ -128,22 +134,47 @@ def split(text: str, max_chars: int = 300) -> list[Segment]:
     """Splits a long text at sentences into segments of at most `max_chars` characters; a short one is left as it is.
 
     As many sentences as fit share a segment, as T3 speaks better with context; a paragraph ends one that is at least
-    a third full. A sentence that is too long is split after a clause, else at a space, else anywhere. Only whitespace
-    at the ends of segments is lost.
+    a third full. A sentence that is too long is split after a clause, else at a space, else anywhere. In a text that is
+    split a run of whitespace becomes a space, a line end, or the two line ends of a paragraph; it is left out at the
+    ends of segments. All else is in exactly one segment. Takes linear time.
     """
     if len(text.strip()) <= max_chars:
         return [Segment(text, 0.0)]
-    parts = list(_pack(_atoms(text, max_chars), max_chars))
+    parts = list(_pack(_atoms(_SPACE.sub(_squeeze, text), max_chars), max_chars))
     pauses = [*map(_pause, parts[:-1]), 0.0]
     return [Segment(part.strip(), pause) for part, pause in zip(parts, pauses, strict=True)]
 
 
+def _squeeze(space: re.Match[str]) -> str:
+    lines = sum(1 + bool(end[1]) for end in _LINE_END.finditer(space[0]))
+    return "\n" * min(lines, 2) or " "
+
+
 def _atoms(text: str, max_chars: int) -> Iterator[str]:
     """Pieces of at most `max_chars` without their outer whitespace, whose concatenation is `text`."""
+    for sentence in _sentences(text):
+        yield from _break(sentence, max_chars, (_CLAUSES, _WORDS))
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """Sentences whose concatenation is `text`, whatever lengths the library's have."""
     start = 0
-    for sentence in sentencex.segment("en", "".join(map(_ascii, text))):
-        yield from _break(text[start : start + len(sentence)], max_chars, (_CLAUSES, _WORDS))
-        start += len(sentence)
+    while start < len(text):
+        window = text[start : start + _WINDOW]
+        ends = [end for end in accumulate(map(len, _segment(window))) if end < len(window)]
+        if start + len(window) == len(text):
+            ends.append(len(window))
+        elif not ends:
+            ends.append(window.rfind(" ") + 1 or len(window))
+        # a last sentence that the window cuts off begins the next one
+        for first, end in pairwise([0, *ends]):
+            yield window[first:end]
+        start += ends[-1]
+
+
+def _segment(text: str) -> list[str]:
+    sentences: list[str] = sentencex.segment("en", "".join(map(_ascii, text)))
+    return sentences
 
 
 def _ascii(char: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.errors import CheckpointError, InvalidRequest
 from chatterbox_engine.text import Segment, Tokenizer, split, validate_text
+from tests.fidelity.test_text_multilingual import SENTENCES
 
 SENTENCE = "This sentence is written only to fill some space in the test. "
 
@@ -80,13 +81,63 @@ def test_chinese_is_split_at_its_own_punctuation() -> None:
     assert all(segment.text.endswith(("\uff0c", "\u3002")) for segment in segments)
 
 
-@given(st.text(max_size=400), st.integers(3, 40))
-def test_nothing_is_lost_and_no_segment_is_too_long(text: str, limit: int) -> None:
+LINE_ENDS = ("\n", "\r\n", "\r", "\u2028", "\n\n", "\r\n\r\n", "\n \n", "\u2029", "\x85", "\v", "\f", " ", "\u3000", "")
+PIECES = st.one_of(
+    st.sampled_from([line for lines in SENTENCES.values() for line in lines]),
+    st.text(max_size=40),
+    st.sampled_from(
+        ["word ", "A.", "Mr. ", "e.g. ", "3.14 ", "x" * 700, "\u4f60\u597d\u3002", ", ", '."', "...", "\u0939 "]
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(PIECES, st.sampled_from(LINE_ENDS)), min_size=1, max_size=12),
+    st.integers(1, 3000),
+    st.integers(3, 300),
+)
+def test_nothing_is_lost_or_doubled_and_no_segment_is_too_long(
+    pieces: list[tuple[str, str]], repeats: int, limit: int
+) -> None:
+    """Of texts of any length, line end and script; what sentencex does in pieces begins at 10,240 characters."""
+    text = "".join(piece + end for piece, end in pieces)
+    text *= max(1, min(repeats, 30_000 // max(1, len(text))))
     segments = split(text, limit)
     assert squeezed("".join(segment.text for segment in segments)) == squeezed(text)
+    assert segments[-1].pause == 0.0
     if len(text.strip()) > limit:
         assert all(0 < len(segment.text) <= limit for segment in segments)
-    assert segments[-1].pause == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ("This is a sentence. " * 20 + "\n\n") * 80,
+        "One two three.\r\n\r\n" * 2500,
+        "One two three.\r\n" * 2500,
+        "a.\n\n" * 5000,
+        "word " * 8000,
+        "\u092f\u0939 \u0935\u093e\u0915\u094d\u092f \u0939\u0948\u0964 " * 2000,
+    ],
+    ids=lambda text: ascii(text[:20]),
+)
+def test_a_long_text_ends_its_segments_where_a_short_one_does(text: str) -> None:
+    """Wherever its parts of 8,000 characters end."""
+    segments = split(text)
+    assert squeezed("".join(segment.text for segment in segments)) == squeezed(text)
+    ends = {segment.text.split()[-1] for segment in segments}
+    assert ends <= {segment.text.split()[-1] for segment in split(text[:2000])[:-1]} | {text.rsplit(maxsplit=1)[-1]}
+
+
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r", "\n \t\n", "\u2029", "\n\n\n\n"])
+def test_any_blank_line_ends_a_paragraph(end: str) -> None:
+    assert [segment.pause for segment in split(SENTENCE * 2 + end + SENTENCE * 3)] == [0.6, 0.0]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\u2028"])
+def test_a_line_end_alone_ends_none(end: str) -> None:
+    assert [segment.pause for segment in split(SENTENCE * 2 + end + SENTENCE * 3)] == [0.3, 0.0]
 
 
 @given(
