@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Protocol
+from unicodedata import category
 
 import sentencex
 import tokenizers
@@ -51,6 +52,13 @@ _ASCII_PUNCTUATION = {
     "\N{RIGHT SINGLE QUOTATION MARK}": "'",
 }
 
+_INVISIBLE = {"Cc", "Cf"}  # control and format characters: NUL, zero-width spaces, byte order marks
+_INVISIBLE_LETTERS = "\u115f\u1160\u3164\uffa0"  # Hangul's fillers
+_SELECTORS = {*map(chr, range(0xFE00, 0xFE10)), *map(chr, range(0xE0100, 0xE01F0))}  # of variants of a character
+
+_NO_TEXT = ("[START]", "[STOP]", "[UNK]", "[SPACE]", "[PAD]", "[SEP]", "[CLS]", "[MASK]")
+"""Tokens that are written with letters and are none."""
+
 _PARAGRAPH_PAUSE = 0.6
 _SENTENCE_PAUSE = 0.3
 _CLAUSE_PAUSE = 0.15
@@ -71,6 +79,9 @@ class TextPreparation(Protocol):
     def encode(self, text: str, language: str) -> list[int]:
         """The ids that T3 reads for a segment, without start and stop. Raises InvalidRequest."""
 
+    def speaks(self, ids: Sequence[int]) -> bool:
+        """Whether some of these ids are something to speak: T3 makes noise of punctuation and unknown characters."""
+
 
 class EnglishText:
     """`TextPreparation` of the English model."""
@@ -83,6 +94,10 @@ class EnglishText:
         """As upstream's `ChatterboxTTS.generate` prepares a text; there is one language."""
         return self._tokenizer.encode(normalise(text))
 
+    def speaks(self, ids: Sequence[int]) -> bool:
+        """See `TextPreparation.speaks`."""
+        return self._tokenizer.speaks(ids)
+
 
 class Tokenizer:
     """Text to the token ids that T3 reads, without its start and stop tokens."""
@@ -93,6 +108,8 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path}: not a tokenizer: {error}") from error
+        spoken = {token: number for token, number in self._tokenizer.get_vocab().items() if is_speakable(token)}
+        self._spoken = set(spoken.values()) - {spoken.get(token) for token in _NO_TEXT}
         missing = [name for name in ("[START]", "[STOP]", "[SPACE]") if self._tokenizer.token_to_id(name) is None]
         if missing:
             raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
@@ -102,9 +119,16 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(text.replace(" ", "[SPACE]")).ids
         return ids
 
+    def speaks(self, ids: Sequence[int]) -> bool:
+        """Whether some of these tokens have a letter or a digit."""
+        return not self._spoken.isdisjoint(ids)
+
 
 def validate_text(data: bytes | str, max_chars: int) -> str:
-    """A request's text, decoded. Raises InvalidRequest when it is not UTF-8, blank or too long."""
+    """A request's text, decoded, without characters that nobody sees.
+
+    Raises InvalidRequest when it is not UTF-8, blank or too long, or has nothing to speak.
+    """
     try:
         text = data.decode() if isinstance(data, bytes) else data
         text.encode()  # JSON can carry lone surrogates, which are no text
@@ -114,7 +138,20 @@ def validate_text(data: bytes | str, max_chars: int) -> str:
         raise InvalidRequest("text is empty")
     if len(text) > max_chars:
         raise InvalidRequest(f"text has {len(text)} characters, at most {max_chars} are allowed")
+    text = "".join(char for char in text if not _is_invisible(char))
+    if not is_speakable(text):
+        raise InvalidRequest("text has nothing to speak: it holds no letter and no digit")
     return text
+
+
+def is_speakable(text: str) -> bool:
+    """Whether a text has letters or numbers of any script; punctuation, symbols, emoji and lone marks are silent."""
+    return any(category(char)[0] in "LN" and char not in _INVISIBLE_LETTERS for char in text)
+
+
+def _is_invisible(char: str) -> bool:
+    hidden = category(char) in _INVISIBLE and not char.isspace()
+    return hidden or char in _INVISIBLE_LETTERS or char in _SELECTORS
 
 
 def normalise(text: str, replaced: Sequence[tuple[str, str]] = REPLACED, endings: tuple[str, ...] = _ENDINGS) -> str:

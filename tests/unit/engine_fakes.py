@@ -202,7 +202,9 @@ class FakeEngine:
             scheduler=self.scheduler,
             s3gen=self.s3gen,  # type: ignore[arg-type]
             family=ENGLISH,
-            text=SimpleNamespace(encode=lambda text, language: list(range(len(normalise(text))))),
+            text=SimpleNamespace(
+                encode=lambda text, language: [int(char.isalnum()) for char in normalise(text)], speaks=any
+            ),
             voices=self.voices,  # type: ignore[arg-type]
             watermarker=self.watermarker,
             about={"model": "fake"},

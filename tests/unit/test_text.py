@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.errors import CheckpointError, InvalidRequest
-from chatterbox_engine.text import Segment, Tokenizer, split, validate_text
+from chatterbox_engine.text import EnglishText, Segment, Tokenizer, split, validate_text
 from tests.fidelity.test_text_multilingual import SENTENCES
 
 SENTENCE = "This sentence is written only to fill some space in the test. "
@@ -162,3 +162,66 @@ def test_a_tokenizer_without_the_special_tokens_is_an_error(tmp_path: Path, tiny
     path.write_text(tiny.tokenizer_path.read_text().replace("[START]", "[BEGIN]"))
     with pytest.raises(CheckpointError, match=r"lacks \[START\]"):
         Tokenizer(path)
+
+
+SILENT = (
+    "...",
+    '"..."',
+    "\u200b",
+    "\ufeff",
+    "\x00",
+    "\x1b\x07",
+    "\N{THUMBS UP SIGN}",
+    "\N{HEAVY BLACK HEART}\N{VARIATION SELECTOR-16}",
+    "\U0001f469\u200d\U0001f680 \U0001f1eb\U0001f1f7",
+    "\N{HANGUL FILLER}",
+    "\N{COMBINING ACUTE ACCENT}",
+    "\u0964\u0964",
+    "\u061f \u060c",
+    "\u3002\uff01\u300c\u300d",
+    "?!",
+    "- - -",
+    "$ % +",
+    "\ue000",
+)
+
+
+@pytest.mark.parametrize("text", SILENT, ids=ascii)
+def test_a_text_with_nothing_to_speak_is_refused(text: str) -> None:
+    for form in (text, f" {text}\r\n{text} "):
+        with pytest.raises(InvalidRequest, match="text has nothing to speak: it holds no letter and no digit"):
+            validate_text(form, 100)
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_a_word_of_every_language_is_something_to_speak(language: str) -> None:
+    for line in SENTENCES[language]:
+        assert validate_text(line, 1000) == line.replace("\u200c", "").replace("\u200d", "")
+        letter = next(filter(str.isalpha, line))
+        assert validate_text(f"... {letter}", 1000)
+
+
+def test_digits_are_something_to_speak_and_so_are_tags() -> None:
+    for text in (
+        "7",
+        "\u0664\u0665",
+        "\u096a",
+        "1\N{VARIATION SELECTOR-16}\N{COMBINING ENCLOSING KEYCAP}",
+        "[laugh]",
+        "\u2167",
+    ):
+        assert validate_text(text, 100)
+
+
+def test_what_nobody_sees_is_left_out() -> None:
+    hidden = "\ufeffHel\x00lo\u200b \x1b\u00adthe\u200dre\ufe0f,\r\n\tyou\u202e\u3164."
+    assert validate_text(hidden, 100) == "Hello there,\r\n\tyou."
+
+
+def test_the_tokens_tell_whether_there_is_something_to_speak(tiny: Checkpoint) -> None:
+    text = EnglishText(tiny.tokenizer_path)
+    unknown = ("\u4f60\u597d\u3002", "\u041f\u0440\u0438\u0432\u0435\u0442")
+    for words in ("Hello.", "x", "[laugh]", "42", *(f"{word} Hi" for word in (*SILENT, *unknown))):
+        assert text.speaks(text.encode(words, "en")), words
+    for silent in (*SILENT, *unknown):
+        assert not text.speaks(text.encode(silent, "en")), silent
