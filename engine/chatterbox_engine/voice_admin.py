@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from chatterbox_engine.clips import ClipLimits, clip_bytes, read_clip
 from chatterbox_engine.config import Config
-from chatterbox_engine.errors import InvalidRequest
+from chatterbox_engine.errors import InvalidRequest, quote
 from chatterbox_engine.voice_store import VoiceStore
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -56,10 +56,10 @@ class VoiceAdmin:
         """
         for name in tensors:
             if name not in INPUTS:
-                raise InvalidRequest(f"unknown input {name!r}; the inputs are {', '.join(INPUTS)}")
+                raise InvalidRequest(f"unknown input {quote(name)}; the inputs are {', '.join(INPUTS)}")
         action = _text(tensors, "action")
         if action not in self._actions:
-            raise InvalidRequest(f"action is {action!r}; it must be one of {', '.join(self._actions)}")
+            raise InvalidRequest(f"action is {quote(action)}; it must be one of {', '.join(self._actions)}")
         result = json.dumps(self._actions[action](tensors)).encode()
         return {"result": np.array([[result]], dtype=np.object_)}
 
@@ -73,7 +73,7 @@ class VoiceAdmin:
     def _add(self, tensors: Tensors) -> Any:
         name, audio = _text(tensors, "voice"), clip_bytes(_bytes(tensors, "audio"))
         if not _NAME.fullmatch(name):
-            raise InvalidRequest(f"voice is {name!r}; a name has 1 to 64 letters, digits, dots, dashes or underscores")
+            raise InvalidRequest(f"voice is {quote(name)}; a name has 1 to 64 letters, digits, dots, dashes or underscores")
         if name == BUILT_IN:
             raise InvalidRequest(f"voice is {name!r}, which is the name of the checkpoint's own voice")
         read_clip(audio, self._limits)

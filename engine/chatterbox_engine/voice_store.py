@@ -25,7 +25,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from chatterbox_engine.errors import ConfigError, NotFound, Unavailable
+from chatterbox_engine.errors import ConfigError, NotFound, Unavailable, quote
 from chatterbox_engine.voice_schema import CONDITIONALS, VOICES, adopt
 
 CONNECT_SECONDS = 3
@@ -311,4 +311,4 @@ def _known(name: str) -> str:
 
 
 def _unknown(name: str) -> NotFound:
-    return NotFound(f"there is no voice {name!r}")
+    return NotFound(f"there is no voice {quote(name)}")

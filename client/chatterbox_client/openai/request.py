@@ -6,10 +6,9 @@ import base64
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from reprlib import repr as short
 from typing import Any, Literal
 
-from chatterbox_client.errors import InvalidRequest, NotFound
+from chatterbox_client.errors import InvalidRequest, NotFound, quote
 from chatterbox_client.openai.encoding import FORMATS, Format
 from chatterbox_client.request import speech_request, stream_request
 
@@ -88,7 +87,7 @@ def served_model(name: str, models: Sequence[str]) -> str:
         return name
     if name.startswith(THEIR_MODELS):
         return models[0]
-    raise NotFound(f"there is no model {short(name)}: served is {', '.join(models)}")
+    raise NotFound(f"there is no model {quote(name)}: served is {', '.join(models)}")
 
 
 def _voice(given: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
@@ -108,7 +107,7 @@ def _sent(given: Mapping[str, Any], name: str) -> Sent:
     file = name in ("wav", "flac") and not _OF_STREAMS & set(given)
     stream = given.get("stream", events or not file)
     if not isinstance(stream, bool):
-        raise InvalidRequest(f"stream must be true or false, not {short(stream)}")
+        raise InvalidRequest(f"stream must be true or false, not {quote(stream)}")
     if events and not stream:
         raise InvalidRequest("stream_format: sse is a stream")
     return "events" if events else "stream" if stream else "whole"
@@ -131,7 +130,7 @@ def _string(given: Mapping[str, Any], field: str, default: str | None = None) ->
     value = given.get(field, default)
     if not isinstance(value, str):
         raise InvalidRequest(
-            f"{field} is missing" if value is None else f"{field} must be a string, not {short(value)}"
+            f"{field} is missing" if value is None else f"{field} must be a string, not {quote(value)}"
         )
     return value
 
@@ -139,5 +138,5 @@ def _string(given: Mapping[str, Any], field: str, default: str | None = None) ->
 def _one_of(given: Mapping[str, Any], field: str, known: Collection[str], default: str) -> str:
     value = _string(given, field, default)
     if value not in known:
-        raise InvalidRequest(f"{field} must be one of {', '.join(known)}, not {short(value)}")
+        raise InvalidRequest(f"{field} must be one of {', '.join(known)}, not {quote(value)}")
     return value
