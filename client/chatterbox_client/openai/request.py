@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,9 +47,9 @@ class SpeechRequest:
 def parse(body: Any, models: Sequence[str], *, lenient: bool = False) -> SpeechRequest:
     """A request from its JSON. models: those that are served, not empty; lenient: leaves out what cannot be heeded.
 
-    Beside OpenAI's fields it may have the arguments of `Client.stream` under their names (`reference_audio` in base64)
-    and `stream`, false for one whole answer. A field that is null is as if it were not there. Raises InvalidRequest for
-    what is wrong or cannot be heeded, NotFound for another model.
+    Beside OpenAI's fields it may have the arguments of `Client.stream` under their names (`reference_audio` in base64
+    or as a `data:` URI) and `stream`, false for one whole answer. A field that is null is as if it were not there.
+    Raises InvalidRequest for what is wrong or cannot be heeded, NotFound for another model.
     """
     if not isinstance(body, dict):
         raise InvalidRequest("the body is not a JSON object")
@@ -118,11 +117,8 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("language", "preset", "reference_audio"):
         if name in options:
             options[name] = _string(options, name)
-    if "reference_audio" in options:
-        try:
-            options["reference_audio"] = base64.b64decode(options["reference_audio"], validate=True)
-        except ValueError as error:
-            raise InvalidRequest(f"reference_audio is not base64: {error}") from error
+    if "reference_audio" in options:  # base64 or a data: URI, which the server decodes
+        options["reference_audio"] = options["reference_audio"].encode("ascii", "replace")
     return options
 
 
