@@ -130,6 +130,9 @@ class Config:
     """Where voices are kept: a file, or the URL of a PostgreSQL database."""
     voice_cache_mb: int = 512
     """Memory for voices, about 0.2 MB each; the least recently used ones go first."""
+    preload_encoders: bool = True
+    """Loads the encoders of clips once the engine is ready, and computes voices that are added at once; else both wait
+    for the first request that needs them, and the encoders' memory is saved until then."""
     max_clip_mb: int = 32
     max_clip_seconds: float = 120.0
     """Bounds of a reference clip."""

@@ -151,6 +151,7 @@ class Engine:
             if error is not None:
                 raise error
         sender.start()
+        self._parts.voices.work_ahead()
 
     def submit(self, request: SynthesisRequest, answer: Answer) -> int:
         """Queues a request; `answer` is called exactly once, from the sender thread. Returns a number for `cancel`.

@@ -1,6 +1,7 @@
 """The contract of the model `chatterbox_voices`: tensors to a change of the voice store, and its result back. No torch.
 
-Adding a voice stores its clip and computes nothing: the first request that speaks with it does, or the next start.
+Adding a voice stores its clip and computes nothing: the engines of this store notice it, and compute it in the
+background (`voice_watch`).
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class VoiceAdmin:
     def _add(self, tensors: Tensors) -> Any:
         name, audio = _text(tensors, "voice"), clip_bytes(_bytes(tensors, "audio"))
         if not _NAME.fullmatch(name):
-            raise InvalidRequest(f"voice is {quote(name)}; a name has 1 to 64 letters, digits, dots, dashes or underscores")
+            raise InvalidRequest(
+                f"voice is {quote(name)}; a name has 1 to 64 letters, digits, dots, dashes or underscores"
+            )
         if name == BUILT_IN:
             raise InvalidRequest(f"voice is {name!r}, which is the name of the checkpoint's own voice")
         read_clip(audio, self._limits)

@@ -16,7 +16,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +97,19 @@ class VoiceStore:
         """The content hash of every voice."""
         with self._transaction() as connection:
             rows = connection.execute(sa.select(VOICES.c.voice_id, VOICES.c.content_hash)).all()
+        return self._filled(rows)
+
+    def unprepared(self, checkpoint: str) -> dict[str, str]:
+        """The content hash of every voice for which there are no conditionals for the checkpoint."""
+        hashes = sa.select(VOICES.c.content_hash)  # by its index: in SQLite the rows are as long as their clips
+        done = sa.select(CONDITIONALS.c.content_hash).where(CONDITIONALS.c.checkpoint == checkpoint)
+        new = VOICES.c.content_hash.in_(sa.except_(hashes, done)) | VOICES.c.content_hash.is_(None)
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(VOICES.c.voice_id, VOICES.c.content_hash).where(new)).all()
+        return self._filled(rows)
+
+    def _filled(self, rows: Iterable[Any]) -> dict[str, str]:
+        """Names and hashes, where one is missing it is computed."""
         known = {name: found for name, found in rows if found}
         for name, found in rows:
             if not found and (filled := self._fill(name)):

@@ -263,6 +263,15 @@ def test_the_command_line_imports_a_folder_and_shows_what_is_there(voices_server
     assert "carla" not in names
 
 
+@pytest.mark.full  # loads the encoders ahead, as users' servers do
+def test_a_voice_that_is_added_is_computed_before_anybody_asks_for_it(tiny_path: Path, tmp_path: Path) -> None:
+    with start(tiny_path, tmp_path, CHATTERBOX_PRELOAD_ENCODERS="1") as server, client_of(server) as client:
+        client.voices.add("anna", encoded(tone(1.0)))
+        assert sources(server, 1, seconds=200) == {"encoded": 1, "store": 0, "memory": 0}
+        assert client.speak(LINE, voice="anna", max_seconds=0.5).stats["voice_from"] == "memory"
+    assert "encoders: ready after" in (tmp_path / "triton.log").read_text()
+
+
 def test_after_a_restart_and_an_outage_of_the_database(tiny_path: Path, tmp_path: Path, postgres: Postgres) -> None:
     """A restart computes nothing; without the database voices in memory go on, others get 503, until it is back."""
     sql(postgres.url, "CREATE DATABASE server")

@@ -146,6 +146,9 @@ class FakeVoices:
     def start(self, report: Callable[[str], None]) -> None:
         report("voices")
 
+    def work_ahead(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
