@@ -23,7 +23,9 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     log = arguments.out / "demo-server.log"
-    options = ServerOptions(environment={"CHATTERBOX_CHECKPOINT": arguments.checkpoint}, log=log)
+    # no clip is spoken, and a server that stops waits for what it loads
+    environment = {"CHATTERBOX_CHECKPOINT": arguments.checkpoint, "CHATTERBOX_PRELOAD_ENCODERS": "0"}
+    options = ServerOptions(environment=environment, log=log)
     print(f"demo: starting a Triton server with the checkpoint {arguments.checkpoint!r}; its log is {log}")
     try:
         with TritonServer(options) as server:

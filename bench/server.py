@@ -81,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "trace.json")
         options = ServerOptions(
-            environment={"CHATTERBOX_CHECKPOINT": CHECKPOINT},
+            environment={"CHATTERBOX_CHECKPOINT": CHECKPOINT, "CHATTERBOX_PRELOAD_ENCODERS": "0"},
             log=Path(folder, "triton.log"),
             arguments=trace_options(file),
         )

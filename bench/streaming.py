@@ -54,7 +54,11 @@ class Heard:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "triton.log"
-        environment = {"CHATTERBOX_CHECKPOINT": checkpoint(Path(folder)), "CHATTERBOX_MAX_SLOTS": str(max(STREAMS))}
+        environment = {
+            "CHATTERBOX_CHECKPOINT": checkpoint(Path(folder)),
+            "CHATTERBOX_MAX_SLOTS": str(max(STREAMS)),
+            "CHATTERBOX_PRELOAD_ENCODERS": "0",
+        }
         report = Report("streaming", notes={"chunks": cost(), "seconds": SECONDS, "rounds": ROUNDS})
         with TritonServer(ServerOptions(environment=environment, log=log)) as server:
             measure(server, report)

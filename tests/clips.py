@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
-SUBTYPES = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III", "aiff": "PCM_16"}
+RECORDINGS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "m4a": ("ipod", "aac", {}),
+    "m4a, header first": ("ipod", "aac", {"movflags": "faststart"}),
+    "m4a, lossless": ("ipod", "alac", {}),
+    "mp4 of a browser": ("mp4", "aac", {"movflags": "frag_keyframe+empty_moov+default_base_moof"}),
+    "3gp": ("3gp", "aac", {}),
+    "webm": ("webm", "libopus", {}),
+    "webm of a browser": ("webm", "libopus", {"live": "1"}),
+    "ogg, opus": ("ogg", "libopus", {}),
+    "aac": ("adts", "aac", {}),
+    "mkv": ("matroska", "pcm_s16le", {}),
+    "caf": ("caf", "pcm_s16be", {}),
+    "caf, ima4": ("caf", "adpcm_ima_qt", {}),
+    "aifc": ("aiff", "pcm_s16le", {}),
+    "mp3 without a length": ("mp3", "libmp3lame", {"write_xing": "0"}),
+    "wav to a pipe": ("wav", "pcm_s16le", {}),
+}
+"""What phones and browsers record: container, codec and the container's options of FFmpeg."""
+
+SUBTYPES = {
+    "wav": "PCM_16",
+    "flac": "PCM_16",
+    "ogg": "VORBIS",
+    "mp3": "MPEG_LAYER_III",
+    "aiff": "PCM_16",
+    "au": "PCM_16",
+}
 
 
 def tone(seconds: float, rate: int = 24_000, *, channels: int = 1, pitch: float = 130.0) -> npt.NDArray[np.float32]:
@@ -26,6 +55,44 @@ def encoded(samples: npt.NDArray[Any], rate: int = 24_000, *, kind: str = "wav",
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format=kind.upper(), subtype=subtype or SUBTYPES[kind])
     return buffer.getvalue()
+
+
+class _Pipe:
+    """What a recorder writes to when it cannot go back."""
+
+    def __init__(self) -> None:
+        self.taken = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self.taken += data
+        return len(data)
+
+
+def recorded(samples: npt.NDArray[Any], rate: int = 48_000, *, kind: str, packet: int = 1024) -> bytes:
+    """A file of RECORDINGS with the samples, [n, channels]; packet: samples of each, where the codec leaves it open."""
+    container, codec, options = RECORDINGS[kind]
+    layout = "stereo" if samples.shape[1] == 2 else "mono"
+    pipe = _Pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip"
+        with av.open(pipe if "browser" in kind or "pipe" in kind else path, "w", container, options=options) as writer:
+            stream = writer.add_stream(codec, rate=rate, layout=layout)
+            writer.start_encoding()
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), format="fltp", layout=layout)
+            frame.sample_rate, frame.pts = rate, 0
+            context = stream.codec_context
+            resampler = av.AudioResampler(context.format, layout, rate, frame_size=context.frame_size or packet)
+            for part in (*resampler.resample(frame), *resampler.resample(None), None):
+                writer.mux(stream.encode(part))
+        return path.read_bytes() if path.exists() else bytes(pipe.taken)
+
+
+def tagged(mp3: bytes, cover: int = 3_000_000, padding: int = 0) -> bytes:
+    """An MP3 file with an ID3 tag of so many bytes of a picture, and zeros before the first frame."""
+    picture = b"\0image/png\0\3\0\x89PNG\r\n\x1a\n" + np.random.default_rng(0).bytes(cover)
+    frame = b"APIC" + len(picture).to_bytes(4, "big") + bytes(2) + picture
+    size = bytes(len(frame) >> shift & 0x7F for shift in (21, 14, 7, 0))
+    return b"ID3\3\0\0" + size + frame + bytes(padding) + mp3
 
 
 def _bomb() -> bytes:
@@ -47,16 +114,30 @@ def _endless() -> bytes:
 
 
 def _half(kind: str) -> bytes:
-    whole = encoded(tone(4.0), kind=kind)
+    whole = recorded(tone(4.0, 48_000), kind=kind) if kind in RECORDINGS else encoded(tone(4.0), kind=kind)
+    return _half_of(whole)
+
+
+def _half_of(whole: bytes) -> bytes:
     return whole[: len(whole) // 2]
 
 
 BAD_CLIPS: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "is empty"),
-    "text": (lambda: b"This is a text file, not a clip.\n" * 100, "is damaged, truncated or not a WAV, FLAC, OGG, MP3"),
+    "text": (
+        lambda: b"This is a text file, not a clip.\n" * 100,
+        "is (damaged, truncated or not a WAV|text that is not base64)",
+    ),
     "truncated wav": (lambda: _half("wav"), "is truncated"),
     "truncated flac": (lambda: _half("flac"), "is damaged, truncated or not"),
-    "truncated ogg": (lambda: _half("ogg"), "holds no samples, or is truncated"),
+    "truncated ogg": (lambda: _half("ogg"), "is truncated"),
+    "long truncated ogg": (lambda: _half_of(encoded(tone(20.0), kind="ogg")), "is truncated"),
+    "truncated opus": (lambda: _half("ogg, opus"), "is truncated"),
+    "truncated m4a": (lambda: _half("m4a"), "is damaged, truncated or not"),
+    "truncated m4a, header first": (lambda: _half("m4a, header first"), "is truncated"),
+    "truncated webm": (lambda: _half("webm"), "is truncated"),
+    "truncated caf": (lambda: _half("caf, ima4"), "is truncated"),
+    "truncated aiff": (lambda: _half("aiff"), "is truncated"),
     "truncated mp3": (lambda: _half("mp3"), "is truncated"),
     "no samples": (lambda: encoded(np.zeros((0, 1))), "holds no samples"),
     "too short": (lambda: encoded(tone(0.3)), r"is 0\.30 seconds long"),
@@ -72,6 +153,15 @@ BAD_CLIPS: dict[str, tuple[Callable[[], bytes], str]] = {
     "too loud": (lambda: encoded(1e30 * tone(1.0), subtype="FLOAT"), r"holds samples up to 3e\+29"),
     "decompression bomb": (_bomb, r"is 36\d\d\.\d seconds long"),
     "unknown length": (_endless, "does not state its length"),
-    "aiff": (lambda: encoded(tone(1.0), kind="aiff"), "is a AIFF file"),
+    "bomb without a stated length": (
+        lambda: recorded(np.zeros((130 * 8000, 1), np.float32), 8000, kind="aac"),
+        "is longer than 120 seconds",
+    ),
+    "m4a of three minutes": (
+        lambda: recorded(np.zeros((180 * 8000, 1), np.float32), 8000, kind="m4a"),
+        r"is 180\.\d seconds long",
+    ),
+    "au": (lambda: encoded(tone(1.0), kind="au"), "is a AU file"),
+    "a list of other files": (lambda: b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n", "is (damaged|text)"),
 }
 """Each with what the refusal says of it."""

@@ -20,6 +20,8 @@ _KEPT = Path(__file__).parents[1] / "out" / "checkpoints"
 def pytest_configure(config: pytest.Config) -> None:
     # Answers are compared with each other to 1e-4, on processors with and without bfloat16. Servers inherit this.
     os.environ["CHATTERBOX_DTYPE"] = "float32"
+    # Loading the encoders takes a core for ten seconds, which most servers of tests never need.
+    os.environ["CHATTERBOX_PRELOAD_ENCODERS"] = "0"
     # Upstream's imports: perth imports pkg_resources, and the flow is built of a class that diffusers will drop.
     config.addinivalue_line("filterwarnings", "ignore:pkg_resources is deprecated as an API:UserWarning")
     config.addinivalue_line("filterwarnings", "ignore:`LoRACompatibleLinear` is deprecated:FutureWarning")

@@ -12,7 +12,10 @@ from chatterbox_client.client import DEFAULT_TIMEOUT
 from chatterbox_client.errors import InvalidRequest
 from chatterbox_client.voices import KEY_VARIABLE, VoiceInfo
 
-CLIPS = (".wav", ".flac", ".ogg", ".mp3")
+CLIPS = (
+    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".mp4", ".aac", ".3gp", ".amr"),
+    *(".webm", ".mka", ".aif", ".aiff", ".aifc", ".caf"),
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,7 +52,9 @@ def get(
 def add(
     context: typer.Context,
     name: Name,
-    clip: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="WAV, FLAC, OGG or MP3.")],
+    clip: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A recording: WAV, MP3, M4A, ...")
+    ],
     url: Url = None,
     protocol: ProtocolOption = "http",
     timeout: Seconds = DEFAULT_TIMEOUT,

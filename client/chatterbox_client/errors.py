@@ -11,6 +11,16 @@ ChatterboxClientError
 
 from __future__ import annotations
 
+from reprlib import Repr
+
+_short = Repr()
+_short.maxstring = _short.maxother = 60
+
+
+def quote(value: object) -> str:
+    """A value that somebody has given, for a message: its repr, shortened."""
+    return _short.repr(value)
+
 
 class ChatterboxClientError(Exception):
     """Base of all errors of this package.

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chatterbox_client.audio import Audio, Chunk
-from chatterbox_client.errors import InvalidRequest, ServerError
+from chatterbox_client.errors import InvalidRequest, ServerError, quote
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -206,7 +206,7 @@ def _float(name: str, value: float | None) -> npt.NDArray[Any] | None:
         with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which the server refuses by name
             return np.full((1, 1), float(value), dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidRequest(f"{name} must be a number, not {value!r}") from error
+        raise InvalidRequest(f"{name} must be a number, not {quote(value)}") from error
 
 
 def _integer(name: str, value: int | None, dtype: type[np.int32] | type[np.int64]) -> npt.NDArray[Any] | None:
@@ -218,5 +218,5 @@ def _integer(name: str, value: int | None, dtype: type[np.int32] | type[np.int64
     except TypeError:
         number = limits.max + 1
     if not limits.min <= number <= limits.max:  # numpy 1 would cut the bits off
-        raise InvalidRequest(f"{name} must be an integer of {limits.bits} bits, not {value!r}")
+        raise InvalidRequest(f"{name} must be an integer of {limits.bits} bits, not {quote(value)}")
     return np.full((1, 1), number, dtype=dtype)

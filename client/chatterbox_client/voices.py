@@ -23,7 +23,7 @@ KEY_VARIABLE = "CHATTERBOX_VOICE_KEY"
 _OUTPUTS = ("result",)
 
 Clip = str | os.PathLike[str] | bytes
-"""A WAV, FLAC, OGG or MP3 file: its path or its bytes."""
+"""A recording (WAV, FLAC, OGG, MP3, M4A, WebM, AIFF, CAF or AMR): its path or its bytes."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from functools import partial
@@ -29,9 +30,9 @@ from chatterbox_engine.t3_gpt2 import GPT2
 from chatterbox_engine.text import EnglishText, TextPreparation
 from chatterbox_engine.text_gpt2 import GPT2Text
 from chatterbox_engine.transformer import Transformer
-from chatterbox_engine.types import TOKENS_PER_SECOND
+from chatterbox_engine.types import TOKENS_PER_SECOND, Encoder
 from chatterbox_engine.voice_store import VoiceStore
-from chatterbox_engine.voices import Encoder, Voices
+from chatterbox_engine.voices import Voices
 from chatterbox_engine.watermark import make_watermarker
 
 Report = Callable[[str], None]
@@ -160,7 +161,9 @@ def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device, me
     def make_encoder() -> Encoder:
         from chatterbox_engine.reference import ReferenceEncoder  # imports upstream: ten seconds
 
-        return ReferenceEncoder(checkpoint, device)
+        encoder = ReferenceEncoder(checkpoint, device)
+        gc.freeze()  # upstream stays: looking for garbage in it would stop every thread
+        return encoder
 
     return Voices(
         built_in=checkpoint.conditionals(),
@@ -170,6 +173,7 @@ def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device, me
         limits=ClipLimits(config.max_clip_mb << 20, config.max_clip_seconds),
         cache_bytes=config.voice_cache_mb << 20,
         encoder_batch=encoder_batch(device),
+        ahead=config.preload_encoders,
         prepare_thread=partial(own_stream, device),
         metrics=metrics,
     )

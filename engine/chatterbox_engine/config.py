@@ -159,6 +159,9 @@ class Config:
     allowed_origins: str = ""
     """Web origins (`https://app.example.com`, commas between them) whose pages may use the server; the pages of all
     others are refused."""
+    preload_encoders: bool = True
+    """Loads the encoders of clips once the engine is ready, and computes voices that are added at once; else both wait
+    for the first request that needs them, and the encoders' memory is saved until then."""
     max_clip_mb: int = 32
     max_clip_seconds: float = 120.0
     """Bounds of a reference clip."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from chatterbox_engine import presets
 from chatterbox_engine.audio import FORMATS, encode
 from chatterbox_engine.clips import clip_bytes
-from chatterbox_engine.errors import InvalidRequest
+from chatterbox_engine.errors import InvalidRequest, quote
 from chatterbox_engine.families import ENGLISH, Family
 from chatterbox_engine.streaming import LARGEST, ChunkPolicy
 from chatterbox_engine.text import validate_text
@@ -101,7 +101,7 @@ def parse_stream(tensors: Tensors, terms: Terms) -> StreamCall:
     others = {name: tensor for name, tensor in tensors.items() if name not in CHUNKING}
     call = parse(others, terms)
     if call.format not in STREAM_FORMATS:
-        raise InvalidRequest(f"format is {call.format!r}; a stream's must be one of {', '.join(STREAM_FORMATS)}")
+        raise InvalidRequest(f"format is {quote(call.format)}; a stream's must be one of {', '.join(STREAM_FORMATS)}")
     return StreamCall(call.request, call.format, ChunkPolicy(**sizes))
 
 
@@ -111,10 +111,10 @@ def parse(tensors: Tensors, terms: Terms) -> Call:
     _refuse_unsupported(tensors, family)
     audio_format = _text(tensors, "format", "pcm")
     if audio_format not in FORMATS:
-        raise InvalidRequest(f"format is {audio_format!r}; it must be one of {', '.join(FORMATS)}")
+        raise InvalidRequest(f"format is {quote(audio_format)}; it must be one of {', '.join(FORMATS)}")
     language = _text(tensors, "language", SynthesisRequest.language).lower()
     if language not in family.languages:
-        raise InvalidRequest(f"language is {language!r}; {family.title} speaks {', '.join(family.languages)}")
+        raise InvalidRequest(f"language is {quote(language)}; {family.title} speaks {', '.join(family.languages)}")
     if "text" not in tensors:
         raise InvalidRequest("the input 'text' is missing")
     chosen: dict[str, Any] = {
@@ -167,7 +167,7 @@ def _refuse_unsupported(tensors: Tensors, family: Family) -> None:
     """An input that this server would have to ignore is an error, never dropped silently."""
     for name in tensors:
         if name not in INPUTS:
-            raise InvalidRequest(f"unknown input {name!r}; the inputs are {', '.join(INPUTS)}")
+            raise InvalidRequest(f"unknown input {quote(name)}; the inputs are {', '.join(INPUTS)}")
         if name in SAMPLING and name not in family.inputs:
             raise InvalidRequest(f"{name} has no effect on {family.title}, which heeds {', '.join(family.inputs)}")
     if "reference_audio" in tensors and "voice" in tensors:

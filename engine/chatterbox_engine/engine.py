@@ -151,6 +151,7 @@ class Engine:
             if error is not None:
                 raise error
         sender.start()
+        self._parts.voices.work_ahead()
 
     def submit(self, request: SynthesisRequest, answer: Answer) -> int:
         """Queues a request; `answer` is called exactly once, from the sender thread. Returns a number for `cancel`.
@@ -408,14 +409,17 @@ class Engine:
             self._guard(self._register.answer)  # the sender failed in one receiver; the others still get their answers
 
     def _utterances(self, job: Job) -> list[Utterance]:
-        """The segments of a request, tokenised and measured."""
+        """The segments of a request that have something to speak, tokenised and measured."""
         dims = self._runner.model.dims
         request = job.request
         # rounded down: max_seconds is a bound; the small addend keeps 0.28 s, whose product is 6.999..., at 7 tokens
         max_tokens = max(1, int(request.max_seconds * TOKENS_PER_SECOND + 1e-4))
-        utterances = []
-        for index, segment in enumerate(split(request.text, self._parts.segment_chars)):
+        utterances: list[Utterance] = []
+        for segment in split(request.text, self._parts.segment_chars):
             ids = self._parts.text.encode(segment.text, request.language)
+            if not self._parts.text.speaks(ids):
+                continue
+            index = len(utterances)
             if len(ids) > dims.max_text_tokens:
                 raise InvalidRequest(f"a sentence has {len(ids)} text tokens; the model takes {dims.max_text_tokens}")
             text = torch.tensor(dims.frame(ids), dtype=torch.int64)
@@ -431,6 +435,9 @@ class Engine:
                 family=self._parts.family,
             )
             utterances.append(utterance)
+        if not utterances:
+            title = self._parts.family.title
+            raise InvalidRequest(f"text has nothing to speak: {title} knows none of its letters and digits")
         return utterances
 
 

@@ -16,6 +16,16 @@ ChatterboxError
 
 from __future__ import annotations
 
+from reprlib import Repr
+
+_short = Repr()
+_short.maxstring = _short.maxother = 60
+
+
+def quote(value: object) -> str:
+    """A value that somebody has sent, for a message: its repr, shortened. gRPC carries 8 kB of message at most."""
+    return _short.repr(value)
+
 
 class ChatterboxError(Exception):
     """Base of all errors of this package."""

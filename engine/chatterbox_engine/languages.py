@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -65,6 +65,10 @@ class MultilingualText:
         if language in self._loading:
             text = self._rewritten(text, language)
         return self._tokenizer.encode(f"[{language}]{text}")
+
+    def speaks(self, ids: Sequence[int]) -> bool:
+        """See `TextPreparation.speaks`."""
+        return self._tokenizer.speaks(ids[1:])  # the first is the language
 
     def _rewritten(self, text: str, language: str) -> str:
         loading = self._loading[language]

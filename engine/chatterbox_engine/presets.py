@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from chatterbox_engine.errors import InvalidRequest
+from chatterbox_engine.errors import InvalidRequest, quote
 from chatterbox_engine.families import Family
 from chatterbox_engine.types import SamplingParams
 
@@ -34,7 +34,7 @@ def sampling(family: Family, preset: str) -> SamplingParams:
     Raises InvalidRequest for a preset that does not exist, or that sets what the family does not heed.
     """
     if preset not in PRESETS:
-        raise InvalidRequest(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}")
+        raise InvalidRequest(f"preset is {quote(preset)}; it must be one of {', '.join(PRESETS)}")
     chosen = PRESETS[preset]
     if idle := [name for name in chosen if name not in family.inputs]:
         raise InvalidRequest(f"preset {preset!r} sets {', '.join(idle)}, which {family.title} does not heed")

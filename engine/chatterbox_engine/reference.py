@@ -65,6 +65,11 @@ class ReferenceEncoder:
         wide = self._level(_resample(audio, sample_rate, SAMPLE_RATE))
         return ReferenceClip(wide, _resample(wide, SAMPLE_RATE, _ENCODER_RATE))
 
+    def warm_up(self) -> None:
+        """Encodes noise: the first clip loads and compiles a third of what a clip needs."""
+        noise = np.random.default_rng(0).normal(0, 0.1, int(self._preparation.min_seconds * SAMPLE_RATE) + 1)
+        self.encode([self.prepare(noise.astype(np.float32), SAMPLE_RATE)])
+
     @torch.no_grad()
     def encode(self, clips: Sequence[ReferenceClip]) -> list[Conditionals]:
         """The voices of clips that go through the networks together; each equals that of its clip alone to rounding.

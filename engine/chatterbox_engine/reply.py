@@ -5,6 +5,7 @@ Triton's own module is handed in, because it exists only inside a model's proces
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,9 +21,16 @@ from chatterbox_engine.errors import (
     Overloaded,
     RequestError,
     Unavailable,
+    quote,
 )
 
 Tensors = Mapping[str, npt.NDArray[Any]]
+
+_LONGEST = 600
+"""Characters of an error. gRPC takes 8 kB, and up to 12 bytes for a character; beyond it says RESOURCE_EXHAUSTED."""
+
+_SHOWN = 8
+"""Unknown fields that a message names."""
 
 ASK_SECONDS = 0.1
 """Between two questions whether a client is gone. Each costs some 50 us of the server's and the model's processes."""
@@ -37,9 +45,25 @@ _CODES: tuple[tuple[type[RequestError] | tuple[type[RequestError], ...], str, st
 """What Triton calls an error, and what gRPC does."""
 
 
+_PARAMETERS = {"id", "origin"}
+"""Parameters of a request that mean something: its number, and the header that the launcher has Triton hand on. Names
+that begin with `triton_` are Triton's own. Their case does not matter, as a header's does not."""
+
+
 def tensors_of(request: Any) -> dict[str, npt.NDArray[Any]]:
-    """A request's inputs by name."""
+    """A request's inputs by name.
+
+    Raises InvalidRequest for parameters that nothing knows: Triton makes them of the fields of `generate` that are no
+    inputs.
+    """
+    unknown = [name for name in json.loads(request.parameters() or "{}") if not _is_known(name.lower())]
+    if unknown:
+        raise InvalidRequest(f"unknown field {', '.join(map(quote, unknown[:_SHOWN]))}: the model has no such input")
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+
+def _is_known(parameter: str) -> bool:
+    return parameter in _PARAMETERS or parameter.startswith("triton_")
 
 
 class Reply:
@@ -64,7 +88,7 @@ class Reply:
     def fail(self, error: RequestError) -> None:
         """Sends an error, with the code that HTTP and gRPC turn into their own status."""
         code, status = next((code, status) for kinds, code, status in _CODES if isinstance(error, kinds))
-        message = f"{status}: {error}" if self._stream else str(error)
+        message = (f"{status}: {error}" if self._stream else str(error))[:_LONGEST]
         failure = self._pb_utils.TritonError(message, getattr(self._pb_utils.TritonError, code))
         self._send(self._pb_utils.InferenceResponse(output_tensors=[], error=failure), last=True)
 

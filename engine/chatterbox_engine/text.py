@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Protocol
+from unicodedata import category
 
 import sentencex
 import tokenizers
@@ -36,6 +38,11 @@ _CLAUSES = re.compile(
     rf"(?<=[,;:\u2013\u2014][{_CLOSING}\s])|(?<=[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f])"  # CJK: no space after it
 )
 _WORDS = re.compile(r"(?<=\s)(?=\S)")
+_SPACE = re.compile(r"\s+")
+_LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028]|(\u2029)")  # of str.splitlines; \u2029 ends a paragraph
+
+_WINDOW = 8_000
+"""Characters that sentencex gets at once. Beyond 10,240 it works in pieces of its own and loses line ends."""
 
 _ASCII_PUNCTUATION = {
     "\N{HORIZONTAL ELLIPSIS}": ".",
@@ -44,6 +51,13 @@ _ASCII_PUNCTUATION = {
     "\N{LEFT SINGLE QUOTATION MARK}": "'",
     "\N{RIGHT SINGLE QUOTATION MARK}": "'",
 }
+
+_INVISIBLE = {"Cc", "Cf"}  # control and format characters: NUL, zero-width spaces, byte order marks
+_INVISIBLE_LETTERS = "\u115f\u1160\u3164\uffa0"  # Hangul's fillers
+_SELECTORS = {*map(chr, range(0xFE00, 0xFE10)), *map(chr, range(0xE0100, 0xE01F0))}  # of variants of a character
+
+_NO_TEXT = ("[START]", "[STOP]", "[UNK]", "[SPACE]", "[PAD]", "[SEP]", "[CLS]", "[MASK]")
+"""Tokens that are written with letters and are none."""
 
 _PARAGRAPH_PAUSE = 0.6
 _SENTENCE_PAUSE = 0.3
@@ -65,6 +79,9 @@ class TextPreparation(Protocol):
     def encode(self, text: str, language: str) -> list[int]:
         """The ids that T3 reads for a segment, without start and stop. Raises InvalidRequest."""
 
+    def speaks(self, ids: Sequence[int]) -> bool:
+        """Whether some of these ids are something to speak: T3 makes noise of punctuation and unknown characters."""
+
 
 class EnglishText:
     """`TextPreparation` of the English model."""
@@ -77,6 +94,10 @@ class EnglishText:
         """As upstream's `ChatterboxTTS.generate` prepares a text; there is one language."""
         return self._tokenizer.encode(normalise(text))
 
+    def speaks(self, ids: Sequence[int]) -> bool:
+        """See `TextPreparation.speaks`."""
+        return self._tokenizer.speaks(ids)
+
 
 class Tokenizer:
     """Text to the token ids that T3 reads, without its start and stop tokens."""
@@ -87,6 +108,8 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path}: not a tokenizer: {error}") from error
+        spoken = {token: number for token, number in self._tokenizer.get_vocab().items() if is_speakable(token)}
+        self._spoken = set(spoken.values()) - {spoken.get(token) for token in _NO_TEXT}
         missing = [name for name in ("[START]", "[STOP]", "[SPACE]") if self._tokenizer.token_to_id(name) is None]
         if missing:
             raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
@@ -96,9 +119,16 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(text.replace(" ", "[SPACE]")).ids
         return ids
 
+    def speaks(self, ids: Sequence[int]) -> bool:
+        """Whether some of these tokens have a letter or a digit."""
+        return not self._spoken.isdisjoint(ids)
+
 
 def validate_text(data: bytes | str, max_chars: int) -> str:
-    """A request's text, decoded. Raises InvalidRequest when it is not UTF-8, blank or too long."""
+    """A request's text, decoded, without characters that nobody sees.
+
+    Raises InvalidRequest when it is not UTF-8, blank or too long, or has nothing to speak.
+    """
     try:
         text = data.decode() if isinstance(data, bytes) else data
         text.encode()  # JSON can carry lone surrogates, which are no text
@@ -108,7 +138,20 @@ def validate_text(data: bytes | str, max_chars: int) -> str:
         raise InvalidRequest("text is empty")
     if len(text) > max_chars:
         raise InvalidRequest(f"text has {len(text)} characters, at most {max_chars} are allowed")
+    text = "".join(char for char in text if not _is_invisible(char))
+    if not is_speakable(text):
+        raise InvalidRequest("text has nothing to speak: it holds no letter and no digit")
     return text
+
+
+def is_speakable(text: str) -> bool:
+    """Whether a text has letters or numbers of any script; punctuation, symbols, emoji and lone marks are silent."""
+    return any(category(char)[0] in "LN" and char not in _INVISIBLE_LETTERS for char in text)
+
+
+def _is_invisible(char: str) -> bool:
+    hidden = category(char) in _INVISIBLE and not char.isspace()
+    return hidden or char in _INVISIBLE_LETTERS or char in _SELECTORS
 
 
 def normalise(text: str, replaced: Sequence[tuple[str, str]] = REPLACED, endings: tuple[str, ...] = _ENDINGS) -> str:
@@ -128,22 +171,47 @@ def split(text: str, max_chars: int = 300) -> list[Segment]:
     """Splits a long text at sentences into segments of at most `max_chars` characters; a short one is left as it is.
 
     As many sentences as fit share a segment, as T3 speaks better with context; a paragraph ends one that is at least
-    a third full. A sentence that is too long is split after a clause, else at a space, else anywhere. Only whitespace
-    at the ends of segments is lost.
+    a third full. A sentence that is too long is split after a clause, else at a space, else anywhere. In a text that is
+    split a run of whitespace becomes a space, a line end, or the two line ends of a paragraph; it is left out at the
+    ends of segments. All else is in exactly one segment. Takes linear time.
     """
     if len(text.strip()) <= max_chars:
         return [Segment(text, 0.0)]
-    parts = list(_pack(_atoms(text, max_chars), max_chars))
+    parts = list(_pack(_atoms(_SPACE.sub(_squeeze, text), max_chars), max_chars))
     pauses = [*map(_pause, parts[:-1]), 0.0]
     return [Segment(part.strip(), pause) for part, pause in zip(parts, pauses, strict=True)]
 
 
+def _squeeze(space: re.Match[str]) -> str:
+    lines = sum(1 + bool(end[1]) for end in _LINE_END.finditer(space[0]))
+    return "\n" * min(lines, 2) or " "
+
+
 def _atoms(text: str, max_chars: int) -> Iterator[str]:
     """Pieces of at most `max_chars` without their outer whitespace, whose concatenation is `text`."""
+    for sentence in _sentences(text):
+        yield from _break(sentence, max_chars, (_CLAUSES, _WORDS))
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """Sentences whose concatenation is `text`, whatever lengths the library's have."""
     start = 0
-    for sentence in sentencex.segment("en", "".join(map(_ascii, text))):
-        yield from _break(text[start : start + len(sentence)], max_chars, (_CLAUSES, _WORDS))
-        start += len(sentence)
+    while start < len(text):
+        window = text[start : start + _WINDOW]
+        ends = [end for end in accumulate(map(len, _segment(window))) if end < len(window)]
+        if start + len(window) == len(text):
+            ends.append(len(window))
+        elif not ends:
+            ends.append(window.rfind(" ") + 1 or len(window))
+        # a last sentence that the window cuts off begins the next one
+        for first, end in pairwise([0, *ends]):
+            yield window[first:end]
+        start += ends[-1]
+
+
+def _segment(text: str) -> list[str]:
+    sentences: list[str] = sentencex.segment("en", "".join(map(_ascii, text)))
+    return sentences
 
 
 def _ascii(char: str) -> str:

@@ -5,10 +5,11 @@ Source: chatterbox-tts 0.1.7 `tts_turbo.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from chatterbox_engine.errors import CheckpointError
-from chatterbox_engine.text import REPLACED, normalise
+from chatterbox_engine.text import REPLACED, is_speakable, normalise
 
 # Turbo leaves alone what the other models turn into commas.
 _KEPT = ("...", " - ", ";")
@@ -31,3 +32,7 @@ class GPT2Text:
         """As upstream's `ChatterboxTurboTTS.generate` prepares a text; there is one language."""
         ids: list[int] = self._tokenizer(normalise(text, _REPLACED)).input_ids
         return ids
+
+    def speaks(self, ids: Sequence[int]) -> bool:
+        """See `TextPreparation.speaks`."""
+        return is_speakable(self._tokenizer.decode(ids))

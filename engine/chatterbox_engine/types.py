@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +89,7 @@ class SynthesisRequest:
     seed: int
     voice: str = "default"
     reference_audio: bytes | None = None
-    """A WAV, FLAC, OGG or MP3 file to clone instead of `voice`."""
+    """A file of one of `clips.FORMATS` to clone instead of `voice`."""
     language: str = "en"
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_seconds: float = 40.0
@@ -118,3 +119,16 @@ class SynthesisResult:
     samples: Samples  # [n] mono, SAMPLE_RATE, in [-1, 1]
     speech_tokens: npt.NDArray[np.int32]  # [tokens], all segments in order
     stats: dict[str, Any]
+
+
+class Encoder(Protocol):
+    """Computes conditionals; `reference.ReferenceEncoder` is one."""
+
+    def prepare(self, audio: Samples, sample_rate: int) -> ReferenceClip:
+        """A mono clip, [n] float32, as `encode` takes it. Raises InvalidRequest."""
+
+    def encode(self, clips: Sequence[ReferenceClip]) -> list[Conditionals]:
+        """The voices of some clips, computed together."""
+
+    def warm_up(self) -> None:
+        """Does what only the first clip would wait for."""

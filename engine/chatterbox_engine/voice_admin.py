@@ -3,7 +3,8 @@
 Anybody may list and get voices. Adding and deleting need a key, and without one in the settings nobody may: whatever
 reaches the server's port could send such a request, a page in a browser on this machine too.
 
-Adding a voice stores its clip and computes nothing: the first request that speaks with it does, or the next start.
+Adding a voice stores its clip and computes nothing: the engines of this store notice it, and compute it in the
+background (`voice_watch`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from chatterbox_engine.clips import ClipLimits, clip_bytes, read_clip
 from chatterbox_engine.config import Config
-from chatterbox_engine.errors import Forbidden, InvalidRequest
+from chatterbox_engine.errors import Forbidden, InvalidRequest, quote
 from chatterbox_engine.voice_store import VoiceStore
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -65,10 +66,10 @@ class VoiceAdmin:
         """
         for name in tensors:
             if name not in INPUTS:
-                raise InvalidRequest(f"unknown input {name!r}; the inputs are {', '.join(INPUTS)}")
+                raise InvalidRequest(f"unknown input {quote(name)}; the inputs are {', '.join(INPUTS)}")
         action = _text(tensors, "action")
         if action not in self._actions:
-            raise InvalidRequest(f"action is {action!r}; it must be one of {', '.join(self._actions)}")
+            raise InvalidRequest(f"action is {quote(action)}; it must be one of {', '.join(self._actions)}")
         if action in CHANGES:
             self._check_key(tensors)
         result = json.dumps(self._actions[action](tensors)).encode()
@@ -92,7 +93,9 @@ class VoiceAdmin:
     def _add(self, tensors: Tensors) -> Any:
         name, audio = _text(tensors, "voice"), clip_bytes(_bytes(tensors, "audio"))
         if not _NAME.fullmatch(name):
-            raise InvalidRequest(f"voice is {name!r}; a name has 1 to 64 letters, digits, dots, dashes or underscores")
+            raise InvalidRequest(
+                f"voice is {quote(name)}; a name has 1 to 64 letters, digits, dots, dashes or underscores"
+            )
         if name == BUILT_IN:
             raise InvalidRequest(f"voice is {name!r}, which is the name of the checkpoint's own voice")
         read_clip(audio, self._limits)

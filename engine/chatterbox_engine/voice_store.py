@@ -19,7 +19,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from chatterbox_engine.errors import ConfigError, NotFound, Unavailable
+from chatterbox_engine.errors import ConfigError, NotFound, Unavailable, quote
 from chatterbox_engine.voice_schema import CONDITIONALS, VOICES, adopt
 
 CONNECT_SECONDS = 3
@@ -100,6 +100,19 @@ class VoiceStore:
         """The content hash of every voice."""
         with self._transaction() as connection:
             rows = connection.execute(sa.select(VOICES.c.voice_id, VOICES.c.content_hash)).all()
+        return self._filled(rows)
+
+    def unprepared(self, checkpoint: str) -> dict[str, str]:
+        """The content hash of every voice for which there are no conditionals for the checkpoint."""
+        hashes = sa.select(VOICES.c.content_hash)  # by its index: in SQLite the rows are as long as their clips
+        done = sa.select(CONDITIONALS.c.content_hash).where(CONDITIONALS.c.checkpoint == checkpoint)
+        new = VOICES.c.content_hash.in_(sa.except_(hashes, done)) | VOICES.c.content_hash.is_(None)
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(VOICES.c.voice_id, VOICES.c.content_hash).where(new)).all()
+        return self._filled(rows)
+
+    def _filled(self, rows: Iterable[Any]) -> dict[str, str]:
+        """Names and hashes, where one is missing it is computed."""
         known = {name: found for name, found in rows if found}
         for name, found in rows:
             if not found and (filled := self._fill(name)):
@@ -323,4 +336,4 @@ def _known(name: str) -> str:
 
 
 def _unknown(name: str) -> NotFound:
-    return NotFound(f"there is no voice {name!r}")
+    return NotFound(f"there is no voice {quote(name)}")

@@ -5,6 +5,7 @@ A voice is known by the content hash of its clip. Threads:
     caller   `resolve`: the built-in voice and inline clips that are in memory are answered at once
     lookup   asks the store which clip a name means now, and for what was computed from it
     encoder  computes what nobody has computed yet: the clips that wait, several at once, each of them once
+    watch    has the encoders loaded and new voices computed ahead of requests
 
 The store is asked at every request that names a stored voice (one indexed row), so that a voice which is replaced or
 deleted there is so from the next request on, whoever did it. While the store is gone, the voices in memory go on as
@@ -13,6 +14,7 @@ they were last seen, without waiting for it.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import traceback
@@ -21,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
@@ -29,9 +31,10 @@ from chatterbox_engine.clips import ClipLimits, check_bytes, read_clip
 from chatterbox_engine.conditionals import from_bytes, to_bytes
 from chatterbox_engine.errors import EngineFailed, NotFound, RequestError, Unavailable
 from chatterbox_engine.metrics import Metrics, NoMetrics, VoiceSource
-from chatterbox_engine.types import Conditionals, ReferenceClip, Samples, SynthesisRequest
+from chatterbox_engine.types import Conditionals, Encoder, ReferenceClip, SynthesisRequest
 from chatterbox_engine.voice_cache import Voice, VoiceCache
 from chatterbox_engine.voice_store import Clip, Entry, VoiceStore, content_hash
+from chatterbox_engine.voice_watch import SECONDS, VoiceWatch
 
 DEFAULT = "default"
 """The name of the checkpoint's built-in voice."""
@@ -68,16 +71,6 @@ class _Wanted:
     done: Done
 
 
-class Encoder(Protocol):
-    """Computes conditionals; `reference.ReferenceEncoder` is one."""
-
-    def prepare(self, audio: Samples, sample_rate: int) -> ReferenceClip:
-        """A mono clip, [n] float32, as `encode` takes it. Raises InvalidRequest."""
-
-    def encode(self, clips: Sequence[ReferenceClip]) -> list[Conditionals]:
-        """The voices of some clips, computed together."""
-
-
 class Voices:
     """Finds the voice of each request. Holds no state of any request."""
 
@@ -91,13 +84,16 @@ class Voices:
         limits: ClipLimits,
         cache_bytes: int,
         encoder_batch: int,
+        ahead: bool = False,
+        watch_seconds: float = SECONDS,
         prepare_thread: Callable[[], None] = lambda: None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`identity` is the checkpoint's. `make_encoder` takes seconds, so it is called at the first unknown clip.
-        At most `encoder_batch` clips are encoded together. `prepare_thread` is called first on the encoder's thread (to
-        choose a CUDA stream)."""
+        At most `encoder_batch` clips are encoded together. `ahead`: the encoder is made, and voices that are new in the
+        store are computed, before a request asks. `prepare_thread` is called first on the encoder's thread (to choose a
+        CUDA stream)."""
         self.built_in = None if built_in is None else Voice(f"{identity}/{DEFAULT}", built_in)
         """The checkpoint's own voice."""
         self._identity = f"{identity}/{PREPARATION}"
@@ -110,6 +106,14 @@ class Voices:
         self._waiting: list[_Wanted] = []  # guarded by the lock
         self._lookups = ThreadPoolExecutor(1, thread_name_prefix="voice-lookup")
         self._encodings = ThreadPoolExecutor(1, thread_name_prefix="voice-encoder", initializer=prepare_thread)
+        self._watch = VoiceWatch(
+            load=self._load_encoder,
+            find=lambda: self._store.unprepared(self._identity),
+            compute=lambda names: self._encodings.submit(self._compute_stored, names).result(),
+            batch=encoder_batch,
+            seconds=watch_seconds,
+        )
+        self._ahead = ahead
         self._report: Report = lambda _line: None
         self._metrics = metrics or NoMetrics()
         self._clock = clock
@@ -122,6 +126,12 @@ class Voices:
         that is gone too; neither stops the start."""
         self._report = report
         self._encodings.submit(self._preload).result()
+
+    def work_ahead(self) -> None:
+        """Begins what `ahead` asks for. Not before the engine is warm: no graph can be captured while another thread
+        uses the GPU."""
+        if self._ahead:
+            self._watch.start()
 
     @property
     def cached(self) -> int:
@@ -147,6 +157,7 @@ class Voices:
 
     def close(self) -> None:
         """Ends the threads; what is waiting in them is dropped."""
+        self._watch.close()
         self._lookups.shutdown(cancel_futures=True)
         self._encodings.shutdown(cancel_futures=True)
         self._store.close()
@@ -236,11 +247,22 @@ class Voices:
         self._cache.put(voice)
         return voice
 
+    # Watch's thread
+
+    def _load_encoder(self) -> None:
+        began = self._clock()
+        error = self._encodings.submit(self._attempt, self._warm_up).result()
+        seconds = self._clock() - began
+        self._report(f"encoders: {error}" if error else f"encoders: ready after {seconds:.1f} s")
+
     # Encoder thread
 
     @cached_property
     def _encoder(self) -> Encoder:
         return self._make_encoder()
+
+    def _warm_up(self) -> None:
+        self._encoder.warm_up()
 
     def _encode_waiting(self) -> None:
         """Runs once for each clip that was wanted; there is nothing to do when an earlier run took it along."""
@@ -329,8 +351,16 @@ class Voices:
         loaded = len(clips) - len(new)
         for start in range(0, len(new), self._encoder_batch):
             batch = new[start : start + self._encoder_batch]
-            self._encode([one for name in batch if (one := self._stored(name)) is not None])
+            self._encode_stored(batch)
             yield loaded + start + len(batch)
+
+    def _compute_stored(self, names: Sequence[str]) -> None:
+        """Computes voices that are new in the store; while it is gone they wait for a request."""
+        with contextlib.suppress(Unavailable):
+            self._encode_stored(names)
+
+    def _encode_stored(self, names: Sequence[str]) -> None:
+        self._encode([one for name in names if (one := self._stored(name)) is not None])
 
     def _stored(self, name: str) -> _Wanted | None:
         try:

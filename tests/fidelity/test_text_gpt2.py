@@ -9,6 +9,7 @@ import pytest
 from chatterbox_engine.text_gpt2 import GPT2Text
 from tests.conftest import CheckpointOf
 from tests.fidelity.test_text import TABLE
+from tests.unit.test_text import SILENT
 
 TAGS = ("Oh [laugh] well... yes; no - maybe.", "[clear throat] Hello", "[sigh][cough]", "so [not a tag] it goes")
 
@@ -27,6 +28,12 @@ def test_tokens_equal_upstreams(text: str, both: tuple[GPT2Text, Any]) -> None:
 
     ours, theirs = both
     assert ours.encode(text, "en") == theirs(punc_norm(text)).input_ids
+
+
+def test_a_tag_is_something_to_speak_and_what_has_no_letter_is_not(both: tuple[GPT2Text, Any]) -> None:
+    text, _ = both
+    assert all(text.speaks(text.encode(words, "en")) for words in ("Hello.", "[laugh]", "...42", "\U0001f600 Hi"))
+    assert not any(text.speaks(text.encode(silent, "en")) for silent in SILENT)
 
 
 def test_a_tag_is_one_token_behind_the_vocabulary(both: tuple[GPT2Text, Any], checkpoint_of: CheckpointOf) -> None:

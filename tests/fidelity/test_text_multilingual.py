@@ -127,6 +127,15 @@ def test_tokens_equal_upstreams(language: str, both: tuple[MultilingualText, Any
             assert ours.encode(text, language) == expected, text
 
 
+@pytest.mark.parametrize("language", SENTENCES)
+def test_the_tokens_tell_whether_there_is_something_to_speak(language: str, both: tuple[MultilingualText, Any]) -> None:
+    text, _ = both
+    for sentence in SENTENCES[language]:
+        assert text.speaks(text.encode(sentence, language)), sentence
+    for silent in ("...", "\u061f", "\u0964", "\u3002", "\N{THUMBS UP SIGN}", "\N{COMBINING ACUTE ACCENT}", "- - -"):
+        assert not text.speaks(text.encode(silent, language)), silent
+
+
 @pytest.mark.parametrize("language", PACKAGES)
 def test_the_four_languages_are_rewritten(language: str, both: tuple[MultilingualText, Any]) -> None:
     ours, theirs = both

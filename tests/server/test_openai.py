@@ -64,6 +64,8 @@ def test_every_format_has_all_of_the_audio(
     ("fields", "error", "message"),
     [
         ({"voice": "nobody"}, openai.NotFoundError, "nobody"),
+        ({"voice": "v" * 20_000}, openai.NotFoundError, "there is no voice 'vvv"),
+        ({"input": "..."}, openai.BadRequestError, "nothing to speak"),
         ({"model": "piper"}, openai.NotFoundError, "piper"),
         ({"input": ""}, openai.BadRequestError, "input is empty"),
         ({"extra_body": {"top_k": 5}}, openai.BadRequestError, "top_k"),

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -232,11 +233,17 @@ BAD = [
     ({"text": GREETING, "format": "aiff"}, "400", "format is 'aiff'"),
     ({"text": GREETING, "top_k": 50}, "400", "top_k has no effect"),
     ({"voice": "default"}, "400", "text"),
+    *(
+        ({"text": silent}, "400", "nothing to speak")
+        for silent in ("...", "\u200b", "\N{THUMBS UP SIGN}", "\x00", "\u4f60")
+    ),
+    ({"text": GREETING, "voice": "v" * 20_000}, "404", "there is no voice 'vvv"),
+    *(({"text": GREETING, name: "v" * 20_000}, "400", f"{name} is 'vvv") for name in ("language", "preset", "format")),
 ]
 GRPC_NAMES = {"400": "INVALID_ARGUMENT", "404": "NOT_FOUND"}
 
 
-@pytest.mark.parametrize(("inputs", "status", "message"), BAD, ids=[m for _, _, m in BAD])
+@pytest.mark.parametrize(("inputs", "status", "message"), BAD, ids=[f"{n} {m}" for n, (_, _, m) in enumerate(BAD)])
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_bad_input_gets_its_status_and_a_clear_message(
     server: TritonServer, protocol: str, inputs: dict[str, Any], status: str, message: str
@@ -286,6 +293,37 @@ def test_a_wrong_type_or_shape_is_refused(
     with pytest.raises(InferenceServerException) as caught:
         infer(server, make(module))
     assert caught.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
+
+
+@pytest.mark.parametrize("endpoint", ["generate", "generate_stream"])
+@pytest.mark.parametrize("model", ["chatterbox", "chatterbox_stream", "chatterbox_voices"])
+def test_a_field_that_no_input_has_is_refused_by_name(server: TritonServer, model: str, endpoint: str) -> None:
+    """Triton makes request parameters of them."""
+    if (model, endpoint) == ("chatterbox_stream", "generate"):
+        pytest.skip("a decoupled model has no such endpoint")
+    needed = {"action": "list"} if model == "chatterbox_voices" else {"text": GREETING, "max_seconds": 0.2}
+    url = f"http://{server.http_url}/v2/models/{model}/{endpoint}"
+    refused = [{"nope": 1}, {"timeout": 5}, {"n" * 20_000: "x"}, {"Text": "x"}, {"parameters": {"nope": True}}]
+    for fields, word in zip(refused, ("'nope'", "'timeout'", "'nnn", "'Text'", "'nope'"), strict=True):
+        answer = httpx.post(url, json={**needed, **fields}, timeout=60)
+        assert f"unknown field {word}" in answer.text
+        assert answer.status_code == 400
+        assert len(answer.text) < 700
+    answer = httpx.post(url, json={**needed, "id": "7"}, headers={"Origin": "http://localhost"}, timeout=60)
+    assert answer.status_code == 200
+    assert "unknown field" not in answer.text
+
+
+@pytest.mark.parametrize("model", ["chatterbox", "chatterbox_voices"])
+def test_a_parameter_over_grpc_is_refused_by_name(server: TritonServer, model: str) -> None:
+    name, value = ("action", b"list") if model == "chatterbox_voices" else ("text", GREETING.encode())
+    tensor = tritonclient.grpc.InferInput(name, [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[value]], dtype=np.object_))
+    with closing(tritonclient.grpc.InferenceServerClient(server.grpc_url)) as it:
+        with pytest.raises(InferenceServerException, match="unknown field 'nope'") as caught:
+            it.infer(model, [tensor], parameters={"nope": 1})
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+        it.infer(model, [tensor], priority=0, timeout=60_000_000, headers={"x-request": "7"})
 
 
 def test_the_server_still_speaks_after_all_of_that(client: Client) -> None:

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ from chatterbox_engine.launcher.access import KEY_HEADER
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 from chatterbox_engine.metrics import VOICE_SOURCES, VOICES
 from loadtest.pages import Pages
-from tests.clips import BAD_CLIPS, encoded, tone
+from tests.clips import BAD_CLIPS, encoded, recorded, tone
 from tests.postgres import Postgres, sql
 from tests.server.conftest import VOICE_KEY, Spoken
 
@@ -45,24 +46,34 @@ MODELS = ("chatterbox", "chatterbox_stream", "chatterbox_voices")
 
 
 def start(
-    tiny_path: Path, folder: Path, *, store: str = "", models: tuple[str, ...] = MODELS, key_file: Path | None = None
+    tiny_path: Path,
+    folder: Path,
+    *,
+    store: str = "",
+    models: tuple[str, ...] = MODELS,
+    key_file: Path | None = None,
+    arguments: tuple[str, ...] = (),
+    **settings: str,
 ) -> TritonServer:
     environment = {
+        **settings,
         "CHATTERBOX_CHECKPOINT": str(tiny_path),
         "CHATTERBOX_VOICE_STORE": store or str(folder / "voices.sqlite"),
         "CHATTERBOX_WATERMARK": "0",
     }
     log = folder / "triton.log"
-    return TritonServer(ServerOptions(environment=environment, log=log, models=models, key_file=key_file))
+    return TritonServer(
+        ServerOptions(environment=environment, log=log, models=models, key_file=key_file, arguments=arguments)
+    )
 
 
 def client_of(server: TritonServer, protocol: Any = "grpc") -> Client:
     return Client(server.http_url if protocol == "http" else server.grpc_url, protocol)
 
 
-def sources(server: TritonServer, voices: int = 0) -> dict[str, int]:
+def sources(server: TritonServer, voices: int = 0, seconds: float = 20) -> dict[str, int]:
     """Where voices came from since the start, as the metrics page tells once it has so many of them."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + seconds
     while True:
         page = Pages.read(server.http_url, server.metrics_url)
         found = {source: int(page.total(VOICES[0], source=source)) for source in VOICE_SOURCES}
@@ -172,9 +183,19 @@ def test_a_stream_speaks_with_a_clip_and_with_a_stored_voice(voices_server: Trit
             list(client.stream(LINE, voice="nobody"))
 
 
+@pytest.mark.parametrize("kind", ["m4a", "webm of a browser"])
+def test_a_recording_of_a_phone_or_browser_is_a_voice(voices_server: TritonServer, kind: str) -> None:
+    clip = recorded(tone(1.0, 48_000, pitch=250), kind=kind)
+    with client_of(voices_server) as client:
+        inline = client.speak(LINE, reference_audio=clip, seed=1, max_seconds=0.5)
+        client.voices.add("recorded", clip)
+        stored = client.speak(LINE, voice="recorded", seed=1, max_seconds=0.5)
+    np.testing.assert_array_equal(inline.speech_tokens, stored.speech_tokens)
+
+
 def test_json_callers_send_clips_as_base64(voices_server: TritonServer) -> None:
     clip = encoded(tone(1.0, pitch=330))
-    text = base64.b64encode(clip).decode()
+    text = base64.encodebytes(clip).decode()
 
     def generate(model: str, **inputs: Any) -> dict[str, Any]:
         address = f"http://{voices_server.http_url}/v2/models/{model}/generate"
@@ -183,7 +204,13 @@ def test_json_callers_send_clips_as_base64(voices_server: TritonServer) -> None:
             return body
 
     spoken = generate("chatterbox", text=LINE, reference_audio=text, seed=1, max_seconds=1.0)
-    added = json.loads(generate("chatterbox_voices", action="add", voice="json", audio=text, key=VOICE_KEY)["result"])
+    uri = f"data:audio/wav;base64,{text}"
+    added = json.loads(generate("chatterbox_voices", action="add", voice="json", audio=uri, key=VOICE_KEY)["result"])
+    bad_addition = {"action": "add", "voice": "bad", "audio": "clip.wav", "key": VOICE_KEY}
+    for inputs in ({"text": LINE, "reference_audio": "UklG?"}, bad_addition):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            generate("chatterbox" if "text" in inputs else "chatterbox_voices", **inputs)
+        assert "the reference audio is text that is not base64" in json.load(caught.value)["error"]
     with client_of(voices_server) as client:
         audio = client.speak(LINE, reference_audio=clip, seed=1, max_seconds=1.0)
         assert client.voices.get("json").content_hash == added["content_hash"]
@@ -239,6 +266,15 @@ def test_the_command_line_imports_a_folder_and_shows_what_is_there(voices_server
     names = [line.split()[0] for line in run("list")[1].splitlines()]
     assert {"dora", "emma"} <= set(names)
     assert "carla" not in names
+
+
+@pytest.mark.full  # loads the encoders ahead, as users' servers do
+def test_a_voice_that_is_added_is_computed_before_anybody_asks_for_it(tiny_path: Path, tmp_path: Path) -> None:
+    with start(tiny_path, tmp_path, CHATTERBOX_PRELOAD_ENCODERS="1") as server, client_of(server) as client:
+        client.voices.add("anna", encoded(tone(1.0)))
+        assert sources(server, 1, seconds=200) == {"encoded": 1, "store": 0, "memory": 0}
+        assert client.speak(LINE, voice="anna", max_seconds=0.5).stats["voice_from"] == "memory"
+    assert "encoders: ready after" in (tmp_path / "triton.log").read_text()
 
 
 def test_after_a_restart_and_an_outage_of_the_database(tiny_path: Path, tmp_path: Path, postgres: Postgres) -> None:

@@ -146,6 +146,9 @@ class FakeVoices:
     def start(self, report: Callable[[str], None]) -> None:
         report("voices")
 
+    def work_ahead(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -202,7 +205,9 @@ class FakeEngine:
             scheduler=self.scheduler,
             s3gen=self.s3gen,  # type: ignore[arg-type]
             family=ENGLISH,
-            text=SimpleNamespace(encode=lambda text, language: list(range(len(normalise(text))))),
+            text=SimpleNamespace(
+                encode=lambda text, language: [int(char.isalnum()) for char in normalise(text)], speaks=any
+            ),
             voices=self.voices,  # type: ignore[arg-type]
             watermarker=self.watermarker,
             about={"model": "fake"},

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from chatterbox_engine.engine import PREFIX_BYTES
-from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, NotFound, Overloaded
+from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, InvalidRequest, NotFound, Overloaded
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, SamplingParams, SynthesisResult
 from tests.unit.engine_fakes import WAIT, Answers, FakeEngine
 
@@ -64,7 +64,8 @@ def test_a_request_ends_at_its_length() -> None:
 
 def test_a_request_that_stops_at_once_gets_empty_audio() -> None:
     with FakeEngine() as fake:
-        fake.engine._parts.text.encode = lambda text, language: []  # type: ignore[method-assign]
+        text = fake.engine._parts.text
+        text.encode, text.speaks = lambda text, language: [], lambda ids: True  # type: ignore[method-assign]
         fake.submit("Hm.")
         result = fake.answers.take()
     assert isinstance(result, SynthesisResult)
@@ -93,6 +94,21 @@ def test_long_text_decodes_its_segments_together_and_joins_them_in_order() -> No
     starts = [i for i, token in enumerate(result.speech_tokens) if token == 0]
     assert len(starts) == result.stats["segments"]
     assert len(result.samples) > len(result.speech_tokens) * SAMPLES_PER_TOKEN
+
+
+def test_a_segment_with_nothing_to_speak_is_left_out_and_a_text_of_such_is_refused() -> None:
+    line = "Something to be spoken. " * 12
+    with FakeEngine() as fake:
+        fake.submit(f"{line}\n\n{'- ' * 400}\n\n{line}")
+        spoken = fake.answers.take()
+        with pytest.raises(InvalidRequest, match="text has nothing to speak: Chatterbox knows none of its letters"):
+            fake.submit("- " * 400)
+        fake.submit(f"{line}\n\n{line}")
+        expected = fake.answers.take()
+    assert isinstance(spoken, SynthesisResult)
+    assert isinstance(expected, SynthesisResult)
+    assert spoken.stats["segments"] == expected.stats["segments"] == 2
+    assert spoken.speech_tokens.tolist() == expected.speech_tokens.tolist()
 
 
 def test_more_requests_than_the_queue_takes_are_refused_at_once_and_the_others_answered() -> None:

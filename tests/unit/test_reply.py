@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote as percent_encoded
 
 import numpy as np
 import pytest
@@ -143,4 +145,25 @@ def test_nobody_asks_after_the_last_response() -> None:
 
 def test_inputs_are_read_by_name() -> None:
     tensor = SimpleNamespace(name=lambda: "seed", as_numpy=lambda: np.array([[7]]))
-    assert tensors_of(SimpleNamespace(inputs=lambda: [tensor]))["seed"].item() == 7
+    for known in ("", "{}", '{"id":"7","Origin":"http://localhost","triton_final":true}'):
+        request = SimpleNamespace(inputs=lambda: [tensor], parameters=lambda known=known: known)
+        assert tensors_of(request)["seed"].item() == 7
+
+
+def test_a_parameter_that_nothing_knows_is_refused_by_name() -> None:
+    """Triton hands on the fields of `generate` that are no inputs, those that only `infer` heeds among them."""
+    for name in ("nope", "Text", "priority", "timeout", "sequence_id", "binary_data_output", ""):
+        request = SimpleNamespace(inputs=list, parameters=lambda name=name: json.dumps({name: 1}))
+        with pytest.raises(InvalidRequest, match=f"unknown field '{name}': the model has no such input"):
+            tensors_of(request)
+    many = SimpleNamespace(inputs=list, parameters=lambda: json.dumps({f"{n}" * 20_000: n for n in range(10, 40)}))
+    with pytest.raises(InvalidRequest, match="unknown field '1010") as caught:
+        tensors_of(many)
+    assert len(str(caught.value)) < 700
+
+
+def test_no_error_is_too_long_for_grpc() -> None:
+    sender = Sender()
+    reply_to(sender, stream=True).fail(EngineFailed("\N{THUMBS UP SIGN}" * 20_000))
+    ((response, _),) = sender.sent
+    assert len(percent_encoded(response.error.message)) < 8000

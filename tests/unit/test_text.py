@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatterbox_engine.checkpoint import Checkpoint
 from chatterbox_engine.errors import CheckpointError, InvalidRequest
-from chatterbox_engine.text import Segment, Tokenizer, split, validate_text
+from chatterbox_engine.text import EnglishText, Segment, Tokenizer, split, validate_text
+from tests.fidelity.test_text_multilingual import SENTENCES
 
 SENTENCE = "This sentence is written only to fill some space in the test. "
 
@@ -80,13 +81,63 @@ def test_chinese_is_split_at_its_own_punctuation() -> None:
     assert all(segment.text.endswith(("\uff0c", "\u3002")) for segment in segments)
 
 
-@given(st.text(max_size=400), st.integers(3, 40))
-def test_nothing_is_lost_and_no_segment_is_too_long(text: str, limit: int) -> None:
+LINE_ENDS = ("\n", "\r\n", "\r", "\u2028", "\n\n", "\r\n\r\n", "\n \n", "\u2029", "\x85", "\v", "\f", " ", "\u3000", "")
+PIECES = st.one_of(
+    st.sampled_from([line for lines in SENTENCES.values() for line in lines]),
+    st.text(max_size=40),
+    st.sampled_from(
+        ["word ", "A.", "Mr. ", "e.g. ", "3.14 ", "x" * 700, "\u4f60\u597d\u3002", ", ", '."', "...", "\u0939 "]
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(PIECES, st.sampled_from(LINE_ENDS)), min_size=1, max_size=12),
+    st.integers(1, 3000),
+    st.integers(3, 300),
+)
+def test_nothing_is_lost_or_doubled_and_no_segment_is_too_long(
+    pieces: list[tuple[str, str]], repeats: int, limit: int
+) -> None:
+    """Of texts of any length, line end and script; what sentencex does in pieces begins at 10,240 characters."""
+    text = "".join(piece + end for piece, end in pieces)
+    text *= max(1, min(repeats, 30_000 // max(1, len(text))))
     segments = split(text, limit)
     assert squeezed("".join(segment.text for segment in segments)) == squeezed(text)
+    assert segments[-1].pause == 0.0
     if len(text.strip()) > limit:
         assert all(0 < len(segment.text) <= limit for segment in segments)
-    assert segments[-1].pause == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ("This is a sentence. " * 20 + "\n\n") * 80,
+        "One two three.\r\n\r\n" * 2500,
+        "One two three.\r\n" * 2500,
+        "a.\n\n" * 5000,
+        "word " * 8000,
+        "\u092f\u0939 \u0935\u093e\u0915\u094d\u092f \u0939\u0948\u0964 " * 2000,
+    ],
+    ids=lambda text: ascii(text[:20]),
+)
+def test_a_long_text_ends_its_segments_where_a_short_one_does(text: str) -> None:
+    """Wherever its parts of 8,000 characters end."""
+    segments = split(text)
+    assert squeezed("".join(segment.text for segment in segments)) == squeezed(text)
+    ends = {segment.text.split()[-1] for segment in segments}
+    assert ends <= {segment.text.split()[-1] for segment in split(text[:2000])[:-1]} | {text.rsplit(maxsplit=1)[-1]}
+
+
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r", "\n \t\n", "\u2029", "\n\n\n\n"])
+def test_any_blank_line_ends_a_paragraph(end: str) -> None:
+    assert [segment.pause for segment in split(SENTENCE * 2 + end + SENTENCE * 3)] == [0.6, 0.0]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\u2028"])
+def test_a_line_end_alone_ends_none(end: str) -> None:
+    assert [segment.pause for segment in split(SENTENCE * 2 + end + SENTENCE * 3)] == [0.3, 0.0]
 
 
 @given(
@@ -111,3 +162,66 @@ def test_a_tokenizer_without_the_special_tokens_is_an_error(tmp_path: Path, tiny
     path.write_text(tiny.tokenizer_path.read_text().replace("[START]", "[BEGIN]"))
     with pytest.raises(CheckpointError, match=r"lacks \[START\]"):
         Tokenizer(path)
+
+
+SILENT = (
+    "...",
+    '"..."',
+    "\u200b",
+    "\ufeff",
+    "\x00",
+    "\x1b\x07",
+    "\N{THUMBS UP SIGN}",
+    "\N{HEAVY BLACK HEART}\N{VARIATION SELECTOR-16}",
+    "\U0001f469\u200d\U0001f680 \U0001f1eb\U0001f1f7",
+    "\N{HANGUL FILLER}",
+    "\N{COMBINING ACUTE ACCENT}",
+    "\u0964\u0964",
+    "\u061f \u060c",
+    "\u3002\uff01\u300c\u300d",
+    "?!",
+    "- - -",
+    "$ % +",
+    "\ue000",
+)
+
+
+@pytest.mark.parametrize("text", SILENT, ids=ascii)
+def test_a_text_with_nothing_to_speak_is_refused(text: str) -> None:
+    for form in (text, f" {text}\r\n{text} "):
+        with pytest.raises(InvalidRequest, match="text has nothing to speak: it holds no letter and no digit"):
+            validate_text(form, 100)
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_a_word_of_every_language_is_something_to_speak(language: str) -> None:
+    for line in SENTENCES[language]:
+        assert validate_text(line, 1000) == line.replace("\u200c", "").replace("\u200d", "")
+        letter = next(filter(str.isalpha, line))
+        assert validate_text(f"... {letter}", 1000)
+
+
+def test_digits_are_something_to_speak_and_so_are_tags() -> None:
+    for text in (
+        "7",
+        "\u0664\u0665",
+        "\u096a",
+        "1\N{VARIATION SELECTOR-16}\N{COMBINING ENCLOSING KEYCAP}",
+        "[laugh]",
+        "\u2167",
+    ):
+        assert validate_text(text, 100)
+
+
+def test_what_nobody_sees_is_left_out() -> None:
+    hidden = "\ufeffHel\x00lo\u200b \x1b\u00adthe\u200dre\ufe0f,\r\n\tyou\u202e\u3164."
+    assert validate_text(hidden, 100) == "Hello there,\r\n\tyou."
+
+
+def test_the_tokens_tell_whether_there_is_something_to_speak(tiny: Checkpoint) -> None:
+    text = EnglishText(tiny.tokenizer_path)
+    unknown = ("\u4f60\u597d\u3002", "\u041f\u0440\u0438\u0432\u0435\u0442")
+    for words in ("Hello.", "x", "[laugh]", "42", *(f"{word} Hi" for word in (*SILENT, *unknown))):
+        assert text.speaks(text.encode(words, "en")), words
+    for silent in (*SILENT, *unknown):
+        assert not text.speaks(text.encode(silent, "en")), silent

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from chatterbox_engine.errors import ConfigError, NotFound, Unavailable
-from chatterbox_engine.voice_schema import SCHEMA
+from chatterbox_engine.voice_schema import SCHEMA, VOICES
 from chatterbox_engine.voice_store import VoiceStore, content_hash
 from tests.postgres import Postgres, sql
 
@@ -228,3 +228,24 @@ def test_a_plain_path_is_a_file(tmp_path: Path) -> None:
     store.add("anna", b"clip")
     assert (tmp_path / "folder" / "voices.sqlite").is_file()
     store.close()
+
+
+def test_voices_that_nobody_has_computed_are_found(store: VoiceStore) -> None:
+    for name, clip in (("anna", b"one"), ("berta", b"two"), ("carla", b"two")):
+        store.add(name, clip)
+    store.put_conditionals(content_hash(b"one"), "english", b"computed")
+    two = content_hash(b"two")
+    assert store.unprepared("english") == {"berta": two, "carla": two}
+    assert store.unprepared("turbo") == store.hashes()
+    store.put_conditionals(two, "english", b"computed")
+    assert store.unprepared("english") == {}
+    store.add("anna", b"three")
+    assert store.unprepared("english") == {"anna": content_hash(b"three")}
+
+
+def test_a_voice_that_was_written_without_a_hash_is_found_too(store: VoiceStore) -> None:
+    store.add("anna", b"one")
+    store.put_conditionals(content_hash(b"one"), "english", b"computed")
+    with store._transaction() as connection:
+        connection.execute(sa.update(VOICES).values(audio_data=b"two"))  # the trigger empties the hash
+    assert store.unprepared("english") == {"anna": content_hash(b"two")}

@@ -23,6 +23,7 @@ from chatterbox_engine.types import (
     T3Conditionals,
 )
 from chatterbox_engine.voice_cache import Memo, Voice, VoiceCache
+from chatterbox_engine.voice_schema import VOICES
 from chatterbox_engine.voice_store import VoiceStore, content_hash
 from chatterbox_engine.voices import Found, Voices
 from tests.clips import encoded, tone
@@ -56,6 +57,7 @@ class FakeEncoder:
     def __init__(self) -> None:
         self.made = 0
         self.began = threading.Event()
+        self.warm = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
         self.broken: Callable[[float], bool] = lambda _mark: False
@@ -70,6 +72,9 @@ class FakeEncoder:
 
     def prepare(self, audio: Samples, sample_rate: int) -> ReferenceClip:
         return ReferenceClip(wide=audio, narrow=audio)
+
+    def warm_up(self) -> None:
+        self.warm.set()
 
     def encode(self, clips: Sequence[ReferenceClip]) -> list[Conditionals]:
         self.began.set()
@@ -87,17 +92,20 @@ class Told(NoMetrics):
 
     def __init__(self) -> None:
         self.sources: list[VoiceSource] = []
+        self.news: queue.SimpleQueue[VoiceSource] = queue.SimpleQueue()
 
     def voiced(self, source: VoiceSource) -> None:
         self.sources.append(source)
+        self.news.put(source)
 
 
 class Desk:
     """Voices with a fake encoder; `ask` waits for an answer."""
 
-    def __init__(self, store: str, *, cache_bytes: int = 1 << 20, built_in: bool = True) -> None:
+    def __init__(self, store: str, *, cache_bytes: int = 1 << 20, built_in: bool = True, ahead: bool = False) -> None:
         self.encoder = FakeEncoder()
         self.lines: list[str] = []
+        self.reported: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.told = Told()
         self.store = VoiceStore(store)
         self.voices = Voices(
@@ -108,13 +116,20 @@ class Desk:
             limits=ClipLimits(),
             cache_bytes=cache_bytes,
             encoder_batch=BATCH,
+            ahead=ahead,
+            watch_seconds=0.001,
             metrics=self.told,
             clock=lambda: self.encoder.seconds,
         )
 
     def start(self) -> Desk:
-        self.voices.start(self.lines.append)
+        self.voices.start(self._report)
+        self.voices.work_ahead()
         return self
+
+    def _report(self, line: str) -> None:
+        self.lines.append(line)
+        self.reported.put(line)
 
     def ask_later(self, voice: str = "default", clip: bytes | None = None) -> queue.SimpleQueue[Any]:
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -411,3 +426,67 @@ def test_while_the_database_is_gone_voices_in_memory_go_on_and_it_recovers_by_it
         it.store._retry_at = 0.0
         assert it.source("berta") in ("encoded", "store")
         it.voices.close()
+
+
+def test_the_encoders_are_left_out_until_a_clip_needs_them(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk().start()
+    desk.store.add("anna", ANNA)
+    assert desk.source() == "memory"
+    assert desk.encoder.made == 0
+    assert desk.source("anna") == "encoded"
+    assert (desk.encoder.made, desk.encoder.warm.is_set()) == (1, False)
+
+
+def test_ahead_of_requests_the_encoders_load_and_new_voices_are_computed(open_desk: Callable[..., Desk]) -> None:
+    """Whoever stores them, under whatever names, in each of several servers."""
+    desk, other = open_desk(ahead=True).start(), open_desk(ahead=True).start()
+    for one in (desk, other):
+        assert one.encoder.warm.wait(WAIT)
+        assert one.encoder.batches == []
+    writer = open_desk()
+    writer.store.add("anna", ANNA)
+    computed = [one.told.news.get(timeout=WAIT) for one in (desk, other) if one.encoder.began.wait(WAIT)]
+    assert computed[0] == "encoded"
+    assert desk.source("anna") == "memory"
+    writer.store.add("anna", BERTA)  # replaced
+    writer.store.add("again", ANNA)
+    assert desk.told.news.get(timeout=WAIT) == "memory"  # the request above
+    assert desk.told.news.get(timeout=WAIT) == "encoded"
+    assert [desk.source(name) for name in ("anna", "again")] == ["memory", "memory"]
+    assert sorted(mark for batch in desk.encoder.batches for mark in batch) == sorted([mark_of(ANNA), mark_of(BERTA)])
+
+
+def test_a_bad_voice_is_tried_once_and_told(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk(ahead=True).start()
+    desk.store.add("anna", b"no clip")
+    while "voice 'anna' is left out: the reference audio is damaged" not in desk.reported.get(timeout=WAIT):
+        pass
+    desk.store.add("berta", BERTA)
+    assert desk.told.news.get(timeout=WAIT) == "encoded"  # at a later look
+    assert sum("left out" in line for line in desk.lines) == 1
+
+
+def test_a_request_waits_for_one_batch_of_new_voices_at_most(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk(ahead=True).start()
+    assert desk.encoder.warm.wait(WAIT)
+    desk.encoder.gate.clear()
+    clips = [encoded(tone(0.6, pitch=100 + 10 * number)) for number in range(3 * BATCH)]
+    with desk.store._transaction() as connection:  # all at once
+        for number, clip in enumerate(clips):
+            connection.execute(desk.store._insert(VOICES).values(voice_id=f"voice{number}", audio_data=clip))
+    assert desk.encoder.began.wait(WAIT)
+    answer = desk.ask_later(clip=BERTA)
+    while not desk.voices._waiting:
+        assert answer.empty()
+    desk.encoder.gate.set()
+    assert answer.get(timeout=WAIT).source == "encoded"
+    assert mark_of(BERTA) in {mark for batch in desk.encoder.batches[:2] for mark in batch}
+
+
+def test_encoders_that_cannot_be_loaded_are_told_and_the_rest_goes_on(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk(ahead=True)
+    desk.voices._make_encoder = lambda: 1 // 0  # type: ignore[assignment]
+    desk.start()
+    while "encoders: the voice could not be prepared: ZeroDivisionError" not in desk.reported.get(timeout=WAIT):
+        pass
+    assert desk.source() == "memory"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from reprlib import repr as short
 from typing import Any, Literal
 
-from chatterbox_client.errors import InvalidRequest, NotFound
+from chatterbox_client.errors import InvalidRequest, NotFound, quote
 from chatterbox_client.openai.encoding import FORMATS, Format
 from chatterbox_client.request import speech_request, stream_request
 
@@ -49,9 +47,9 @@ class SpeechRequest:
 def parse(body: Any, models: Sequence[str], *, lenient: bool = False) -> SpeechRequest:
     """A request from its JSON. models: those that are served, not empty; lenient: leaves out what cannot be heeded.
 
-    Beside OpenAI's fields it may have the arguments of `Client.stream` under their names (`reference_audio` in base64)
-    and `stream`, false for one whole answer. A field that is null is as if it were not there. Raises InvalidRequest for
-    what is wrong or cannot be heeded, NotFound for another model.
+    Beside OpenAI's fields it may have the arguments of `Client.stream` under their names (`reference_audio` in base64
+    or as a `data:` URI) and `stream`, false for one whole answer. A field that is null is as if it were not there.
+    Raises InvalidRequest for what is wrong or cannot be heeded, NotFound for another model.
     """
     if not isinstance(body, dict):
         raise InvalidRequest("the body is not a JSON object")
@@ -88,7 +86,7 @@ def served_model(name: str, models: Sequence[str]) -> str:
         return name
     if name.startswith(THEIR_MODELS):
         return models[0]
-    raise NotFound(f"there is no model {short(name)}: served is {', '.join(models)}")
+    raise NotFound(f"there is no model {quote(name)}: served is {', '.join(models)}")
 
 
 def _voice(given: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
@@ -108,7 +106,7 @@ def _sent(given: Mapping[str, Any], name: str) -> Sent:
     file = name in ("wav", "flac") and not _OF_STREAMS & set(given)
     stream = given.get("stream", events or not file)
     if not isinstance(stream, bool):
-        raise InvalidRequest(f"stream must be true or false, not {short(stream)}")
+        raise InvalidRequest(f"stream must be true or false, not {quote(stream)}")
     if events and not stream:
         raise InvalidRequest("stream_format: sse is a stream")
     return "events" if events else "stream" if stream else "whole"
@@ -119,11 +117,8 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("language", "preset", "reference_audio"):
         if name in options:
             options[name] = _string(options, name)
-    if "reference_audio" in options:
-        try:
-            options["reference_audio"] = base64.b64decode(options["reference_audio"], validate=True)
-        except ValueError as error:
-            raise InvalidRequest(f"reference_audio is not base64: {error}") from error
+    if "reference_audio" in options:  # base64 or a data: URI, which the server decodes
+        options["reference_audio"] = options["reference_audio"].encode("ascii", "replace")
     return options
 
 
@@ -131,7 +126,7 @@ def _string(given: Mapping[str, Any], field: str, default: str | None = None) ->
     value = given.get(field, default)
     if not isinstance(value, str):
         raise InvalidRequest(
-            f"{field} is missing" if value is None else f"{field} must be a string, not {short(value)}"
+            f"{field} is missing" if value is None else f"{field} must be a string, not {quote(value)}"
         )
     return value
 
@@ -139,5 +134,5 @@ def _string(given: Mapping[str, Any], field: str, default: str | None = None) ->
 def _one_of(given: Mapping[str, Any], field: str, known: Collection[str], default: str) -> str:
     value = _string(given, field, default)
     if value not in known:
-        raise InvalidRequest(f"{field} must be one of {', '.join(known)}, not {short(value)}")
+        raise InvalidRequest(f"{field} must be one of {', '.join(known)}, not {quote(value)}")
     return value
