@@ -8,10 +8,11 @@ import contextlib
 import json
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -34,12 +35,13 @@ from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 from chatterbox_engine.metrics import VOICE_SOURCES, VOICES
 from loadtest.pages import Pages
 from tests.clips import BAD_CLIPS, encoded, tone
-from tests.postgres import Postgres, sql
+from tests.postgres import Postgres, locked, sql
 from tests.server.conftest import Spoken
 
 pytestmark = pytest.mark.server
 
 LINE = "One voice among many."
+T = TypeVar("T")
 MODELS = ("chatterbox", "chatterbox_stream", "chatterbox_voices")
 
 
@@ -267,9 +269,28 @@ def test_after_a_restart_and_an_outage_of_the_database(tiny_path: Path, tmp_path
             postgres.start()
         client.speak(LINE, voice="seed", max_seconds=1.0)
         assert [info.name for info in client.voices.list()] == ["anna", "seed"]
+        for name, held in (("locked", locked(store)), ("hung", postgres.hung())):
+            sql(store, f"INSERT INTO tts_voices (voice_id, audio_data) VALUES ('{name}', :audio)", audio=clip)
+            with held:
+                assert client.speak(LINE, voice="anna", seed=1, max_seconds=1.0).stats["voice_from"] == "memory"
+                for call in (partial(client.speak, LINE, voice=name), client.voices.list):
+                    with pytest.raises(Unavailable, match="the voice store cannot be used now"):
+                        call()
+            assert when_back(partial(client.speak, LINE, voice=name, max_seconds=1.0)).duration > 0
+            assert name in [info.name for info in when_back(client.voices.list)]
     log = (tmp_path / "triton.log").read_text()
     assert "voices: 1 ready in" in log
     assert "1 from the store, 0 computed" in log
+
+
+def when_back(call: Callable[[], T]) -> T:
+    """What a call returns once the store is used again: a moment after it is free."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return call()
+        except Unavailable:
+            assert time.monotonic() < deadline
 
 
 def test_changes_can_be_kept_to_a_server_of_their_own_that_asks_for_a_key(tiny_path: Path, tmp_path: Path) -> None:
