@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,19 @@ def test_the_command_shows_the_settings_and_refuses_wrong_ones(
         assert main([*start, "--config", str(file)]) == 1
         [line] = capsys.readouterr().err.splitlines()
         assert line == "launcher: the model chatterbox: max_slots is -7; it must be between 0 and 1024"
+
+
+def test_whoever_reads_the_settings_may_stop_early_and_foreign_names_are_told() -> None:
+    command = [sys.executable, "-m", "chatterbox_engine.launcher.cli", "--print-config"]
+    shown = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "MAX_WORKERS": "4"}
+    )
+    assert shown.stdout is not None
+    shown.stdout.close()
+    _, complaint = shown.communicate(timeout=60)
+    assert shown.returncode == 0
+    [line] = complaint.splitlines()
+    assert line.startswith("launcher: MAX_WORKERS is ignored: ")
 
 
 def test_of_other_peoples_models_nothing_is_asked(tmp_path: Path) -> None:
