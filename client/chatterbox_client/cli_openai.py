@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from chatterbox_client.cli_common import HEADERS, URL_VARIABLES, Seconds, fail, one_line_errors
+from chatterbox_client.cli_common import HEADERS, Seconds, fail, one_line_errors
 from chatterbox_client.client import DEFAULT_TIMEOUT
-from chatterbox_client.transports import open_async_transport
+from chatterbox_client.errors import InvalidRequest
+from chatterbox_client.transports import URL_VARIABLES, open_async_transport
 
 SECONDS_TO_FINISH = 5.0
 """That requests under way have when the command is told to end, and as many to notice that they are cut off."""
@@ -52,7 +53,7 @@ def openai(
         raise typer.BadParameter("is empty", param_hint="--key")
     try:
         transport = open_async_transport(url, "grpc", context.meta.get(HEADERS))
-    except ValueError as error:
+    except InvalidRequest as error:
         raise typer.BadParameter(str(error), param_hint="--url") from error
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     api = SpeechApi(

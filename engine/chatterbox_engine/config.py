@@ -24,7 +24,17 @@ FILE_VARIABLE = f"{PREFIX}CONFIG"
 """Names a YAML file of settings."""
 
 # Read by other parts of the project (launcher, client, caches), so not unknown here.
-_FOREIGN = {"CONFIG", "TRITON_HOME", "MODEL_REPOSITORY", "URL", "GRPC_URL", "OPENAI_KEYS", "CACHE", "SOCKETS"}
+_FOREIGN = {
+    "CONFIG",
+    "TRITON_HOME",
+    "MODEL_REPOSITORY",
+    "URL",
+    "GRPC_URL",
+    "METRICS_URL",
+    "OPENAI_KEYS",
+    "CACHE",
+    "SOCKETS",
+}
 
 # Names that the well-known Chatterbox servers use for the same things.
 _ALIASES = {
