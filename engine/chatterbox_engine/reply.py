@@ -52,10 +52,11 @@ class Reply:
     "NOT_FOUND: ...".
     """
 
-    def __init__(self, pb_utils: Any, request: Any, *, stream: bool = False) -> None:
+    def __init__(self, pb_utils: Any, request: Any, *, model: str, stream: bool = False) -> None:
+        """model: the name of the one that answers, for the log."""
         self._pb_utils = pb_utils
         self._stream = stream
-        self._name = f"{request.model_name()}: request {request.request_id()[:_LOGGED_ID]!r}"
+        self._name = f"{model}: request {request.request_id()[:_LOGGED_ID]!r}"
         self._sender = request.get_response_sender()
         self._lock = threading.Lock()
         self._ended = False

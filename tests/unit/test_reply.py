@@ -66,11 +66,9 @@ PB_UTILS = SimpleNamespace(
 
 
 def reply_to(sender: Sender, *, stream: bool = False, request: str = "") -> Reply:
-    asked = SimpleNamespace(
-        get_response_sender=lambda: sender, model_name=lambda: "chatterbox", request_id=lambda: request
-    )
+    asked = SimpleNamespace(get_response_sender=lambda: sender, request_id=lambda: request)
     LOG.clear()
-    return Reply(PB_UTILS, asked, stream=stream)
+    return Reply(PB_UTILS, asked, model="chatterbox", stream=stream)
 
 
 def test_responses_are_sent_and_the_last_is_marked() -> None:

@@ -30,7 +30,7 @@ class TritonPythonModel:
     that no request waits for the slowest of the batch that Triton formed."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        name = args["model_name"]
+        self._name = name = args["model_name"]
         report = partial(_log, name)
         self._host = _listen(name)  # first of all: the front learns from it whether there is an engine
         from chatterbox_engine import assemble  # imports torch, which takes seconds
@@ -59,7 +59,7 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
-            reply = Reply(pb_utils, request)
+            reply = Reply(pb_utils, request, model=self._name)
             try:
                 self._speak(reply, tensors_of(request))
             except Exception as error:

@@ -23,15 +23,16 @@ class TritonPythonModel:
         folder = os.environ.get(FOLDER_VARIABLE)
         if not folder:
             raise ConfigError(f"{FOLDER_VARIABLE} is not set: start the server with chatterbox-serve, or make a folder")
-        report = partial(_log, args["model_name"])
-        self._link = Link(socket_path(engine_of(args["model_name"]), folder), report=report)
+        self._name = args["model_name"]
+        report = partial(_log, self._name)
+        self._link = Link(socket_path(engine_of(self._name), folder), report=report)
         self._attendance = Attendance()
         report("ready")
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
-            reply = Reply(pb_utils, request, stream=True)
+            reply = Reply(pb_utils, request, model=self._name, stream=True)
             try:
                 number = self._link.open(tensors_of(request), partial(_answer, reply))
             except RequestError as error:

@@ -19,6 +19,7 @@ class TritonPythonModel:
     """Answers one request after the other; what it waits for is the database."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        self._name = args["model_name"]
         parameters = json.loads(args["model_config"])["parameters"]
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
         self._admin = VoiceAdmin.of(config)
@@ -26,7 +27,7 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
-            reply = Reply(pb_utils, request)
+            reply = Reply(pb_utils, request, model=self._name)
             try:
                 reply.send(self._admin.handle(tensors_of(request)))
             except RequestError as error:
