@@ -241,7 +241,7 @@ def _http_handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
                 fake.stopping.wait()
             if text in CODES or text in TRITONS_OWN:
                 message = f"{CODES[text]}: refused with {text}" if text in CODES else text
-                self._send(400, json.dumps({"error": message}).encode())
+                self._send(400, f"data: {json.dumps({'error': message})}\n\n".encode())
                 return
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")

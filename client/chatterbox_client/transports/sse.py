@@ -39,7 +39,7 @@ def body(tensors: Tensors) -> bytes:
 def refusal(status: int, content: bytes) -> ChatterboxClientError:
     """The error for an answer that is not a stream."""
     try:
-        message = str(json.loads(content)["error"])
+        message = str(json.loads(content.strip().removeprefix(b"data:"))["error"])  # Triton sends an event here too
     except (ValueError, KeyError, TypeError):
         message = content.decode("utf-8", "replace")[:300] or f"HTTP status {status}"
     return convert.refused(message, str(status))
