@@ -57,9 +57,12 @@ _IGNORED = {
 """Names of these servers that change nothing here, and what does."""
 
 
+CACHE_VARIABLE = f"{PREFIX}CACHE"
+
+
 def cache_folder() -> Path:
     """Where what is made is kept between runs: `$CHATTERBOX_CACHE`, or `~/.cache/chatterbox-triton`."""
-    return Path(os.environ.get("CHATTERBOX_CACHE") or Path.home() / ".cache" / "chatterbox-triton")
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "chatterbox-triton")
 
 
 def cores(environment: Mapping[str, str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,26 @@ def test_a_database_whose_url_is_none_is_refused_without_its_password(store: str
     with pytest.raises(ConfigError, match="voice_store is not the URL of a database") as caught:
         describe(REPOSITORY, {"CHATTERBOX_VOICE_STORE": store})
     assert "secret" not in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_written_to_is_named_with_who_may_not(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    who = f"by user {os.getuid()} of group {os.getgid()}"
+    with pytest.raises(
+        ConfigError, match=rf"CHATTERBOX_CACHE={file}/cache cannot be written to {who} \(Not a directory\)"
+    ):
+        check(REPOSITORY, {"CHATTERBOX_CACHE": f"{file}/cache"})
+    check(REPOSITORY, {"CHATTERBOX_CACHE": str(tmp_path / "new" / "cache")})
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_a_folder_of_somebody_else_stops_the_start() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        os.seteuid(12345)
+        try:
+            with pytest.raises(ConfigError, match=r"by .* \(Permission denied\): give it to this user"):
+                check(REPOSITORY, {"CHATTERBOX_CACHE": folder})
+        finally:
+            os.seteuid(0)
