@@ -242,6 +242,14 @@ def test_the_command_line_imports_a_folder_and_shows_what_is_there(voices_server
     assert "carla" not in names
 
 
+def test_the_command_line_tells_what_is_served(voices_server: TritonServer, tiny_path: Path) -> None:
+    addresses = ["--url", voices_server.http_url, "--metrics-url", voices_server.metrics_url]
+    done = CliRunner().invoke(app, ["status", *addresses])
+    assert done.exit_code == 0, done.stderr
+    for line in (f"checkpoint: {tiny_path} (english)", "device: cpu", "stored voices: "):
+        assert line in done.stdout
+
+
 def test_after_a_restart_and_an_outage_of_the_database(tiny_path: Path, tmp_path: Path, postgres: Postgres) -> None:
     """A restart computes nothing; without the database voices in memory go on, others get 503, until it is back."""
     sql(postgres.url, "CREATE DATABASE server")
@@ -281,6 +289,7 @@ def test_after_a_restart_and_an_outage_of_the_database(tiny_path: Path, tmp_path
     log = (tmp_path / "triton.log").read_text()
     assert "voices: 1 ready in" in log
     assert "1 from the store, 0 computed" in log
+    assert "chatterbox: request '' ends with UNAVAILABLE: the voice store cannot be used now" in log
 
 
 def when_back(call: Callable[[], T]) -> T:

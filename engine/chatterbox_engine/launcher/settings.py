@@ -69,7 +69,7 @@ def _check_folder(folder: str) -> None:
 
 
 def _check_file(voice_store: str) -> None:
-    file = Path(voice_store)
+    file = Path(voice_store).expanduser()
     if "://" not in voice_store and file.exists() and not os.access(file, os.R_OK | os.W_OK):
         raise ConfigError(
             f"the voice store {file} belongs to user {file.stat().st_uid} and cannot be written to by {_whoever()}"
