@@ -21,3 +21,4 @@ install=("$uv" pip install --quiet --python "$folder/bin/python" --verify-hashes
 "${install[@]}" setuptools
 cp -r engine client "$tools"  # a build leaves files in the folder it is made from
 "${install[@]}" --no-build-isolation "$tools/engine" "$tools/client[openai]"
+chmod -R a+rX "$folder"  # for any user, whatever the umask and the modes of the sources

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +52,25 @@ class Postgres:
     def stop(self) -> None:
         self._run("pg_ctl", "stop", "--wait", "--mode=immediate")
 
+    @contextmanager
+    def hung(self) -> Iterator[None]:
+        """All of its processes stand still: connections stay open, and nobody answers."""
+        main = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        self._signal([main], signal.SIGSTOP)  # first, so that it starts no more
+        children = [int(pid) for pid in Path(f"/proc/{main}/task/{main}/children").read_text().split()]
+        self._signal(children, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal([*children, main], signal.SIGCONT)
+
     def remove(self) -> None:
         shutil.rmtree(self.folder)
+
+    def _signal(self, pids: Sequence[int], number: signal.Signals) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # a connection that has just ended
+                os.kill(pid, number)
 
     def _run(self, program: str, *arguments: str) -> None:
         data = f"--pgdata={self.folder}/data"
@@ -90,4 +110,21 @@ def sql(url: str, *statements: str, **parameters: object) -> None:
     with engine.connect() as connection:
         for statement in statements:
             connection.execute(sa.text(statement), parameters)
+    engine.dispose()
+
+
+@contextmanager
+def locked(url: str) -> Iterator[None]:
+    """Somebody holds the voices of a database, SQLite or PostgreSQL, in a transaction."""
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    sqlite = engine.dialect.name == "sqlite"
+    with engine.connect() as connection:
+        for statement in (
+            ("BEGIN EXCLUSIVE",) if sqlite else ("BEGIN", "LOCK TABLE tts_voices IN ACCESS EXCLUSIVE MODE")
+        ):
+            connection.exec_driver_sql(statement)
+        try:
+            yield
+        finally:
+            connection.exec_driver_sql("ROLLBACK")
     engine.dispose()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,9 +65,8 @@ class Audio:
         if format not in _FILES:
             raise ValueError(f"unknown audio format {format!r}: use one of {', '.join(_FILES)}")
         buffer = io.BytesIO()
-        with soundfile.SoundFile(buffer, "w", samplerate=self.sample_rate, channels=1, **_FILES[format]) as file:
-            for start in range(0, len(self.samples), _BLOCK):
-                file.write(self.samples[start : start + _BLOCK])
+        with _encoder(buffer, self.sample_rate, format) as write:
+            write(self.samples)
         return buffer.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -101,6 +101,17 @@ class Chunk:
         return Audio(self.samples, self.sample_rate, self.speech_tokens, self.stats).to_bytes("s16")
 
 
+@contextmanager
+def audio_file(path: str | os.PathLike[str], sample_rate: int) -> Iterator[Callable[[npt.NDArray[np.float32]], None]]:
+    """What appends samples, [n] mono, in [-1, 1], to a file as `Audio.save` writes it, which is whole at the end.
+
+    Raises ValueError for another extension and OSError when the file cannot be written.
+    """
+    format = file_format(path)
+    with Path(path).open("w+b") as file, _encoder(file, sample_rate, format) as write:
+        yield write
+
+
 def concatenate(chunks: Sequence[Chunk]) -> Audio:
     """A whole stream as one. Raises ValueError when there is no last chunk."""
     if not chunks or not chunks[-1].is_last:
@@ -119,3 +130,14 @@ def file_format(path: str | os.PathLike[str]) -> str:
     if extension not in _FILES or extension == "s16":
         raise ValueError(f"{os.fspath(path)!r}: use the extension .wav, .flac, .ogg or .mp3")
     return extension
+
+
+@contextmanager
+def _encoder(file: IO[bytes], sample_rate: int, format: str) -> Iterator[Callable[[npt.NDArray[np.float32]], None]]:
+    with soundfile.SoundFile(file, "w", samplerate=sample_rate, channels=1, **_FILES[format]) as encoder:
+
+        def write(samples: npt.NDArray[np.float32]) -> None:
+            for start in range(0, len(samples), _BLOCK):
+                encoder.write(samples[start : start + _BLOCK])
+
+        yield write

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal, NoReturn
@@ -10,12 +9,9 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from chatterbox_client.client import Client
-from chatterbox_client.errors import ChatterboxClientError
+from chatterbox_client.errors import ChatterboxClientError, InvalidRequest
 
 Connect = Callable[..., Client]
-
-URL_VARIABLES = {"http": "CHATTERBOX_URL", "grpc": "CHATTERBOX_GRPC_URL"}
-"""Of the environment: where the server is, by protocol."""
 
 HEADERS = "chatterbox.headers"
 """Where the context's `meta` has what `--header` gave."""
@@ -34,10 +30,9 @@ Seconds = Annotated[float, typer.Option(help="Seconds to wait for the answer.")]
 def connect(context: typer.Context, url: str | None, protocol: str, timeout: float, **others: str) -> Client:
     """A client as the options say."""
     make: Connect = context.obj
-    url = url or os.environ.get(URL_VARIABLES[protocol])
     try:
         return make(url, protocol, timeout=timeout, **others)
-    except ValueError as error:
+    except InvalidRequest as error:
         raise typer.BadParameter(str(error), param_hint="--url") from error
 
 

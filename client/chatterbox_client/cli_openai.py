@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from chatterbox_client.cli_common import HEADERS, URL_VARIABLES, Seconds, fail, one_line_errors
+from chatterbox_client.cli_common import HEADERS, Seconds, fail, one_line_errors
 from chatterbox_client.client import DEFAULT_TIMEOUT
-from chatterbox_client.transports import open_async_transport
+from chatterbox_client.errors import InvalidRequest
+from chatterbox_client.transports import URL_VARIABLES, open_async_transport
 from chatterbox_client.voices import KEY_VARIABLE
 
 SECONDS_TO_FINISH = 5.0
@@ -72,7 +73,7 @@ def openai(
         raise typer.BadParameter(str(error), param_hint="--allowed-origins") from error
     try:
         transport = open_async_transport(url, "grpc", context.meta.get(HEADERS))
-    except ValueError as error:
+    except InvalidRequest as error:
         raise typer.BadParameter(str(error), param_hint="--url") from error
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     api = SpeechApi(

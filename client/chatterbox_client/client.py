@@ -37,14 +37,15 @@ class Client:
         with Client("localhost:8000") as client:
             client.speak("Hello there.").save("hello.wav")
 
-    `url` is "host:port" without a scheme; left out, it is localhost:8000 for HTTP and localhost:8001 for gRPC. Over
-    gRPC a host of several addresses, or "ipv4:10.0.0.1:8001,10.0.0.2:8001", is several servers: they take requests in
+    `url` is "host:port"; a scheme may stand before it, of which https:// and grpcs:// mean TLS. Left out, it is the
+    variable CHATTERBOX_URL (HTTP) or CHATTERBOX_GRPC_URL (gRPC), or else localhost:8000 or localhost:8001. Over gRPC a
+    host of several addresses, or "ipv4:10.0.0.1:8001,10.0.0.2:8001", is several servers: they take requests in
     turn as long as they can be reached, and a request that is under way on one that dies fails.
     `timeout` bounds every call, in seconds; None waits for ever. `headers` go with every call, to servers that restrict
     their protocols by a key. `voice_key`, by default the variable CHATTERBOX_VOICE_KEY, is what the server wants for
     changes of its voices. `transport` replaces the connection, for tests.
     One client serves any number of threads. Every method raises the `ChatterboxClientError`s that its module lists;
-    the constructor raises ValueError for an unknown protocol or a URL with a scheme.
+    the constructor raises InvalidRequest for a URL that is not one of the protocol, ValueError for another protocol.
     """
 
     def __init__(
@@ -85,14 +86,15 @@ class Client:
 
     @takes_arguments_of(stream_request)
     def stream(self, request: Callable[[], Tensors]) -> Generator[Chunk, None, None]:
-        """Speaks `text` and yields its audio while the server is still speaking; over gRPC only.
+        """Speaks `text` and yields its audio while the server is still speaking.
 
             for chunk in client.stream("It was a bright cold day in April."):
                 player.write(chunk.to_bytes())
 
         Parameters and errors are those of `speak`; an error may come after some chunks. The request starts with the
-        first chunk asked for, and leaving the loop gives it up. `timeout` bounds the whole stream. The first chunk has
-        `first_chunk_tokens` tokens of 40 ms, the second `chunk_tokens`, later ones more; the defaults suit a player.
+        first chunk asked for, and leaving the loop cancels it: over gRPC at once, over HTTP at the server's next chunk.
+        Over HTTP the samples have 16 bits. `timeout` bounds the whole stream. The first chunk has `first_chunk_tokens`
+        tokens of 40 ms, the second `chunk_tokens`, later ones more; the defaults suit a player.
         """
         tensors = request()
         return chunks_of(self._transport.stream(f"{self._model}_stream", tensors, STREAM_OUTPUTS, self._timeout))

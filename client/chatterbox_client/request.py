@@ -1,6 +1,7 @@
 """The request contract of the server's `chatterbox` model: arguments to tensors, and answers to `Audio`.
 
-This is the only place that knows the names and types of the tensors. Every input is [1, 1]: a batch of one, one value.
+Beside `transports.sse`, for Triton's JSON, this is the only place that knows the names and types of the tensors. Every
+input is [1, 1]: a batch of one, one value.
 """
 
 from __future__ import annotations

@@ -121,6 +121,7 @@ def build(
         about={
             "model": config.checkpoint,
             "family": family.name,
+            "device": str(device),
             "optimizations": optimizations(config, dtype, graphs),
         },
         max_queue=config.max_queue,
@@ -301,7 +302,8 @@ def check_memory(needed: int, device: torch.device, max_slots: int, rows: int, c
     free = cache_memory(device)
     each = "1 row" if rows == 1 else f"{rows} rows"
     plan = f"KV cache: {max_slots} slots of {each} of {config.max_cache_len} positions, {needed / 1e9:.2f} GB"
-    report(f"{plan}; {free / 1e9:.1f} GB free on {device}")
+    kind = f"free on {device}" if device.type == "cuda" else "of memory in all"
+    report(f"{plan}; {free / 1e9:.1f} GB {kind}")
     if needed > free:
         raise ConfigError(
             f"{plan}, but {device} has {free / 1e9:.2f} GB for it: "

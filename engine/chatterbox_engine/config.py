@@ -31,6 +31,7 @@ _FOREIGN = {
     "MODEL_REPOSITORY",
     "URL",
     "GRPC_URL",
+    "METRICS_URL",
     "OPENAI_KEYS",
     "HEADERS",
     "CACHE",
@@ -42,16 +43,28 @@ _ALIASES = {
     "USE_TORCH_COMPILE": "compile",
     "TORCH_COMPILE_MODE": "compile_mode",
     "USE_OPTIMIZATIONS": "use_optimizations",
+    "USE_FP16": "use_fp16",
 }
 
-_SWITCH = "use_optimizations"
-_PLAIN: Mapping[str, Any] = {"cuda_graphs": False, "compile": False, "dtype": "float32", "quantization": "none"}
-"""What the switch means when it is off; on, it leaves every setting as it is."""
+_SWITCHES: Mapping[str, Mapping[str, Any]] = {
+    "use_optimizations": {"cuda_graphs": False, "compile": False, "dtype": "float32", "quantization": "none"},
+    "use_fp16": {"dtype": "float32"},
+}
+"""What a switch means when it is off; on, it leaves every setting as it is."""
+
+_IGNORED = {
+    "USE_FP16": "half precision is bfloat16 here, which CHATTERBOX_DTYPE=auto takes where the device has it",
+    "MAX_WORKERS": "requests are decoded together, at most CHATTERBOX_MAX_SLOTS at once",
+}
+"""Names of these servers that change nothing here, and what does."""
+
+
+CACHE_VARIABLE = f"{PREFIX}CACHE"
 
 
 def cache_folder() -> Path:
     """Where what is made is kept between runs: `$CHATTERBOX_CACHE`, or `~/.cache/chatterbox-triton`."""
-    return Path(os.environ.get("CHATTERBOX_CACHE") or Path.home() / ".cache" / "chatterbox-triton")
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "chatterbox-triton")
 
 
 def cores(environment: Mapping[str, str] | None = None) -> int:
@@ -222,6 +235,13 @@ def resolve(
     return {**(_collect(_read(Path(file))) if file else {}), **_collect(named), **_collect(own)}
 
 
+def ignored(environment: Mapping[str, str]) -> list[str]:
+    """A line for each variable of other servers that is set and changes nothing here."""
+    given = [name for name in _IGNORED if name in environment]
+    meant = [name for name in given if name in _ALIASES and environment[name].lower() in _FALSE]
+    return [f"{name} is ignored: {_IGNORED[name]}" for name in given if name not in meant]
+
+
 def _collect(entries: Iterable[tuple[str, str, Any]]) -> dict[str, Setting]:
     """The settings of one source, whose entries are (what to call it, setting, value)."""
     found: dict[str, Setting] = {}
@@ -229,7 +249,7 @@ def _collect(entries: Iterable[tuple[str, str, Any]]) -> dict[str, Setting]:
         if name not in _TYPES:
             raise ConfigError(f"unknown setting {source}")
         value = _parse(source, name, given)
-        meant = {name: value} if name != _SWITCH else {} if value else _PLAIN
+        meant = {name: value} if name not in _SWITCHES else {} if value else _SWITCHES[name]
         for setting, wanted in meant.items():
             before = found.get(setting)
             if before is not None and before.value != wanted:
@@ -249,7 +269,7 @@ def _read(path: Path) -> list[tuple[str, str, Any]]:
     return [(f"{path}: {name}", str(name), value) for name, value in content.items()]
 
 
-_TYPES = {**get_type_hints(Config), _SWITCH: bool}
+_TYPES = {**get_type_hints(Config), **dict.fromkeys(_SWITCHES, bool)}
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("cpu_threads", 0, 1024),

@@ -38,11 +38,14 @@ class Number:
 
     def check(self, name: str, value: float) -> float:
         """The value; raises InvalidRequest outside the range and for NaN."""
-        inside = self.low < value <= self.high if self.open_low else self.low <= value <= self.high
-        if not inside:
+        if not self._holds(value):
             bounds = f"above {self.low:g} and at most" if self.open_low else f"from {self.low:g} to"
-            raise InvalidRequest(f"{name} is {value:g}; it must be {bounds} {self.high:g}")
+            shown = repr(value) if self._holds(float(f"{value:g}")) else f"{value:g}"  # 1.0000001 is not "1"
+            raise InvalidRequest(f"{name} is {shown}; it must be {bounds} {self.high:g}")
         return value
+
+    def _holds(self, value: float) -> bool:
+        return self.low < value <= self.high if self.open_low else self.low <= value <= self.high
 
 
 SAMPLING = {

@@ -152,7 +152,7 @@ class TritonMetrics:
         """Begins to publish; the labels of `chatterbox_info` come from `about`, the engine's own."""
         self._status = status
         active = ",".join(about["optimizations"])
-        served = {"checkpoint": about["model"], "family": about["family"]}
+        served = {"checkpoint": about["model"], "family": about["family"], "device": about["device"]}
         self._info = self._families.gauge(*INFO, **served, optimizations=active)
         self._info.set(1)
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)

@@ -6,6 +6,7 @@ Triton's own module is handed in, because it exists only inside a model's proces
 from __future__ import annotations
 
 import json
+import textwrap
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,6 +35,9 @@ _SHOWN = 8
 
 ASK_SECONDS = 0.1
 """Between two questions whether a client is gone. Each costs some 50 us of the server's and the model's processes."""
+
+_LOGGED, _LOGGED_ID = 300, 64
+"""Characters of an error and of a request's id in the log."""
 
 _CODES: tuple[tuple[type[RequestError] | tuple[type[RequestError], ...], str, str], ...] = (
     ((InvalidRequest, Forbidden), "INVALID_ARG", "INVALID_ARGUMENT"),
@@ -73,9 +77,11 @@ class Reply:
     "NOT_FOUND: ...".
     """
 
-    def __init__(self, pb_utils: Any, request: Any, *, stream: bool = False) -> None:
+    def __init__(self, pb_utils: Any, request: Any, *, model: str, stream: bool = False) -> None:
+        """model: the name of the one that answers, for the log."""
         self._pb_utils = pb_utils
         self._stream = stream
+        self._name = f"{model}: request {request.request_id()[:_LOGGED_ID]!r}"
         self._sender = request.get_response_sender()
         self._lock = threading.Lock()
         self._ended = False
@@ -86,9 +92,12 @@ class Reply:
         self._send(self._pb_utils.InferenceResponse(output_tensors=outputs), last=last)
 
     def fail(self, error: RequestError) -> None:
-        """Sends an error, with the code that HTTP and gRPC turn into their own status."""
+        """Sends an error, with the code that HTTP and gRPC turn into their own status, and logs why in one line."""
         code, status = next((code, status) for kinds, code, status in _CODES if isinstance(error, kinds))
         message = (f"{status}: {error}" if self._stream else str(error))[:_LONGEST]
+        if not isinstance(error, Cancelled):  # whose client knows
+            reason = textwrap.shorten(str(error), _LOGGED, placeholder=" ...")
+            self._pb_utils.Logger.log_warn(f"{self._name} ends with {status}: {reason}")
         failure = self._pb_utils.TritonError(message, getattr(self._pb_utils.TritonError, code))
         self._send(self._pb_utils.InferenceResponse(output_tensors=[], error=failure), last=True)
 

@@ -35,7 +35,8 @@ CHANGES = ("add", "delete")
 BUILT_IN = "default"
 """Always the checkpoint's own voice, so no name for a stored one."""
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9._-]{1,64}")
+"""Dots alone are no name: in a URL or a path they lead elsewhere."""
 
 
 class VoiceAdmin:
@@ -94,7 +95,8 @@ class VoiceAdmin:
         name, audio = _text(tensors, "voice"), clip_bytes(_bytes(tensors, "audio"))
         if not _NAME.fullmatch(name):
             raise InvalidRequest(
-                f"voice is {quote(name)}; a name has 1 to 64 letters, digits, dots, dashes or underscores"
+                f"voice is {quote(name)}; "
+                "a name has 1 to 64 letters, digits, dots, dashes or underscores, not dots alone"
             )
         if name == BUILT_IN:
             raise InvalidRequest(f"voice is {name!r}, which is the name of the checkpoint's own voice")

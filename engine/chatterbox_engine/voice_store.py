@@ -11,28 +11,26 @@ empties the hash, and an empty one is computed at the next look. Imports no torc
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import logging
-import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from chatterbox_engine.errors import ConfigError, NotFound, Unavailable, quote
+from chatterbox_engine.errors import NotFound, Unavailable, quote
+from chatterbox_engine.voice_database import open_database
 from chatterbox_engine.voice_schema import CONDITIONALS, VOICES, adopt
 
-CONNECT_SECONDS = 3
-"""How long a database that does not answer at all may hold a request up."""
+RETRY_SECONDS = 0.25
+"""The longest time for which the store fails at once after a failure. What queued up while a database hung is answered
+in it; the next call finds out whether the database is back."""
 
 _GONE = "the voice store cannot be used now; the server's log tells why"
 
@@ -78,13 +76,14 @@ class VoiceInfo:
 class VoiceStore:
     """The database. Any thread may call any method; all but the constructor raise Unavailable when it is gone.
 
-    Nothing is connected before the first call. After a failure the store fails at once for as long as that failure took
-    to show, so that a database that swallows connections does not make every request wait.
+    Nothing is connected before the first call. A database that is locked or hangs holds a call up for some seconds
+    (`voice_database`). After a failure the store fails at once for as long as that failure took to show, at most
+    RETRY_SECONDS, so that the calls that wait for each other do not all wait that long.
     """
 
     def __init__(self, url: str) -> None:
         """`url` is a path, or SQLAlchemy's URL of a SQLite or PostgreSQL database. Raises ConfigError."""
-        self._engine = _open(url)
+        self._engine = open_database(url)
         self._insert = _INSERT[self._engine.dialect.name]
         self._lock = threading.Lock()
         self._adopted = False
@@ -231,7 +230,7 @@ class VoiceStore:
         if not self._failing:
             # for the log only: it names hosts and users
             _log.warning("the voice store cannot be used: %s", getattr(error, "orig", None) or error)
-        self._failing, self._retry_at = True, time.monotonic() + took
+        self._failing, self._retry_at = True, time.monotonic() + min(took, RETRY_SECONDS)
         self._adopted = False  # it may come back as another database
 
     def _adopt(self) -> None:
@@ -242,58 +241,6 @@ class VoiceStore:
             with self._engine.connect().execution_options(exclusive=True) as connection, connection.begin():
                 adopt(connection)
             self._adopted = True
-
-
-def _open(url: str) -> sa.Engine:
-    """An engine that connects at its first use."""
-    if not url:
-        raise ConfigError("voice_store is empty: name a file or the URL of a database")
-    try:
-        parsed = sa.make_url(_with_driver(url))
-    except sa.exc.ArgumentError as error:
-        raise ConfigError(f"voice_store is not the URL of a database: {error}") from error
-    if parsed.drivername == "postgresql+psycopg":
-        # a host that vanishes without a word is noticed within CONNECT_SECONDS, connected or not
-        options = {"connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": CONNECT_SECONDS * 1000}
-        return sa.create_engine(parsed, pool_pre_ping=True, connect_args=options)
-    if parsed.drivername != "sqlite":
-        raise ConfigError(f"voice_store is of the kind {parsed.drivername!r}; it must be sqlite or postgresql+psycopg")
-    if not parsed.database:
-        raise ConfigError("voice_store must name a file: several processes use it")
-    try:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        _keep_from_others(Path(parsed.database))
-    except OSError as error:
-        raise ConfigError(f"the folder of voice_store cannot be made: {error}") from error
-    engine = sa.create_engine(parsed, connect_args={"timeout": 10.0})
-    sa.event.listen(engine, "connect", _prepare_sqlite)
-    sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _keep_from_others(file: Path) -> None:
-    """A database that an earlier release left readable by everybody; a new one is made under the launcher's umask."""
-    with contextlib.suppress(FileNotFoundError):
-        status = file.stat()
-        if status.st_uid == os.geteuid() and status.st_mode & 0o007:
-            file.chmod(stat.S_IMODE(status.st_mode) & ~0o007)
-
-
-def _with_driver(url: str) -> str:
-    """A plain path means SQLite, and PostgreSQL is reached with the driver that is installed."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return f"sqlite:///{Path(url).expanduser()}"
-    return f"postgresql+psycopg://{rest}" if scheme in ("postgres", "postgresql") else url
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # Python's own would begin no transaction before CREATE and ALTER
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    exclusive = connection.get_execution_options().get("exclusive", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if exclusive else "BEGIN")
 
 
 def _is_prepared(checkpoint: str) -> sa.ColumnElement[bool]:

@@ -4,12 +4,13 @@ A voice is known by the content hash of its clip. Threads:
 
     caller   `resolve`: the built-in voice and inline clips that are in memory are answered at once
     lookup   asks the store which clip a name means now, and for what was computed from it
+    patience waits for the store's answer on behalf of requests whose voice is in memory, but not for long
     encoder  computes what nobody has computed yet: the clips that wait, several at once, each of them once
     watch    has the encoders loaded and new voices computed ahead of requests
 
 The store is asked at every request that names a stored voice (one indexed row), so that a voice which is replaced or
 deleted there is so from the next request on, whoever did it. While the store is gone, the voices in memory go on as
-they were last seen, without waiting for it.
+they were last seen, without waiting for it. A store that hangs makes the first of them wait PATIENCE_SECONDS.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout  # another class than TimeoutError on Python 3.10
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TypeVar
@@ -41,6 +43,9 @@ DEFAULT = "default"
 
 PREPARATION = 1
 """Counts changes of what is computed from a clip, so that stored results of older code are not used."""
+
+PATIENCE_SECONDS = 1.0
+"""How long a request whose voice is in memory waits for the store to say that the name still means it."""
 
 _PROGRESS_SECONDS = 5.0
 
@@ -105,6 +110,8 @@ class Voices:
         self._encoder_batch = encoder_batch
         self._waiting: list[_Wanted] = []  # guarded by the lock
         self._lookups = ThreadPoolExecutor(1, thread_name_prefix="voice-lookup")
+        self._waits = ThreadPoolExecutor(1, thread_name_prefix="voice-patience")
+        self._late: Future[Entry] | None = None  # the last look-up that took longer
         self._encodings = ThreadPoolExecutor(1, thread_name_prefix="voice-encoder", initializer=prepare_thread)
         self._watch = VoiceWatch(
             load=self._load_encoder,
@@ -149,15 +156,20 @@ class Voices:
             self._guard(done, partial(self._resolve_clip, clip, done))
         elif request.voice == DEFAULT and self.built_in is not None:
             self._remembered(self.built_in, done)
-        elif self._store.failing and (voice := self._last_seen(request.voice)) is not None:
-            self._remembered(voice, done)
-            self._lookups.submit(self._look_again, request.voice)
-        else:
+        elif (voice := self._last_seen(request.voice)) is None:
             self._lookups.submit(self._guard, done, partial(self._find, request.voice, done))
+        else:
+            entry = self._lookups.submit(self._ask, request.voice)
+            if self._store_is_stuck():
+                self._remembered(voice, done)
+            else:
+                confirm = partial(self._confirm, request.voice, voice, entry, time.monotonic() + PATIENCE_SECONDS, done)
+                self._waits.submit(self._guard, done, confirm)
 
     def close(self) -> None:
         """Ends the threads; what is waiting in them is dropped."""
         self._watch.close()
+        self._waits.shutdown(cancel_futures=True)
         self._lookups.shutdown(cancel_futures=True)
         self._encodings.shutdown(cancel_futures=True)
         self._store.close()
@@ -174,17 +186,31 @@ class Voices:
         key = self._seen.get(name)
         return None if key is None else self._cache.get(key)
 
+    def _store_is_stuck(self) -> bool:
+        return self._store.failing or (self._late is not None and not self._late.done())
+
+    # Patience thread: look-ups are answered in the order in which they were asked for, so one thread waits for all
+
+    def _confirm(self, name: str, voice: Voice, asked: Future[Entry], deadline: float, done: Done) -> None:
+        """Answers with a voice that is in memory, unless the store says in time that the name means another one."""
+        try:
+            entry = asked.result(max(0.0, deadline - time.monotonic()))
+        except FutureTimeout:
+            self._late = asked
+        except Unavailable:
+            pass  # the store has logged it
+        else:
+            if entry.content_hash != voice.key or not entry.prepared:
+                self._lookups.submit(self._guard, done, partial(self._get, name, entry, done))
+                return
+        self._remembered(voice, done)
+
     # Lookup thread
 
     def _find(self, name: str, done: Done) -> None:
-        try:
-            entry = self._ask(name)
-        except Unavailable:
-            voice = self._last_seen(name)
-            if voice is None:
-                raise
-            self._remembered(voice, done)
-            return
+        self._get(name, self._ask(name), done)
+
+    def _get(self, name: str, entry: Entry, done: Done) -> None:
         voice = self._cache.get(entry.content_hash)
         if voice is not None:
             self._remembered(voice, done)
@@ -214,13 +240,6 @@ class Voices:
             raise
         self._seen[name] = entry.content_hash
         return entry
-
-    def _look_again(self, name: str) -> None:
-        """Notices that the store is back."""
-        try:
-            self._ask(name)
-        except RequestError:
-            return
 
     def _from_memory(self, key: str, done: Done) -> bool:
         voice = self._cache.get(key)

@@ -9,10 +9,11 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -36,12 +37,13 @@ from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 from chatterbox_engine.metrics import VOICE_SOURCES, VOICES
 from loadtest.pages import Pages
 from tests.clips import BAD_CLIPS, encoded, recorded, tone
-from tests.postgres import Postgres, sql
+from tests.postgres import Postgres, locked, sql
 from tests.server.conftest import VOICE_KEY, Spoken
 
 pytestmark = pytest.mark.server
 
 LINE = "One voice among many."
+T = TypeVar("T")
 MODELS = ("chatterbox", "chatterbox_stream", "chatterbox_voices")
 
 
@@ -277,6 +279,14 @@ def test_a_voice_that_is_added_is_computed_before_anybody_asks_for_it(tiny_path:
     assert "encoders: ready after" in (tmp_path / "triton.log").read_text()
 
 
+def test_the_command_line_tells_what_is_served(voices_server: TritonServer, tiny_path: Path) -> None:
+    addresses = ["--url", voices_server.http_url, "--metrics-url", voices_server.metrics_url]
+    done = CliRunner().invoke(app, ["status", *addresses])
+    assert done.exit_code == 0, done.stderr
+    for line in (f"checkpoint: {tiny_path} (english)", "device: cpu", "stored voices: "):
+        assert line in done.stdout
+
+
 def test_after_a_restart_and_an_outage_of_the_database(tiny_path: Path, tmp_path: Path, postgres: Postgres) -> None:
     """A restart computes nothing; without the database voices in memory go on, others get 503, until it is back."""
     sql(postgres.url, "CREATE DATABASE server")
@@ -304,9 +314,29 @@ def test_after_a_restart_and_an_outage_of_the_database(tiny_path: Path, tmp_path
             postgres.start()
         client.speak(LINE, voice="seed", max_seconds=1.0)
         assert [info.name for info in client.voices.list()] == ["anna", "seed"]
+        for name, held in (("locked", locked(store)), ("hung", postgres.hung())):
+            sql(store, f"INSERT INTO tts_voices (voice_id, audio_data) VALUES ('{name}', :audio)", audio=clip)
+            with held:
+                assert client.speak(LINE, voice="anna", seed=1, max_seconds=1.0).stats["voice_from"] == "memory"
+                for call in (partial(client.speak, LINE, voice=name), client.voices.list):
+                    with pytest.raises(Unavailable, match="the voice store cannot be used now"):
+                        call()
+            assert when_back(partial(client.speak, LINE, voice=name, max_seconds=1.0)).duration > 0
+            assert name in [info.name for info in when_back(client.voices.list)]
     log = (tmp_path / "triton.log").read_text()
     assert "voices: 1 ready in" in log
     assert "1 from the store, 0 computed" in log
+    assert "chatterbox: request '' ends with UNAVAILABLE: the voice store cannot be used now" in log
+
+
+def when_back(call: Callable[[], T]) -> T:
+    """What a call returns once the store is used again: a moment after it is free."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return call()
+        except Unavailable:
+            assert time.monotonic() < deadline
 
 
 def test_the_client_sends_the_key_of_a_restricted_server(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import queue
@@ -141,6 +142,7 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.received: list[Received] = []
+        self.json: list[dict[str, Any]] = []  # what streams over HTTP were asked with
         self.metadata: list[dict[str, str]] = []  # of the streams
         self.stopping = threading.Event()
         self.given_up: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -187,6 +189,27 @@ def _content(array: npt.NDArray[Any]) -> bytes:
     return b"".join(struct.pack("<I", len(item)) + item for item in array.reshape(-1))
 
 
+def _events(text: str) -> Iterator[dict[str, Any]]:
+    """The responses of `generate_stream`, in which what has one element is a scalar."""
+    chunks = spoken_chunks()
+    for number in itertools.count() if text == "endless" else range(2 if text == "short" else 3):
+        if text == "break" and number == 1:
+            yield {"error": "INTERNAL: the process of the engine has ended"}
+            return
+        chunk = chunks[min(number, 1) if text == "endless" else number]
+        samples = np.round(chunk["audio"] * 32_767).astype("<i2").tobytes()
+        yield {
+            "model_name": "chatterbox_stream",
+            "audio": [],
+            "audio_base64": base64.b64encode(samples).decode(),
+            "sample_rate": 24_000,
+            "speech_tokens": int(chunk["speech_tokens"].item()),
+            "stats": chunk["stats"].item().decode(),
+            "chunk_index": number,
+            "is_last": bool(chunk["is_last"].item()),
+        }
+
+
 def _http_handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -196,6 +219,9 @@ def _http_handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path.endswith("/generate_stream"):
+                self._stream(json.loads(body))
+                return
             start = int(self.headers["Inference-Header-Content-Length"])
             header = json.loads(body[:start])
             received: Received = {}
@@ -207,6 +233,27 @@ def _http_handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
                 self._send(int(status), json.dumps({"error": f"refused with {status}"}).encode())
             else:
                 self._answer([output["name"] for output in header["outputs"] if output["parameters"]["binary_data"]])
+
+        def _stream(self, inputs: dict[str, Any]) -> None:
+            fake.json.append(inputs)
+            text = inputs["text"]
+            if text == "hang":
+                fake.stopping.wait()
+            if text in CODES or text in TRITONS_OWN:
+                message = f"{CODES[text]}: refused with {text}" if text in CODES else text
+                self._send(400, f"data: {json.dumps({'error': message})}\n\n".encode())
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            try:
+                for event in _events(text):
+                    data = f"data: {json.dumps(event)}\n\n".encode()
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+                self.wfile.write(b"0\r\n\r\n")
+            finally:
+                fake.given_up.put(text)
 
         def _answer(self, names: list[str]) -> None:
             arrays = {name: spoken()[name] for name in names}

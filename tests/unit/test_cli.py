@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import pty
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +22,13 @@ import soundfile
 import typer
 from typer.testing import CliRunner
 
-from chatterbox_client import Client, ConnectionFailed, InvalidRequest
+from chatterbox_client import Client, ConnectionFailed, InvalidRequest, NotFound
 from chatterbox_client.cli import app
-from tests.unit.client_fakes import METADATA, SAMPLES, FakeTransport, fake_server
+from chatterbox_engine.contract import SAMPLING
+from chatterbox_engine.types import SamplingParams
+from tests.unit.client_fakes import METADATA, SAMPLES, FakeTransport
 
+VOICE = {"voice": "anna", "bytes": 1, "content_hash": "", "created_at": "", "updated_at": ""}
 OPTIONS: dict[str, tuple[str, Any]] = {
     "voice": ("--voice", "emma"),
     "language": ("--language", "fr"),
@@ -96,6 +103,24 @@ def test_text_comes_from_standard_input(run: Run, transport: FakeTransport, argu
     assert transport.calls[0][1]["text"].item().decode() == "Grüße aus\nder Pipe."
 
 
+def test_text_comes_from_a_file_and_the_name_of_one_is_not_spoken(
+    run: Run, transport: FakeTransport, tmp_path: Path
+) -> None:
+    (tmp_path / "story.txt").write_text("\ufeffOnce upon a time.\n", encoding="utf-8")
+    assert run("say", "--file", "story.txt").exit_code == 0
+    assert transport.calls.pop()[1]["text"].item().decode() == "Once upon a time."
+    for arguments, complaint in (
+        (["story.txt"], "--file story.txt"),
+        (["Hello.", "--file", "story.txt"], "not both"),
+        (["--file", "none.txt"], "none.txt"),
+    ):
+        done = run("say", *arguments)
+        assert done.exit_code == 2
+        assert complaint in " ".join(done.stderr.replace("│", " ").split())
+    assert not transport.calls
+    assert run("say", "word " * 2000).exit_code == 0  # longer than any path
+
+
 def test_standard_input_that_is_not_utf_8_is_a_usage_error(run: Run, transport: FakeTransport) -> None:
     done = run("say", stdin=b"\xff\xfe")
     assert done.exit_code == 2
@@ -126,22 +151,6 @@ def test_a_stream_is_written_chunk_by_chunk_and_its_first_sound_is_timed(
     assert connections.transport.calls[0][0] == "chatterbox_stream"
 
 
-def test_a_player_hears_a_stream_that_has_no_end_and_ends_it_by_going() -> None:
-    with fake_server() as server:
-        command = [sys.executable, "-m", "chatterbox_client.cli", "say", "endless", "--stream", "-o", "-"]
-        command += ["--url", server.grpc_url]
-        said = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert said.stdout is not None
-        heard = said.stdout.read(4 * len(SAMPLES) // 3)  # of two chunks
-        said.stdout.close()
-        _, complaint = said.communicate(timeout=60)
-        assert server.given_up.get(timeout=60) == "endless"
-    samples = np.frombuffer(heard, dtype="<i2").astype(np.float32) / 32_768
-    np.testing.assert_allclose(samples, SAMPLES[: len(samples)], atol=1e-4)
-    assert complaint.decode() == "chatterbox: [Errno 32] Broken pipe\n"
-    assert said.returncode == 1
-
-
 def test_without_options_only_the_text_is_sent(run: Run, transport: FakeTransport) -> None:
     run("say", "Hello.")
     assert set(transport.calls[0][1]) == {"text"}
@@ -155,6 +164,17 @@ def test_every_option_reaches_the_server(run: Run, transport: FakeTransport, tmp
     tensors = {name: tensor.item() for name, tensor in transport.calls[0][1].items()}
     expected = {name: value.encode() if isinstance(value, str) else value for name, (_, value) in OPTIONS.items()}
     assert tensors == {"text": b"Hello.", "reference_audio": b"RIFF", **expected}
+
+
+def test_the_help_tells_every_range_and_default(run: Run) -> None:
+    shown = " ".join(run("say", "--help", env={"COLUMNS": "400"}).stdout.split())
+    for name, range_ in SAMPLING.items():
+        option = shown.partition(f"--{name.replace('_', '-')} ")[2].partition(" --")[0]
+        low = rf"above {range_.low:g}" if range_.open_low else rf"{range_.low:g}( \(\w+\))?"
+        bounds = rf"{low} to {range_.high:.0f}"
+        assert re.search(bounds, option), (name, option)
+        default = getattr(SamplingParams(), name)
+        assert re.search(rf"\[default: \({default:g}\b", option) or name == "top_k", (name, option)
 
 
 def test_the_command_has_an_option_for_every_parameter_of_speak() -> None:
@@ -172,15 +192,15 @@ def test_one_of_several_models_speaks_and_streams(run: Run, connections: Connect
 def test_the_connections_options_reach_the_client(run: Run, connections: Connections) -> None:
     run("say", "Hello.")
     run("say", "Hello.", "--url", "tts:81", "--protocol", "grpc", "--timeout", "5")
-    run("say", "Hello.", env={"CHATTERBOX_URL": "tts:82"})
-    run("status", env={"CHATTERBOX_URL": "tts:82", "CHATTERBOX_GRPC_URL": "tts:83"})
-    run("say", "Hello.", "--stream", env={"CHATTERBOX_URL": "tts:82", "CHATTERBOX_GRPC_URL": "tts:83"})
+    run("status")
+    run("say", "Hello.", "--stream")
+    run("say", "Hello.", "--stream", "--protocol", "http")
     assert connections.calls == [
         (None, "http", 300),
         ("tts:81", "grpc", 5),
-        ("tts:82", "http", 300),
-        ("tts:82", "http", 10),
-        ("tts:83", "grpc", 300),
+        (None, "http", 10),
+        (None, "grpc", 300),
+        (None, "http", 300),
     ]
 
 
@@ -205,10 +225,11 @@ def test_wrong_usage_exits_with_2_before_anything_is_sent(
     assert not transport.calls
 
 
-def test_a_url_with_a_scheme_is_a_usage_error(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["say", "Hi.", "-o", str(tmp_path / "a.wav"), "--url", "http://tts:81"])
+def test_a_url_of_another_protocol_is_a_usage_error(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["say", "Hi.", "-o", str(tmp_path / "a.wav"), "--url", "grpc://tts:81"])
     assert done.exit_code == 2
-    assert "scheme" in done.stderr
+    assert "--url" in done.stderr
+    assert "protocol grpc" in " ".join(done.stderr.split())
 
 
 def test_a_refusal_is_one_line_on_stderr_and_exit_status_1(run: Run, transport: FakeTransport, tmp_path: Path) -> None:
@@ -227,13 +248,65 @@ def test_a_file_that_cannot_be_written_is_one_line_and_exit_status_1(run: Run, t
     assert done.stderr.count("\n") == 1
 
 
-def test_status_prints_what_the_model_takes_and_gives(run: Run) -> None:
-    done = run("status")
-    assert done.exit_code == 0
-    assert "chatterbox: ready, version 1, python" in done.stdout
+PAGE = """
+# TYPE chatterbox_info gauge
+chatterbox_info{checkpoint="/models/other",device="cuda:1",family="turbo",model="turbo",optimizations=""} 1.000000
+chatterbox_info{checkpoint="/models/one",device="cuda:0",family="english",model="chatterbox",optimizations="bfloat16"} 1
+chatterbox_voices_cached{model="turbo"} 9.000000
+chatterbox_voices_cached{model="chatterbox"} 3.000000
+"""
+
+
+@contextmanager
+def metrics_page() -> Iterator[str]:
+    """The address of a server whose every page is PAGE."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/metrics" else 404)
+            self.end_headers()
+            self.wfile.write(PAGE.encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_status_prints_what_is_served_and_what_the_model_takes_and_gives(run: Run, transport: FakeTransport) -> None:
+    transport.result = {"result": np.array([[json.dumps([VOICE, VOICE]).encode()]], dtype=np.object_)}
+    with metrics_page() as address:
+        done = run("status", "--metrics-url", address)
+        other = run("status", "--model", "turbo", env={"CHATTERBOX_METRICS_URL": f"http://{address}/"})
+        unknown = run("status", "--model", "nano", "--metrics-url", address)
+    assert done.exit_code == 0, done.stderr
+    first = done.stdout.splitlines()
+    assert first[:6] == [
+        "chatterbox: ready, version 1, python",
+        "checkpoint: /models/one (english)",
+        "device: cuda:0",
+        "optimisations: bfloat16",
+        "voices in memory: 3",
+        "stored voices: 2",
+    ]
+    assert "checkpoint: /models/other (turbo)" in other.stdout
+    assert f"unknown, the metrics at {address} have no model nano" in unknown.stdout
     for tensor in (*METADATA["inputs"], *METADATA["outputs"]):
         assert tensor["name"] in done.stdout
         assert tensor["datatype"] in done.stdout
+
+
+def test_status_says_so_where_it_reaches_no_metrics_and_no_voices(run: Run, transport: FakeTransport) -> None:
+    transport.result = NotFound("Request for unknown model: 'chatterbox_voices'")
+    done = run("status", "--metrics-url", "127.0.0.1:9")
+    assert done.exit_code == 0
+    assert "checkpoint, device: unknown, no metrics at 127.0.0.1:9" in done.stdout
+    assert "stored voices: this server does not say" in done.stdout
 
 
 def test_status_of_a_model_that_is_not_ready_exits_with_1(run: Run, transport: FakeTransport) -> None:

@@ -64,7 +64,7 @@ def test_it_ends_soon_though_somebody_listens_to_a_stream_without_end(tmp_path: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--url", "http://localhost:8001"], "without a scheme"),
+        (["--url", "http://localhost:8001"], "address for the protocol http"),
         (["--port", "70000"], "65535"),
         (["--change-voices"], "CHATTERBOX_VOICE_KEY is not set"),
         (["--allowed-origins", "app.example.com"], "is no origin"),

@@ -187,9 +187,9 @@ def test_errors_of_the_transport_reach_the_caller() -> None:
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
-def test_a_url_with_a_scheme_and_an_unknown_protocol_are_refused(client: Any) -> None:
-    with pytest.raises(ValueError, match="without a scheme"):
-        client("http://localhost:8000")
+def test_a_url_and_a_protocol_that_cannot_be_are_refused(client: Any) -> None:
+    with pytest.raises(InvalidRequest, match="address for the protocol grpc"):
+        client("grpc://localhost:8001")
     with pytest.raises(ValueError, match="use http or grpc"):
         client("localhost:8000", "websocket")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import gc
 import inspect
+import json
 import threading
 import weakref
 from collections.abc import Iterator
@@ -29,6 +31,8 @@ from chatterbox_client import (
     concatenate,
 )
 from chatterbox_client.errors import from_status
+from chatterbox_client.request import STREAM_OUTPUTS
+from chatterbox_client.transports import sse
 from chatterbox_client.transports.grpc_stream import read_message
 from tests.unit.client_fakes import (
     SAMPLES,
@@ -43,6 +47,8 @@ from tests.unit.client_fakes import (
 
 WAIT = 20.0
 both = pytest.mark.parametrize("kind", [Client, AsyncClient])
+WAYS = [(kind, protocol) for kind in (Client, AsyncClient) for protocol in ("grpc", "http")]
+every_way = pytest.mark.parametrize(("kind", "protocol"), WAYS, ids=lambda part: getattr(part, "__name__", part))
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +58,14 @@ def server() -> Iterator[FakeServer]:
 
 
 def chunks(
-    kind: Any, address: str, *args: Any, timeout: float = 30, stop_after: int = 99, **options: Any
+    kind: Any, server: FakeServer | str, *args: Any, protocol: Any = "grpc", stop_after: int = 99, **options: Any
 ) -> list[Chunk]:
     """The chunks of one stream of a fresh client of either kind; leaves after some."""
     taken: list[Chunk] = []
+    timeout = options.pop("timeout", 30)
+    address = server if isinstance(server, str) else server.grpc_url if protocol == "grpc" else server.http_url
     if kind is Client:
-        with Client(address, "grpc", timeout=timeout) as client:
+        with Client(address, protocol, timeout=timeout) as client:
             for chunk in client.stream(*args, **options):
                 taken.append(chunk)
                 if len(taken) == stop_after:
@@ -66,7 +74,7 @@ def chunks(
 
     async def listen() -> None:
         async with (
-            AsyncClient(address, "grpc", timeout=timeout) as client,
+            AsyncClient(address, protocol, timeout=timeout) as client,
             contextlib.aclosing(client.stream(*args, **options)) as stream,
         ):
             async for chunk in stream:
@@ -80,7 +88,7 @@ def chunks(
 
 @both
 def test_chunks_come_as_the_server_sent_them_and_make_a_whole(server: FakeServer, kind: Any) -> None:
-    taken = chunks(kind, server.grpc_url, "Grüße", seed=-3, first_chunk_tokens=4, chunk_tokens=9)
+    taken = chunks(kind, server, "Grüße", seed=-3, first_chunk_tokens=4, chunk_tokens=9)
     assert [(chunk.index, chunk.is_last, chunk.duration) for chunk in taken] == [
         (0, False, 0.04),
         (1, False, 0.04),
@@ -100,16 +108,16 @@ def test_chunks_come_as_the_server_sent_them_and_make_a_whole(server: FakeServer
     }
 
 
-@both
+@every_way
 @pytest.mark.parametrize(
     ("text", "error"),
     [("400", InvalidRequest), ("404", NotFound), ("503", Unavailable), ("500", ServerError), ("break", ServerError)],
 )
 def test_a_status_in_the_stream_is_its_typed_error(
-    server: FakeServer, kind: Any, text: str, error: type[ChatterboxClientError]
+    server: FakeServer, kind: Any, protocol: str, text: str, error: type[ChatterboxClientError]
 ) -> None:
     with pytest.raises(ChatterboxClientError) as caught:
-        chunks(kind, server.grpc_url, text)
+        chunks(kind, server, text, protocol=protocol)
     assert type(caught.value) is error
     assert caught.value.message == (
         "the process of the engine has ended" if text == "break" else f"refused with {text}"
@@ -136,50 +144,81 @@ def test_an_error_leaves_nothing_that_keeps_its_connection(
         gc.enable()
 
 
-@both
+@every_way
 @pytest.mark.parametrize(("text", "status"), TRITONS_OWN.items())
 def test_tritons_own_message_in_the_stream_is_its_typed_error(
-    server: FakeServer, kind: Any, text: str, status: str | None
+    server: FakeServer, kind: Any, protocol: str, text: str, status: str | None
 ) -> None:
     with pytest.raises(ChatterboxClientError) as caught:
-        chunks(kind, server.grpc_url, text)
+        chunks(kind, server, text, protocol=protocol)
+    status = status or ("400" if protocol == "http" else None)
     assert type(caught.value) is type(from_status(text, status))
     assert (caught.value.message, caught.value.status) == (text, status)
 
 
-@both
-def test_a_stream_that_ends_before_its_last_chunk_is_an_error(server: FakeServer, kind: Any) -> None:
+@every_way
+def test_a_stream_that_ends_before_its_last_chunk_is_an_error(server: FakeServer, kind: Any, protocol: str) -> None:
     with pytest.raises(ServerError, match="before its last chunk"):
-        chunks(kind, server.grpc_url, "short")
+        chunks(kind, server, "short", protocol=protocol)
 
 
-@both
-def test_a_stream_that_takes_too_long_is_a_timeout(server: FakeServer, kind: Any) -> None:
+@every_way
+def test_a_stream_that_takes_too_long_is_a_timeout(server: FakeServer, kind: Any, protocol: str) -> None:
     with pytest.raises(Timeout, match=r"no answer within 0\.2 s"):
-        chunks(kind, server.grpc_url, "hang", timeout=0.2)
+        chunks(kind, server, "hang", timeout=0.2, protocol=protocol)
 
 
-@both
-def test_a_server_that_is_not_there_is_connection_failed(kind: Any) -> None:
+@every_way
+def test_a_server_that_is_not_there_is_connection_failed(kind: Any, protocol: str) -> None:
     with pytest.raises(ConnectionFailed):
-        chunks(kind, "127.0.0.1:9", "Hi.")
+        chunks(kind, "127.0.0.1:9", "Hi.", protocol=protocol)
 
 
-@both
-def test_leaving_the_loop_gives_the_request_up(server: FakeServer, kind: Any) -> None:
+@every_way
+def test_leaving_the_loop_gives_the_request_up(server: FakeServer, kind: Any, protocol: str) -> None:
     while not server.given_up.empty():
         server.given_up.get()
     threads = threading.active_count()
-    assert len(chunks(kind, server.grpc_url, "endless", stop_after=2)) == 2
+    assert len(chunks(kind, server, "endless", stop_after=2, protocol=protocol)) == 2
     assert server.given_up.get(timeout=WAIT) == "endless"
     assert threading.active_count() <= threads + 1  # grpc keeps one of its own
 
 
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_http_says_that_it_does_not_stream(kind: Any) -> None:
-    client = kind("127.0.0.1:9", "http")
-    with pytest.raises(InvalidRequest, match="gRPC"):
-        client.stream("Hi.")
+@both
+def test_over_http_chunks_are_those_of_grpc_in_16_bits(server: FakeServer, kind: Any) -> None:
+    over_grpc, over_http = (chunks(kind, server, "Grüße", seed=-3, protocol=protocol) for protocol in ("grpc", "http"))
+    for mine, theirs in zip(over_http, over_grpc, strict=True):
+        np.testing.assert_allclose(mine.samples, theirs.samples, atol=2e-5)
+        np.testing.assert_array_equal(mine.speech_tokens, theirs.speech_tokens)
+        assert (mine.index, mine.is_last, mine.stats) == (theirs.index, theirs.is_last, theirs.stats)
+        assert mine.samples.dtype == np.float32
+
+
+@both
+def test_over_http_a_request_is_json(server: FakeServer, kind: Any) -> None:
+    chunks(kind, server, "Hi.", reference_audio=b"RIFF\0\xff", temperature=0.5, chunk_tokens=9, protocol="http")
+    clip = base64.b64encode(b"RIFF\0\xff").decode()
+    expected = {"text": "Hi.", "reference_audio": clip, "temperature": 0.5, "chunk_tokens": 9, "format": "s16"}
+    assert server.json[-1] == expected
+
+
+def test_events_are_put_together_from_any_pieces() -> None:
+    events = sse.Events(STREAM_OUTPUTS)
+    event = {
+        "audio_base64": base64.b64encode(b"\1\0\2\0").decode(),
+        "sample_rate": 24_000,
+        "speech_tokens": [5, 6],
+        "stats": "{}",
+        "chunk_index": 0,
+        "is_last": False,
+    }
+    data = f": a comment\r\n\r\ndata: {json.dumps(event)}\n\n".encode() * 2
+    found = [tensors for at in range(len(data)) for tensors in events.feed(data[at : at + 1])]
+    assert [tensors["speech_tokens"].tolist() for tensors in found] == [[[5, 6]]] * 2
+    assert not events.complete
+    for wrong in (b"data: no json\n", b'data: {"audio_base64": ""}\n', b"data: 7\n"):
+        with pytest.raises(ServerError, match="not of this contract"):
+            events.feed(wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"chunk_tokens": 2**31}, {"first_chunk_tokens": 1.5}, {"seed": 2**63}], ids=repr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import queue
 import socket
 import struct
 import threading
@@ -51,7 +52,9 @@ def url(server: FakeServer, protocol: str) -> str:
     return server.http_url if protocol == "http" else server.grpc_url
 
 
-def call(kind: Any, address: str, protocol: str, method: str, *args: Any, timeout: float = 30, **options: Any) -> Any:
+def call(
+    kind: Any, address: str | None, protocol: str, method: str, *args: Any, timeout: float = 30, **options: Any
+) -> Any:
     """One call of a fresh client of either kind."""
     if kind is Client:
         with Client(address, protocol, timeout=timeout) as client:  # type: ignore[arg-type]
@@ -124,8 +127,84 @@ def test_the_usual_port_of_the_other_protocol_is_pointed_out(protocol: str, port
 
 @pytest.mark.parametrize("address", ["ipv4:10.0.0.1:8000,10.0.0.2:8000", "10.0.0.1:8000,10.0.0.2:8000", "dns:tts:8000"])
 def test_several_servers_are_for_grpc_alone(address: str) -> None:
-    with pytest.raises(ValueError, match="several addresses are for gRPC alone"):
+    with pytest.raises(InvalidRequest, match="several addresses are for gRPC alone"):
         Client(address)
+
+
+SCHEMES = [("http", "http://"), ("http", "HTTP://"), ("grpc", "grpc://")]
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(("protocol", "scheme"), SCHEMES)
+def test_a_scheme_may_stand_before_an_address(server: FakeServer, kind: Any, protocol: str, scheme: str) -> None:
+    address = f"{scheme}{url(server, protocol)}{'/' if protocol == 'http' else ''}"
+    assert call(kind, address, protocol, "speak", "Hi.").stats == STATS
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("protocol", "address", "reason"),
+    [
+        ("http", "grpc://tts:8001", "is an address for the protocol grpc"),
+        ("grpc", "https://tts:8000", "is an address for the protocol http"),
+        ("http", "ftp://tts", "give host:port, or begin it with http://, https://, grpc:// or grpcs://"),
+        ("grpc", "grpc://tts:8001/path", "has no path"),
+    ],
+)
+def test_an_address_of_something_else_is_a_typed_error(kind: Any, protocol: Any, address: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        kind(address, protocol)
+
+
+@every_way
+@pytest.mark.parametrize("method", ["speak", "stream"])
+def test_the_schemes_of_tls_begin_a_handshake(kind: Any, protocol: str, method: str) -> None:
+    greetings: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            with contextlib.suppress(OSError):  # the test is over
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        greetings.put(connection.recv(3))
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        address = f"{protocol}s://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises((ConnectionFailed, Timeout)):
+            ask(kind, address, protocol, method)
+        assert greetings.get(timeout=30) == b"\x16\x03\x01"  # a ClientHello's record
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def ask(kind: Any, address: str, protocol: str, method: str) -> None:
+    """Speaks or streams."""
+    if method == "speak":
+        call(kind, address, protocol, "speak", "Hi.", timeout=5)
+    elif kind is Client:
+        with Client(address, protocol, timeout=5) as client:  # type: ignore[arg-type]
+            list(client.stream("Hi."))
+    else:
+
+        async def listen() -> None:
+            async with AsyncClient(address, protocol, timeout=5) as client:  # type: ignore[arg-type]
+                async for _ in client.stream("Hi."):
+                    pass
+
+        asyncio.run(listen())
+
+
+@every_way
+def test_an_address_comes_from_the_protocols_own_variable(
+    server: FakeServer, closed_port: str, monkeypatch: pytest.MonkeyPatch, kind: Any, protocol: str
+) -> None:
+    for name, own in (("CHATTERBOX_URL", "http"), ("CHATTERBOX_GRPC_URL", "grpc")):
+        monkeypatch.setenv(name, url(server, protocol) if own == protocol else closed_port)
+    assert call(kind, None, protocol, "speak", "Hi.").stats == STATS
+    with pytest.raises(ConnectionFailed):
+        call(kind, closed_port, protocol, "speak", "Hi.")
 
 
 @every_way

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chatterbox_engine.config import PREFIX, Config, cores, resolve
+from chatterbox_engine.config import PREFIX, Config, cores, ignored, resolve
 from chatterbox_engine.errors import ConfigError
 
 
@@ -117,3 +117,16 @@ def test_the_networks_get_no_more_cores_than_openmp_is_told_to_use() -> None:
     assert cores({"OMP_NUM_THREADS": "1"}) == cores({"OMP_NUM_THREADS": "1,4"}) == 1
     for text in ("100000", "0", "x", ""):
         assert cores({"OMP_NUM_THREADS": text}) == there
+
+
+def test_what_other_servers_call_half_precision_is_this_ones_dtype_where_it_means_something() -> None:
+    assert Config.load({}, {"USE_FP16": "false"}).dtype == "float32"
+    assert Config.load({}, {"USE_FP16": "true"}).dtype == "auto"
+    with pytest.raises(ConfigError, match="USE_FP16 contradict each other about dtype"):
+        Config.load({}, {"CHATTERBOX_DTYPE": "bfloat16", "USE_FP16": "0"})
+
+
+def test_a_variable_of_other_servers_that_changes_nothing_is_named() -> None:
+    lines = ignored({"USE_FP16": "1", "MAX_WORKERS": "0", "PATH": "/bin"})
+    assert [line.partition(" is ignored: ")[0] for line in lines] == ["USE_FP16", "MAX_WORKERS"]
+    assert not ignored({"USE_FP16": "0", "USE_TORCH_COMPILE": "1"})

@@ -49,6 +49,12 @@ def test_a_chunk_size_that_cannot_be_is_refused_by_name(name: str, size: int) ->
         parse(**{name: size})
 
 
+def test_a_value_that_only_rounding_brings_into_its_range_is_shown_whole() -> None:
+    for value, shown in ((1.0000001, "1.0000001192"), (2.0, "2"), (float("nan"), "nan")):
+        with pytest.raises(InvalidRequest, match=rf"top_p is {shown}\d*; it must be above 0 and at most 1"):
+            parse(top_p=np.float32(value))
+
+
 @pytest.mark.parametrize("audio_format", [b"wav", b"mp3", b"nonsense"])
 def test_a_file_format_is_refused_for_chunks(audio_format: bytes) -> None:
     with pytest.raises(InvalidRequest, match="format"):

@@ -15,7 +15,7 @@ from chatterbox_engine.metrics import COUNTERS, GAUGES, HISTOGRAMS, VOICES, Stat
 from tests.unit.engine_fakes import WAIT, FakeEngine
 
 STATS = {"audio_seconds": 2.0, "tokens": 50, "segments": 2, "ttfa_ms": 300.0, "total_ms": 500.0, "queue_ms": 20.0}
-ABOUT = {"model": "folder/tiny", "family": "english", "optimizations": ["bfloat16", "cuda_graphs"]}
+ABOUT = {"model": "folder/tiny", "family": "english", "device": "cpu", "optimizations": ["bfloat16", "cuda_graphs"]}
 
 MODEL = "speaker"
 
@@ -146,7 +146,8 @@ def test_gauges_are_set_only_when_they_change(metrics: TritonMetrics, page: Page
 
 
 def test_what_is_served_is_told_in_labels(metrics: TritonMetrics, page: Page) -> None:
-    assert page["chatterbox_info|checkpoint=folder/tiny|family=english|optimizations=bfloat16,cuda_graphs"] == 1
+    labels = "checkpoint=folder/tiny|family=english|device=cpu|optimizations=bfloat16,cuda_graphs"
+    assert page[f"chatterbox_info|{labels}"] == 1
 
 
 def test_closing_publishes_what_is_left_and_takes_the_metrics_back(page: Page) -> None:

@@ -56,7 +56,10 @@ class TritonError:
         self.message, self.code = message, code
 
 
+LOG: list[str] = []
+
 PB_UTILS = SimpleNamespace(
+    Logger=SimpleNamespace(log_warn=LOG.append),
     Tensor=lambda name, value: (name, value),
     TritonError=TritonError,
     InferenceResponse=lambda output_tensors, error=None: SimpleNamespace(outputs=output_tensors, error=error),
@@ -64,8 +67,10 @@ PB_UTILS = SimpleNamespace(
 )
 
 
-def reply_to(sender: Sender, *, stream: bool = False) -> Reply:
-    return Reply(PB_UTILS, SimpleNamespace(get_response_sender=lambda: sender), stream=stream)
+def reply_to(sender: Sender, *, stream: bool = False, request: str = "") -> Reply:
+    asked = SimpleNamespace(get_response_sender=lambda: sender, request_id=lambda: request)
+    LOG.clear()
+    return Reply(PB_UTILS, asked, model="chatterbox", stream=stream)
 
 
 def test_responses_are_sent_and_the_last_is_marked() -> None:
@@ -99,6 +104,17 @@ def test_every_error_has_its_code_and_ends_the_answer(error: RequestError, code:
         ((response, flags),) = sender.sent
         assert (response.error.message, response.error.code, flags) == (message, code, 1)
         assert reply.abandoned() is None
+
+
+def test_why_a_request_ends_is_one_short_line_of_the_log() -> None:
+    reply_to(Sender(), request="r\n7" * 100).fail(NotFound("there is no voice 'a'\n" + "and more " * 100))
+    [line] = LOG
+    assert line.startswith("chatterbox: request 'r\\n7r")
+    assert " ends with NOT_FOUND: there is no voice 'a' and more" in line
+    assert line.endswith(" ...")
+    assert len(line) < 500
+    reply_to(Sender()).fail(Cancelled("its client is gone"))
+    assert not LOG
 
 
 def attended(check: Callable[[Attendance], None]) -> None:

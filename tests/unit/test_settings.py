@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -117,6 +121,19 @@ def test_the_command_shows_the_settings_and_refuses_wrong_ones(
         assert line == "launcher: the model chatterbox: max_slots is -7; it must be between 0 and 1024"
 
 
+def test_whoever_reads_the_settings_may_stop_early_and_foreign_names_are_told() -> None:
+    command = [sys.executable, "-m", "chatterbox_engine.launcher.cli", "--print-config"]
+    shown = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "MAX_WORKERS": "4"}
+    )
+    assert shown.stdout is not None
+    shown.stdout.close()
+    _, complaint = shown.communicate(timeout=60)
+    assert shown.returncode == 0
+    [line] = complaint.splitlines()
+    assert line.startswith("launcher: MAX_WORKERS is ignored: ")
+
+
 def test_of_other_peoples_models_nothing_is_asked(tmp_path: Path) -> None:
     add_pair(tmp_path, "turbo")
     for name, text in (("theirs", FOREIGN), ("newer", "field_of_a_newer_triton: 1")):
@@ -132,3 +149,26 @@ def test_a_database_whose_url_is_none_is_refused_without_its_password(store: str
     with pytest.raises(ConfigError, match="voice_store is not the URL of a database") as caught:
         describe(REPOSITORY, {"CHATTERBOX_VOICE_STORE": store})
     assert "secret" not in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_written_to_is_named_with_who_may_not(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    who = f"by user {os.getuid()} of group {os.getgid()}"
+    with pytest.raises(
+        ConfigError, match=rf"CHATTERBOX_CACHE={file}/cache cannot be written to {who} \(Not a directory\)"
+    ):
+        check(REPOSITORY, {"CHATTERBOX_CACHE": f"{file}/cache"})
+    check(REPOSITORY, {"CHATTERBOX_CACHE": str(tmp_path / "new" / "cache")})
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_a_folder_of_somebody_else_stops_the_start() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        os.seteuid(12345)
+        try:
+            with pytest.raises(ConfigError, match=r"by .* \(Permission denied\): give it to this user"):
+                check(REPOSITORY, {"CHATTERBOX_CACHE": folder})
+        finally:
+            os.seteuid(0)

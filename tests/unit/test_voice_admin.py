@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from chatterbox_engine.config import Config
-from chatterbox_engine.errors import Forbidden, NotFound, RequestError
+from chatterbox_engine.errors import Forbidden, InvalidRequest, NotFound, RequestError
 from chatterbox_engine.voice_admin import VoiceAdmin
 from tests.clips import encoded, tone
 
@@ -64,3 +64,11 @@ def test_changes_need_the_key_and_looking_does_not(admin: VoiceAdmin) -> None:
         admin.handle(tensors(action=b"get", voice=b"anna"))
     with pytest.raises(RequestError, match="must hold one value"):
         admin.handle(tensors(**CHANGES[1]) | {"key": np.array([[b"secret", b"secret"]], dtype=np.object_)})
+
+
+@pytest.mark.parametrize("name", [".", "..", "....", "", "a b", "x" * 65, "default"])
+def test_a_name_that_no_voice_may_have_is_refused(tmp_path: Path, name: str) -> None:
+    admin = VoiceAdmin.of(Config(voice_store=str(tmp_path / "voices.sqlite"), voice_key="secret"))
+    with pytest.raises(InvalidRequest, match="voice is"):
+        admin.handle(tensors(action=b"add", voice=name.encode(), audio=encoded(tone(1.0)), key=b"secret"))
+    admin.close()

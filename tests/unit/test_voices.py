@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -27,7 +29,7 @@ from chatterbox_engine.voice_schema import VOICES
 from chatterbox_engine.voice_store import VoiceStore, content_hash
 from chatterbox_engine.voices import Found, Voices
 from tests.clips import encoded, tone
-from tests.postgres import Postgres, sql
+from tests.postgres import Postgres, locked, sql
 
 WAIT = 20.0
 BATCH = 4
@@ -490,3 +492,35 @@ def test_encoders_that_cannot_be_loaded_are_told_and_the_rest_goes_on(open_desk:
     while "encoders: the voice could not be prepared: ZeroDivisionError" not in desk.reported.get(timeout=WAIT):
         pass
     assert desk.source() == "memory"
+
+
+def hold(desk: Desk, held: AbstractContextManager[None]) -> None:
+    """What is in memory goes on while a database is held, the rest is refused, and afterwards it is used again."""
+    for name, clip in (("anna", ANNA), ("berta", BERTA)):
+        desk.store.add(name, clip)
+    desk.source("anna")
+    with held:
+        waiting = [desk.ask_later("berta"), *(desk.ask_later("anna") for _ in range(3))]
+        assert [it.get(timeout=WAIT).source for it in waiting[1:]] == ["memory"] * 3
+        assert waiting[0].empty(), "those in memory have waited as long as the others"
+        assert not desk.ask_later("anna").empty(), "later ones do not wait at all"
+        assert isinstance(waiting[0].get(timeout=WAIT), Unavailable)
+        assert not desk.ask_later("anna").empty()
+        assert isinstance(desk.ask("berta"), Unavailable)
+    deadline = time.monotonic() + WAIT
+    while isinstance(answer := desk.ask("berta"), Unavailable):  # for RETRY_SECONDS at most
+        assert time.monotonic() < deadline
+    assert answer.source == "encoded"
+    desk.store.add("anna", BERTA)
+    assert desk.ask("anna").voice.key == content_hash(BERTA)
+
+
+def test_while_the_database_is_locked_voices_in_memory_go_on_and_it_recovers_by_itself(desk: Desk, url: str) -> None:
+    hold(desk, locked(url))
+
+
+def test_while_the_database_hangs_voices_in_memory_go_on_and_it_recovers_by_itself(postgres: Postgres) -> None:
+    sql(postgres.url, "CREATE DATABASE hung")
+    desk = Desk(postgres.url_of("hung")).start()
+    hold(desk, postgres.hung())
+    desk.voices.close()

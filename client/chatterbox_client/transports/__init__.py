@@ -7,14 +7,22 @@ Importing this package imports neither gevent nor grpc nor aiohttp; opening a tr
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from chatterbox_client.errors import InvalidRequest
 from chatterbox_client.request import Tensors
 
 ProtocolName = Literal["http", "grpc"]
 
 DEFAULT_URLS: dict[str, str] = {"http": "localhost:8000", "grpc": "localhost:8001"}
+
+URL_VARIABLES = {"http": "CHATTERBOX_URL", "grpc": "CHATTERBOX_GRPC_URL"}
+"""Of the environment: where the server is when no URL is given, by protocol."""
+
+_SCHEMES = {"http": ("http", False), "https": ("http", True), "grpc": ("grpc", False), "grpcs": ("grpc", True)}
+"""The protocol that a URL's scheme means, and whether it goes through TLS."""
 
 
 class Transport(Protocol):
@@ -63,11 +71,12 @@ class AsyncTransport(Protocol):
 
 
 def open_transport(url: str | None, protocol: ProtocolName, headers: Mapping[str, str] | None = None) -> Transport:
-    """A transport to `url` ("host:port"; None means the protocol's usual port on this machine).
+    """A transport to `url` ("host:port"; None means that of `URL_VARIABLES`, or the protocol's usual port on this
+    machine). A scheme may stand before it; https:// and grpcs:// go through TLS.
 
     `headers` (HTTP) or metadata (gRPC) go with every call.
 
-    Raises ValueError for another protocol or a URL with a scheme.
+    Raises ValueError for another protocol, InvalidRequest for a URL that is not one of the protocol.
     """
     kinds = {"http": ("http", "HttpTransport"), "grpc": ("grpc", "GrpcTransport")}
     transport: Transport = _open(kinds, url, protocol, headers)
@@ -88,10 +97,22 @@ def _open(
 ) -> Any:
     if protocol not in kinds:
         raise ValueError(f"unknown protocol {protocol!r}: use http or grpc")
-    url = url or DEFAULT_URLS[protocol]
-    if "://" in url:
-        raise ValueError(f"{url!r}: give host:port, without a scheme")
-    if protocol == "http" and ("," in url or url.startswith(("ipv4:", "ipv6:", "dns:"))):
-        raise ValueError(f"{url!r}: several addresses are for gRPC alone")
+    address, secure = _address(url or os.environ.get(URL_VARIABLES[protocol]) or DEFAULT_URLS[protocol], protocol)
     module, name = kinds[protocol]
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)(url, dict(headers or {}))
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)(address, dict(headers or {}), secure=secure)
+
+
+def _address(url: str, protocol: str) -> tuple[str, bool]:
+    """A URL without its scheme, and whether it goes through TLS."""
+    scheme, separator, rest = url.rpartition("://")
+    meant, secure = _SCHEMES.get(scheme.lower(), ("", False)) if separator else (protocol, False)
+    if not meant:
+        raise InvalidRequest(f"{url!r}: give host:port, or begin it with http://, https://, grpc:// or grpcs://")
+    if meant != protocol:
+        raise InvalidRequest(f"{url!r} is an address for the protocol {meant}, and this asks for {protocol}")
+    rest = rest.rstrip("/")
+    if protocol == "http" and ("," in rest or rest.startswith(("ipv4:", "ipv6:", "dns:"))):
+        raise InvalidRequest(f"{url!r}: several addresses are for gRPC alone")
+    if protocol == "grpc" and separator and "/" in rest:
+        raise InvalidRequest(f"{url!r}: an address for gRPC has no path")
+    return rest, secure

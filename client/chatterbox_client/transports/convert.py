@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,19 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from chatterbox_client.errors import ChatterboxClientError, ConnectionFailed, Timeout, from_status
 from chatterbox_client.request import Tensors
+
+_STATUS = re.compile(
+    "(CANCELLED|UNKNOWN|INVALID_ARGUMENT|DEADLINE_EXCEEDED|NOT_FOUND|PERMISSION_DENIED|RESOURCE_EXHAUSTED"
+    "|FAILED_PRECONDITION|ABORTED|UNIMPLEMENTED|INTERNAL|UNAVAILABLE|UNAUTHENTICATED): (.*)",
+    re.DOTALL,
+)
+
+_TRITONS_OWN = (
+    ("Request for unknown model", "NOT_FOUND"),
+    ("unexpected inference input", "INVALID_ARGUMENT"),
+    ("stopped accepting", "UNAVAILABLE"),
+)
+"""What Triton itself says of a request, and the status that it gives a call which is no stream."""
 
 
 def call_arguments(triton: Any, tensors: Tensors, outputs: Sequence[str]) -> dict[str, Any]:
@@ -30,6 +44,16 @@ def answer(result: Any, outputs: Sequence[str]) -> Tensors:
 def typed(error: InferenceServerException) -> ChatterboxClientError:
     """Our error for `tritonclient`'s."""
     return from_status(error.message(), error.status())
+
+
+def refused(message: str, status: str | None = None) -> ChatterboxClientError:
+    """Our error for a stream's message, which the server's model begins with its status: "NOT_FOUND: ...".
+
+    `status` is what came with it, if anything did; what the message says wins.
+    """
+    if coded := _STATUS.fullmatch(message):
+        return from_status(coded[2], coded[1])
+    return from_status(message, next((code for words, code in _TRITONS_OWN if words in message), status))
 
 
 def timed_out(url: str, timeout: float | None) -> Timeout:

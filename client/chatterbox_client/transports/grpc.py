@@ -22,11 +22,11 @@ _PROBE_SECONDS = 5.0
 class GrpcTransport:
     """One channel, shared by all threads."""
 
-    def __init__(self, url: str, headers: dict[str, str]) -> None:
+    def __init__(self, url: str, headers: dict[str, str], *, secure: bool = False) -> None:
         self._url = url
         self._headers = metadata(headers)
-        self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=OPTIONS)
-        self._streams = StreamChannel(url, self._headers)
+        self._client = tritonclient.grpc.InferenceServerClient(url, ssl=secure, channel_args=OPTIONS)
+        self._streams = StreamChannel(url, self._headers, secure=secure)
 
     def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """See `Transport.infer`."""
@@ -75,9 +75,10 @@ class GrpcTransport:
 class AsyncGrpcTransport:
     """One channel, opened at the first call and bound to its event loop."""
 
-    def __init__(self, url: str, headers: dict[str, str]) -> None:
+    def __init__(self, url: str, headers: dict[str, str], *, secure: bool = False) -> None:
         self._url = url
         self._headers = metadata(headers)
+        self._secure = secure
 
     async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """See `Transport.infer`."""
@@ -113,11 +114,11 @@ class AsyncGrpcTransport:
 
     @cached_property
     def _client(self) -> Any:
-        return tritonclient.grpc.aio.InferenceServerClient(self._url, channel_args=OPTIONS)
+        return tritonclient.grpc.aio.InferenceServerClient(self._url, ssl=self._secure, channel_args=OPTIONS)
 
     @cached_property
     def _streams(self) -> AsyncStreamChannel:
-        return AsyncStreamChannel(self._url, self._headers)
+        return AsyncStreamChannel(self._url, self._headers, secure=self._secure)
 
     async def _call(self, method: str, model: str, timeout: float | None, **arguments: Any) -> Any:
         try:

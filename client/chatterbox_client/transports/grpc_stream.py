@@ -12,7 +12,6 @@ the whole server ends with SIGSEGV: once in some thousand refused streams.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Any
 
@@ -35,15 +34,6 @@ OPTIONS: list[tuple[str, str | int]] = [
 can be reached: gRPC's own default sends all calls to the first. One that refuses connections is tried again every two
 seconds: by default it is after up to two minutes."""
 
-_STATUS = re.compile(rf"({'|'.join(code.name for code in grpc.StatusCode)}): (.*)", re.DOTALL)
-
-_TRITONS_OWN = (
-    ("Request for unknown model", "NOT_FOUND"),
-    ("unexpected inference input", "INVALID_ARGUMENT"),
-    ("stopped accepting", "UNAVAILABLE"),
-)
-"""What Triton itself says of a request, and the status that it gives a call which is no stream."""
-
 
 def metadata(headers: Mapping[str, str]) -> dict[str, str]:
     """Headers as gRPC's metadata: in lower case, and once more by the names under which Triton looks for the keys of
@@ -55,9 +45,9 @@ def metadata(headers: Mapping[str, str]) -> dict[str, str]:
 class StreamChannel:
     """A channel that any number of threads stream over."""
 
-    def __init__(self, url: str, metadata: Mapping[str, str]) -> None:
+    def __init__(self, url: str, metadata: Mapping[str, str], *, secure: bool = False) -> None:
         self._metadata = tuple(metadata.items())
-        self._channel = grpc.insecure_channel(url, options=OPTIONS)
+        self._channel = _open(grpc, url, secure=secure)
         self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
 
     def stream(
@@ -79,7 +69,7 @@ class StreamChannel:
         finally:
             call.cancel()  # of what is left, when the caller has had enough
         if refusal:
-            raise _refused(refusal)
+            raise convert.refused(refusal)
 
     def close(self) -> None:
         """Ends the channel and all its streams."""
@@ -89,9 +79,9 @@ class StreamChannel:
 class AsyncStreamChannel:
     """The same for asyncio; belongs to the event loop in which it was made."""
 
-    def __init__(self, url: str, metadata: Mapping[str, str]) -> None:
+    def __init__(self, url: str, metadata: Mapping[str, str], *, secure: bool = False) -> None:
         self._metadata = tuple(metadata.items())
-        self._channel = grpc.aio.insecure_channel(url, options=OPTIONS)
+        self._channel = _open(grpc.aio, url, secure=secure)
         self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
 
     async def stream(
@@ -114,7 +104,7 @@ class AsyncStreamChannel:
         finally:
             call.cancel()
         if refusal:
-            raise _refused(refusal)
+            raise convert.refused(refusal)
 
     async def close(self) -> None:
         """See `StreamChannel.close`."""
@@ -136,6 +126,12 @@ async def read_message(call: Any) -> Any:
         raise
 
 
+def _open(module: Any, url: str, *, secure: bool) -> Any:
+    if secure:
+        return module.secure_channel(url, grpc.ssl_channel_credentials(), options=OPTIONS)
+    return module.insecure_channel(url, options=OPTIONS)
+
+
 def _request(model: str, tensors: Tensors, outputs: Sequence[str]) -> Any:
     request = service_pb2.ModelInferRequest(model_name=model)
     for name, array in tensors.items():
@@ -145,12 +141,6 @@ def _request(model: str, tensors: Tensors, outputs: Sequence[str]) -> Any:
     for name in outputs:
         request.outputs.add(name=name)
     return request
-
-
-def _refused(message: str) -> ChatterboxClientError:
-    if coded := _STATUS.fullmatch(message):
-        return from_status(coded[2], coded[1])
-    return from_status(message, next((status for words, status in _TRITONS_OWN if words in message), None))
 
 
 def _typed(error: Any) -> ChatterboxClientError:

@@ -1,23 +1,25 @@
-"""HTTP through `tritonclient.http`, which runs on gevent."""
-
-# ruff: noqa: ARG002 - `stream` has the protocol's signature and refuses
+"""HTTP through `tritonclient.http`, which runs on gevent; streams, which it has not, through the standard library."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from http.client import HTTPException
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 
 import gevent  # type: ignore[import-untyped]
+import gevent.ssl  # type: ignore[import-untyped]
 import tritonclient.http
 from gevent._hub_local import get_hub_if_exists  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException
 
-from chatterbox_client.errors import InvalidRequest
 from chatterbox_client.request import Tensors
-from chatterbox_client.transports import convert
+from chatterbox_client.transports import convert, sse
+
+_PIECE = 1 << 16
+_DRAIN_SECONDS = 1.0
 
 
 class HttpTransport:
@@ -27,9 +29,10 @@ class HttpTransport:
     one machine, 1.3 ms where the thread has no gevent hub yet; an utterance takes hundreds.
     """
 
-    def __init__(self, url: str, headers: dict[str, str]) -> None:
+    def __init__(self, url: str, headers: dict[str, str], *, secure: bool = False) -> None:
         self._url = url
         self._headers = headers
+        self._secure = secure
 
     def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """See `Transport.infer`."""
@@ -40,8 +43,19 @@ class HttpTransport:
     def stream(
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
     ) -> Generator[Tensors, None, None]:
-        """Raises InvalidRequest: `tritonclient` streams over gRPC only."""
-        raise InvalidRequest("streams need gRPC: give the protocol 'grpc' and its port")
+        """See `Transport.stream`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        make = HTTPSConnection if self._secure else HTTPConnection
+        host, _, base = self._url.partition("/")
+        path = (f"/{base}" if base else "") + sse.path(model)
+        try:
+            with closing(make(host, timeout=timeout)) as connection:
+                connection.request("POST", path, sse.body(tensors), {**sse.HEADERS, **self._headers})
+                yield from _answers(connection, sse.Events(outputs), deadline)
+        except TimeoutError as error:
+            raise convert.timed_out(self._url, timeout) from error
+        except (OSError, HTTPException) as error:
+            raise convert.unreachable(self._url, "http", error) from error
 
     def ready(self, model: str, timeout: float | None) -> bool:
         """See `Transport.ready`."""
@@ -61,7 +75,11 @@ class HttpTransport:
     def _connection(self, timeout: float | None) -> Iterator[Any]:
         with _gevent_hub(), gevent.Timeout(timeout) as timer:
             client = tritonclient.http.InferenceServerClient(
-                self._url, connection_timeout=timeout, network_timeout=timeout
+                self._url,
+                connection_timeout=timeout,
+                network_timeout=timeout,
+                ssl=self._secure,
+                ssl_context_factory=gevent.ssl.create_default_context,
             )
             try:
                 yield client
@@ -77,10 +95,40 @@ class HttpTransport:
                 client.close()
 
 
+def _answers(connection: HTTPConnection, events: sse.Events, deadline: float | None) -> Generator[Tensors, None, None]:
+    """What comes back on a connection over which a stream was asked for."""
+    socket = connection.sock  # an answer without a length takes it from the connection
+    _limit(socket, deadline)
+    with connection.getresponse() as response:
+        if response.status != 200:
+            raise sse.refusal(response.status, response.read())
+        try:
+            while data := response.read1(_PIECE):
+                yield from events.feed(data)
+                _limit(socket, deadline)
+        finally:
+            if events.complete:  # the server ends the answer itself
+                socket.settimeout(_DRAIN_SECONDS)
+                with suppress(OSError, HTTPException):
+                    response.read()
+
+
+def _limit(socket: Any, deadline: float | None) -> None:
+    if deadline is not None:
+        socket.settimeout(max(1e-3, deadline - time.monotonic()))
+
+
 @contextmanager
 def _gevent_hub() -> Iterator[None]:
-    """Destroys the hub that a call leaves in a thread of its own: three file descriptors that gevent never frees."""
-    ours = get_hub_if_exists() is None and threading.current_thread() is not threading.main_thread()
+    """Destroys the hub that a call leaves in a thread of its own: three file descriptors that gevent never frees.
+
+    A Ctrl-C that comes while a hub of ours waits is raised from the call; gevent would print its traceback besides.
+    """
+    fresh = get_hub_if_exists() is None
+    if fresh:
+        hub = gevent.get_hub()
+        hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)
+    ours = fresh and threading.current_thread() is not threading.main_thread()
     try:
         yield
     finally:

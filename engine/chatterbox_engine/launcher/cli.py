@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from chatterbox_engine.config import FILE_VARIABLE
+from chatterbox_engine.config import FILE_VARIABLE, ignored
 from chatterbox_engine.errors import ChatterboxError
 from chatterbox_engine.launcher.access import KEY_HEADER, PROTOCOLS
 from chatterbox_engine.launcher.options import (
@@ -31,8 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, address_file, show = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         repository, environment = find_repository(options), {**os.environ, **options.environment}
+        for line in ignored(environment):
+            print_news(line)
         if show:
-            print(describe(repository, environment))
+            _print(describe(repository, environment))
             return 0
         check(repository, environment)
     except ChatterboxError as error:
@@ -52,6 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_news(str(error))
         return 1
     return 0
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever reads has had enough; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

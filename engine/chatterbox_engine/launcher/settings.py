@@ -4,7 +4,9 @@ checked before the server starts."""
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from chatterbox_engine.config import Config, Setting, resolve
+from chatterbox_engine.config import CACHE_VARIABLE, Config, Setting, resolve
 from chatterbox_engine.errors import ConfigError
 
 _HIDDEN = "***"
@@ -34,8 +36,11 @@ def describe(repository: Path, environment: Mapping[str, str]) -> str:
 def check(repository: Path, environment: Mapping[str, str]) -> None:
     """Raises ConfigError for settings with which an engine would not start: a model would say it among many lines. Of
     configurations that cannot be read Triton tells."""
+    if folder := environment.get(CACHE_VARIABLE):
+        _check_folder(folder)
     for model, parameters in parameters_of(repository, skip_unreadable=True).items():
-        _settings(model, parameters, environment)
+        _, config = _settings(model, parameters, environment)
+        _check_file(config.voice_store)
 
 
 def parameters_of(repository: Path, *, skip_unreadable: bool = False) -> dict[str, dict[str, str]]:
@@ -54,6 +59,31 @@ def parameters_of(repository: Path, *, skip_unreadable: bool = False) -> dict[st
             name = config.name or path.parent.name
             found[name] = {key: value.string_value for key, value in config.parameters.items()}
     return found
+
+
+def _check_folder(folder: str) -> None:
+    """The folder of what is kept must be one that this user may write to, as a volume of somebody else is not."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{CACHE_VARIABLE}={folder} cannot be written to by {_whoever()} ({error.strerror}): give it to this user, "
+            "or run as one who may write there; the image's volume takes any user of group 0"
+        ) from error
+
+
+def _check_file(voice_store: str) -> None:
+    file = Path(voice_store).expanduser()
+    if "://" not in voice_store and file.exists() and not os.access(file, os.R_OK | os.W_OK):
+        raise ConfigError(
+            f"the voice store {file} belongs to user {file.stat().st_uid} and cannot be written to by {_whoever()}"
+        )
+
+
+def _whoever() -> str:
+    return f"user {os.getuid()} of group {os.getgid()}"
 
 
 def _settings(

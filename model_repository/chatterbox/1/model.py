@@ -34,7 +34,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         lift_file_limit()
-        name = args["model_name"]
+        self._name = name = args["model_name"]
         report = partial(_log, name)
         self._host = _listen(name)  # first of all: the front learns from it whether there is an engine
         from chatterbox_engine import assemble  # imports torch, which takes seconds
@@ -64,7 +64,7 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
-            reply = Reply(pb_utils, request)
+            reply = Reply(pb_utils, request, model=self._name)
             try:
                 check_origin(request.parameters(), self._allowed_origins)
                 self._speak(reply, tensors_of(request))

@@ -32,15 +32,16 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
         self._allowed_origins = parse_origins(config.allowed_origins)
-        report = partial(_log, args["model_name"])
-        self._link = Link(socket_path(engine_of(args["model_name"]), folder), report=report)
+        self._name = args["model_name"]
+        report = partial(_log, self._name)
+        self._link = Link(socket_path(engine_of(self._name), folder), report=report)
         self._attendance = Attendance()
         report("ready")
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
-            reply = Reply(pb_utils, request, stream=True)
+            reply = Reply(pb_utils, request, model=self._name, stream=True)
             try:
                 check_origin(request.parameters(), self._allowed_origins)
                 number = self._link.open(tensors_of(request), partial(_answer, reply))

@@ -22,6 +22,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         lift_file_limit()
+        self._name = args["model_name"]
         parameters = json.loads(args["model_config"])["parameters"]
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
         self._admin = VoiceAdmin.of(config)
@@ -30,7 +31,7 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
-            reply = Reply(pb_utils, request)
+            reply = Reply(pb_utils, request, model=self._name)
             try:
                 check_origin(request.parameters(), self._allowed_origins)
                 reply.send(self._admin.handle(tensors_of(request)))
