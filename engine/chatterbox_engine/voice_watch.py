@@ -3,6 +3,7 @@ in the store, whoever wrote them, are computed. Imports no torch."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -25,8 +26,8 @@ class VoiceWatch:
         batch: int,
         seconds: float = SECONDS,
     ) -> None:
-        """load: makes the encoders; find: the voices that nobody has computed, name to content hash, may raise
-        Unavailable; compute: computes at most `batch` of them."""
+        """load: makes the encoders; find: the voices that nobody has computed, name to content hash, compute:
+        computes at most `batch` of them. Both may raise Unavailable."""
         self._load, self._find, self._compute = load, find, compute
         self._batch = batch
         self._seconds = seconds
@@ -51,7 +52,8 @@ class VoiceWatch:
             for names in self._batches():
                 if self._closing.is_set():
                     return
-                self._compute(names)
+                with contextlib.suppress(Unavailable):  # then these wait for a request
+                    self._compute(names)
 
     def _batches(self) -> Iterator[list[str]]:
         try:

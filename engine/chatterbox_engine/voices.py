@@ -15,7 +15,6 @@ they were last seen, without waiting for it. A store that hangs makes the first 
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 import traceback
@@ -116,7 +115,7 @@ class Voices:
         self._watch = VoiceWatch(
             load=self._load_encoder,
             find=lambda: self._store.unprepared(self._identity),
-            compute=lambda names: self._encodings.submit(self._compute_stored, names).result(),
+            compute=lambda names: self._encodings.submit(self._encode_stored, names).result(),
             batch=encoder_batch,
             seconds=watch_seconds,
         )
@@ -372,11 +371,6 @@ class Voices:
             batch = new[start : start + self._encoder_batch]
             self._encode_stored(batch)
             yield loaded + start + len(batch)
-
-    def _compute_stored(self, names: Sequence[str]) -> None:
-        """Computes voices that are new in the store; while it is gone they wait for a request."""
-        with contextlib.suppress(Unavailable):
-            self._encode_stored(names)
 
     def _encode_stored(self, names: Sequence[str]) -> None:
         self._encode([one for name in names if (one := self._stored(name)) is not None])
