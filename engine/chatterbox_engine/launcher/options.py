@@ -28,6 +28,11 @@ _WAIT_POLICY = "OMP_WAIT_POLICY"
 """The user's own word about waiting, which a count would override."""
 
 
+STOP_SECONDS = 5
+"""What Triton has to stop once it is told to, when the engines are drained: for requests about voices. It takes a
+connection that a client keeps open for a request: one idle client makes it wait this long."""
+
+
 def print_log(line: str) -> None:
     """Shows a line of the server's log on stderr."""
     print(f"triton | {line}", file=sys.stderr, flush=True)
@@ -60,9 +65,9 @@ class ServerOptions:
     """Further arguments of tritonserver, after ours."""
     startup_timeout: float = 600.0
     """Seconds until all models must be ready."""
-    stop_seconds: int = 20
-    """How long requests in flight may take to finish once the server is told to stop; then it ends without them. The
-    server takes a connection that a client keeps open for a request: one idle client makes it wait this long."""
+    grace_seconds: float = 30.0
+    """How long requests under way may take to finish once the server is told to stop. It is no longer ready meanwhile
+    and refuses new ones; what is not finished then is answered with an error that says so."""
     log: Callable[[str], None] | Path = print_log
     """Takes every line that the server prints, or is the file to write them to."""
     say: Callable[[str], None] = print_news
@@ -109,13 +114,14 @@ def model_environment(
 
 
 def tritonserver_command(
-    options: ServerOptions, triton: Triton, repository: Path, ports: Sequence[int], prefix: str
+    options: ServerOptions, triton: Triton, repositories: Sequence[Path], ports: Sequence[int], prefix: str
 ) -> list[str]:
-    """The command line; `ports` are those of HTTP, gRPC and metrics, `prefix` is for shared-memory regions."""
+    """The command line; the first of `repositories` is the user's, `ports` are those of HTTP, gRPC and metrics, `prefix`
+    is for shared-memory regions."""
     http, grpc, metrics = ports
     command = [
         str(triton.executable),
-        f"--model-repository={repository}",
+        *(f"--model-repository={repository}" for repository in repositories),
         f"--backend-directory={triton.backends}",
         f"--http-address={options.host}",
         f"--grpc-address={options.host}",
@@ -125,7 +131,7 @@ def tritonserver_command(
         f"--metrics-port={metrics}",
         # All at once: a streaming front waits for its engine to listen, and four of them (the default is four threads)
         # would wait in vain for engines that come after them.
-        f"--model-load-thread-count={max(4, sum(1 for _ in repository.iterdir()))}",
+        f"--model-load-thread-count={max(4, sum(1 for _ in repositories[0].iterdir()))}",
         # So that we can tell our regions from those of other servers, and remove them.
         f"--backend-config=python,shm-region-prefix-name={prefix}",
         # Completing a configuration runs every model.py once more, in a process of its own; ours are complete.
@@ -134,15 +140,17 @@ def tritonserver_command(
         "--strict-readiness=true",
         # A model that fails ends the server at once; without its models it could answer nothing.
         "--exit-on-error=true",
-        f"--exit-timeout-secs={options.stop_seconds}",
+        f"--exit-timeout-secs={STOP_SECONDS}",
         # Time stamps with a year and a zone.
         "--log-format=ISO8601",
         # Our models take and give their tensors in ordinary memory: 256 MiB of pinned memory would lie idle.
         "--pinned-memory-pool-byte-size=0",
         f"--allow-gpu-metrics={_boolean(_has_gpu())}",
     ]
-    if options.models:
-        command += ["--model-control-mode=explicit", *(f"--load-model={model}" for model in options.models)]
+    if not any(argument.startswith("--model-control-mode") for argument in options.arguments):
+        # Explicit also where all are loaded: only so can a server that drains say that it is not ready.
+        models = options.models or ["*"]
+        command += ["--model-control-mode=explicit", *(f"--load-model={model}" for model in models)]
     return [*command, *options.arguments]
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from types import TracebackType
 
 from chatterbox_engine.errors import ChatterboxError
+from chatterbox_engine.launcher import draining
 from chatterbox_engine.launcher.options import (
+    STOP_SECONDS,
     Addresses,
     ServerOptions,
     find_repository,
@@ -34,7 +36,7 @@ from chatterbox_engine.launcher.watch import Watch
 from chatterbox_engine.wire import FOLDER_VARIABLE
 
 _CLOSING_SECONDS = 10
-"""What the models have for closing after the `stop_seconds` for requests in flight."""
+"""What the models have for closing after `STOP_SECONDS`."""
 
 
 class ServerFailed(ChatterboxError):
@@ -117,8 +119,8 @@ class TritonServer:
     def stop(self, *, kill: bool = False) -> None:
         """Ends the server; returns when its processes, regions and files are gone. May be called again.
 
-        The server takes no more requests and has `stop_seconds` to finish those it has; with `kill`, or when a signal
-        handler raises meanwhile (a second Ctrl-C), it just ends.
+        The server is no longer ready, refuses new requests and has `grace_seconds` to finish those it has, which are
+        then told that it ends; with `kill`, or when a signal handler raises meanwhile (a second Ctrl-C), it just ends.
         """
         self._watch.request_stop(kill=kill)
         try:
@@ -141,6 +143,7 @@ class TritonServer:
         repository = find_repository(options)
         folder = Path(tempfile.mkdtemp(prefix="chatterbox-"))
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        (folder / draining.REPOSITORY).mkdir()
         triton = find_triton(folder)
         ports = ReservedPorts(options.host, [options.http_port, options.grpc_port, options.metrics_port])
         cleanup.callback(ports.release)
@@ -148,9 +151,10 @@ class TritonServer:
         cleanup.callback(remove_regions, prefix)
         self.addresses = Addresses.of(options.host, ports.numbers)
         options.say(f"starting tritonserver with the models in {repository}")
-        command = tritonserver_command(options, triton, repository, ports.numbers, prefix)
+        repositories = [repository, folder / draining.REPOSITORY]
+        command = tritonserver_command(options, triton, repositories, ports.numbers, prefix)
         guard = subprocess.Popen(
-            [*_guard_command(prefix, folder, options.stop_seconds + _CLOSING_SECONDS), *command],
+            [*_guard_command(prefix, folder, STOP_SECONDS + _CLOSING_SECONDS), *command],
             env={**model_environment(options, triton), FOLDER_VARIABLE: str(folder)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -160,6 +164,8 @@ class TritonServer:
         self._watch = Watch(
             guard,
             http_url=self.addresses.http,
+            folder=folder,
+            grace_seconds=options.grace_seconds,
             startup_timeout=options.startup_timeout,
             log=_sink(options.log, cleanup),
             say=options.say,

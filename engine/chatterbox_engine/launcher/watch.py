@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import http.client
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO
 
+from chatterbox_engine.launcher.draining import Engines, answers_ready, withdraw
 from chatterbox_engine.launcher.log import LogReader
 from chatterbox_engine.launcher.processes import Stub, describe_exit, ending, model_stubs, read_process
 
-_PROBE_SECONDS = 5.0
+_DRAINED_SECONDS = 5.0
+"""What an engine has, after the time for its requests, to say that it is drained."""
 _FAILURE_SECONDS = 3.0
 """How long a server with a dead model may still send the answers it has; requests that the model held never end."""
 
@@ -32,14 +36,17 @@ class Watch:
         guard: subprocess.Popen[bytes],
         *,
         http_url: str,
+        folder: Path,
         startup_timeout: float,
+        grace_seconds: float,
         log: Callable[[str], None],
         say: Callable[[str], None],
         progress_seconds: float = 10.0,
     ) -> None:
-        """`guard` runs the server, its stdout being the pipe of the log.
+        """`guard` runs the server, its stdout being the pipe of the log; `folder` is the launcher's private one.
 
         While the models load, something is said every `progress_seconds`; after `startup_timeout` it is a failure.
+        Requests under way at a stop have `grace_seconds`.
         """
         assert guard.stdout is not None
         self.stubs: dict[int, Stub] = {}
@@ -51,9 +58,13 @@ class Watch:
         self._pipe: IO[bytes] = guard.stdout
         self._reader = LogReader(self._pipe.fileno())
         self._http_url = http_url
+        self._folder = folder
+        self._grace_seconds = grace_seconds
         self._log = log
         self._say = say
         self._stopping = False
+        self._stop_told, self._stop_asked = socket.socketpair()
+        self._engines = Engines(folder)
         self._selector = selectors.DefaultSelector()
         self._progress_seconds = progress_seconds
         self._started = time.monotonic()
@@ -64,15 +75,22 @@ class Watch:
         }
 
     def request_stop(self, *, kill: bool) -> None:
-        """Ends the server, from any thread or signal handler; does nothing when it has ended."""
+        """Ends the server, from any thread or signal handler; does nothing when it has ended. Requests under way may
+        finish first, unless it is killed."""
         self._stopping = True
-        self._guard.send_signal(signal.SIGQUIT if kill else signal.SIGTERM)
+        if kill:
+            self._guard.send_signal(signal.SIGQUIT)
+        else:
+            with contextlib.suppress(OSError):  # it has ended
+                self._stop_asked.send(b".")
 
     def run(self) -> None:
         """Returns when the server and all its processes have ended."""
         guard_ends = os.pidfd_open(self._guard.pid)
         self._selector.register(self._pipe, selectors.EVENT_READ, self._read_log)
         self._selector.register(guard_ends, selectors.EVENT_READ, self._guard.wait)
+        self._selector.register(self._stop_told, selectors.EVENT_READ, self._stop)
+        self._engines.attend(self._selector)
         try:
             while self._guard.returncode is None:
                 for key, _ in self._selector.select(self._seconds_to_alarm()):
@@ -85,6 +103,26 @@ class Watch:
             self._guard.send_signal(signal.SIGQUIT)
             self._guard.wait()
             self._close(guard_ends)
+
+    def _stop(self) -> None:
+        """Drains the engines while Triton goes on serving: once it stops, it counts no stream as a request, takes no
+        connection, and has no words for those whom it cuts off."""
+        self._selector.unregister(self._stop_told)
+        if not self.ready:
+            self._terminate()
+            return
+        self._say(f"stopping; requests under way have {self._grace_seconds:g} s")
+        threading.Thread(target=self._withdraw, name="withdraw", daemon=True).start()
+        self._alarms[self._terminate] = time.monotonic() + self._grace_seconds + _DRAINED_SECONDS
+        self._engines.drain(self._grace_seconds, self._terminate)
+
+    def _withdraw(self) -> None:
+        if not withdraw(self._http_url, self._folder):
+            self._say("Triton says that it is ready until it ends: it does not control models explicitly")
+
+    def _terminate(self) -> None:
+        self._alarms.pop(self._terminate, None)
+        self._guard.send_signal(signal.SIGTERM)
 
     def _read_log(self) -> None:
         for line in self._reader.read() or []:
@@ -127,7 +165,7 @@ class Watch:
         self._fail(f"{failure}\n{self._reader.failure()}")
 
     def _check_ready(self) -> None:
-        if self.ready or not _answers_ready(self._http_url):
+        if self.ready or not answers_ready(self._http_url):
             return
         self._find_stubs()
         self.ready = True
@@ -181,17 +219,8 @@ class Watch:
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, int) and key.fileobj != guard_ends:
                 os.close(key.fileobj)
+        for end in (self._stop_told, self._stop_asked, self._engines):
+            end.close()
         os.close(guard_ends)
         self._selector.close()
         self._pipe.close()
-
-
-def _answers_ready(url: str) -> bool:
-    connection = http.client.HTTPConnection(url, timeout=_PROBE_SECONDS)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except OSError:
-        return False
-    finally:
-        connection.close()

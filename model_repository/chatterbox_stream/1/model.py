@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from chatterbox_engine.errors import ConfigError, RequestError
 from chatterbox_engine.reply import Attendance, Reply, tensors_of
+from chatterbox_engine.supervision import supervise
 from chatterbox_engine.wire import FOLDER_VARIABLE, Failed, Link, Part, engine_of, socket_path
 
 
@@ -26,6 +27,7 @@ class TritonPythonModel:
         report = partial(_log, args["model_name"])
         self._link = Link(socket_path(engine_of(args["model_name"]), folder), report=report)
         self._attendance = Attendance()
+        supervise()
         report("ready")
 
     def execute(self, requests: Sequence[Any]) -> None:

@@ -12,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import RequestError
 from chatterbox_engine.reply import Reply, tensors_of
+from chatterbox_engine.supervision import supervise
 from chatterbox_engine.voice_admin import VoiceAdmin
 
 
@@ -22,6 +23,7 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
         self._admin = VoiceAdmin.of(config)
+        supervise()
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
