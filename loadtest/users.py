@@ -20,7 +20,7 @@ from loadtest.texts import Line, choose
 MAX_SECONDS = 30.0
 REQUEST_TIMEOUT = 240.0
 PAUSE_SECONDS = (0.05, 0.3)
-LEAVE_SECONDS = (0.02, 6.0)
+LEAVE_SECONDS = (0.02, 12.0)
 """Of patience of a client that leaves."""
 
 

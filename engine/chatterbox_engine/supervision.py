@@ -62,7 +62,10 @@ def _connect(path: Path) -> socket.socket | None:
 
 
 def _obey(line: socket.socket, drain: Drain, selector: selectors.BaseSelector) -> None:
-    order = line.recv(64)  # one line, sent at once
+    try:
+        order = line.recv(64)  # one line, sent at once
+    except ConnectionResetError:
+        order = b""
     if not order:  # the launcher is gone, and the guard ends the server
         selector.unregister(line)
         line.close()

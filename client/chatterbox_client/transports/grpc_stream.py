@@ -33,10 +33,12 @@ OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.max_send_message_length", -1),
     ("grpc.lb_policy_name", "round_robin"),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.http2.lookahead_bytes", 16 << 20),
 ]
 """Of every channel. A name or a list of several addresses is several servers, which take calls in turn as long as they
 can be reached: gRPC's own default sends all calls to the first. One that refuses connections is tried again every two
-seconds: by default it is after up to two minutes."""
+seconds: by default it is after up to two minutes. What a slow reader has not read waits here, up to 16 MiB, three minutes
+of audio, and not in the server, which may be told to stop."""
 
 _STATUS = re.compile(rf"({'|'.join(code.name for code in grpc.StatusCode)}): (.*)", re.DOTALL)
 

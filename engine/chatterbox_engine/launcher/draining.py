@@ -21,8 +21,8 @@ _SECONDS = 5.0
 """For an answer of the server about its health."""
 
 
-class Engines:
-    """The processes that own an engine, as far as they have called."""
+class Models:
+    """The models' processes that take part, once they have called."""
 
     def __init__(self, folder: Path) -> None:
         """Listens in the launcher's private folder."""

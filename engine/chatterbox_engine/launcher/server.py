@@ -46,8 +46,8 @@ class ServerFailed(ChatterboxError):
 class TritonServer:
     """One server, the processes of its models and a thread that watches them.
 
-    When tritonserver or a model's process ends, the thread takes down the rest. The server also ends with this process,
-    even when that is killed. It serves a fixed set of models: one that is unloaded looks like one that died.
+    When tritonserver ends, or a model's process that was not unloaded, the thread takes down the rest. The server also
+    ends with this process, even when that is killed.
 
         with TritonServer(ServerOptions(environment={"CHATTERBOX_CHECKPOINT": "tiny"})) as server:
             client = tritonclient.http.InferenceServerClient(server.http_url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import selectors
 import signal
 import socket
@@ -15,14 +16,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from chatterbox_engine.launcher.draining import Engines, answers_ready, withdraw
+from chatterbox_engine.launcher.draining import Models, answers_ready, withdraw
 from chatterbox_engine.launcher.log import LogReader
 from chatterbox_engine.launcher.processes import Stub, describe_exit, ending, model_stubs, read_process
 
 _DRAINED_SECONDS = 5.0
-"""What an engine has, after the time for its requests, to say that it is drained."""
+"""What a model has, after the time for its requests, to say that it is drained."""
+_DELIVERY_SECONDS = 1.0
+"""What the last answers have to reach their clients. Triton ends all calls as soon as it is told to stop."""
 _FAILURE_SECONDS = 3.0
 """How long a server with a dead model may still send the answers it has; requests that the model held never end."""
+
+_LOADED = re.compile(r"successfully loaded '([^']+)'")
+_UNLOADED = re.compile(r"successfully unloaded '([^']+)'")
+_REGULAR_ENDS = ("exit code 0", "gone")
 
 
 class Watch:
@@ -50,6 +57,8 @@ class Watch:
         """
         assert guard.stdout is not None
         self.stubs: dict[int, Stub] = {}
+        self._unloaded: set[str] = set()
+        """Names of models that are no longer there because somebody said so."""
         self.failure: str | None = None
         self.ready = False
         self.settled = threading.Event()
@@ -64,7 +73,7 @@ class Watch:
         self._say = say
         self._stopping = False
         self._stop_told, self._stop_asked = socket.socketpair()
-        self._engines = Engines(folder)
+        self._models = Models(folder)
         self._selector = selectors.DefaultSelector()
         self._progress_seconds = progress_seconds
         self._started = time.monotonic()
@@ -90,7 +99,7 @@ class Watch:
         self._selector.register(self._pipe, selectors.EVENT_READ, self._read_log)
         self._selector.register(guard_ends, selectors.EVENT_READ, self._guard.wait)
         self._selector.register(self._stop_told, selectors.EVENT_READ, self._stop)
-        self._engines.attend(self._selector)
+        self._models.attend(self._selector)
         try:
             while self._guard.returncode is None:
                 for key, _ in self._selector.select(self._seconds_to_alarm()):
@@ -105,7 +114,7 @@ class Watch:
             self._close(guard_ends)
 
     def _stop(self) -> None:
-        """Drains the engines while Triton goes on serving: once it stops, it counts no stream as a request, takes no
+        """Drains the models while Triton goes on serving: once it stops, it counts no stream as a request, takes no
         connection, and has no words for those whom it cuts off."""
         self._selector.unregister(self._stop_told)
         if not self.ready:
@@ -114,21 +123,26 @@ class Watch:
         self._say(f"stopping; requests under way have {self._grace_seconds:g} s")
         threading.Thread(target=self._withdraw, name="withdraw", daemon=True).start()
         self._alarms[self._terminate] = time.monotonic() + self._grace_seconds + _DRAINED_SECONDS
-        self._engines.drain(self._grace_seconds, self._terminate)
+        self._models.drain(self._grace_seconds, self._drained)
+
+    def _drained(self) -> None:
+        self._alarms[self._terminate] = time.monotonic() + _DELIVERY_SECONDS
 
     def _withdraw(self) -> None:
         if not withdraw(self._http_url, self._folder):
             self._say("Triton says that it is ready until it ends: it does not control models explicitly")
 
     def _terminate(self) -> None:
-        self._alarms.pop(self._terminate, None)
         self._guard.send_signal(signal.SIGTERM)
 
     def _read_log(self) -> None:
         for line in self._reader.read() or []:
             self._log(line)
-            if "successfully loaded" in line:
+            if loaded := _LOADED.search(line):
+                self._unloaded.discard(loaded[1])
                 self._find_stubs()
+            if unloaded := _UNLOADED.search(line):
+                self._unloaded.add(unloaded[1])
             if "Started Metrics Service" in line:  # the last port that is opened
                 self._check_ready()
         if self._reader.at_end:
@@ -152,14 +166,24 @@ class Watch:
         if pidfd is not None:
             self._selector.unregister(pidfd)
             os.close(pidfd)
+        del self.stubs[stub.pid]
         # When the server is gone, that is what killed the stub: the end of the guard tells.
         if self._stopping or not read_process(stub.server):
             return
-        failure = f"the process {stub.pid} of the model {stub.model} died ({ending(stub.pid)})"
-        if self.ready:
-            self._fail(failure)
-        else:  # most likely it did not load: then the server says why, and ends by itself
+        how = ending(stub.pid)
+        failure = f"the process {stub.pid} of the model {stub.model} died ({how})"
+        if not self.ready:  # most likely it did not load: then the server says why, and ends by itself
             self._alarms[functools.partial(self._fail_to_start, failure)] = time.monotonic() + _FAILURE_SECONDS
+        elif how in _REGULAR_ENDS:  # most likely the model is unloaded: then the server says so
+            self._alarms[functools.partial(self._fail_unless_unloaded, stub, failure)] = (
+                time.monotonic() + _FAILURE_SECONDS
+            )
+        else:
+            self._fail(failure)
+
+    def _fail_unless_unloaded(self, stub: Stub, failure: str) -> None:
+        if stub.model not in self._unloaded:
+            self._fail(failure)
 
     def _fail_to_start(self, failure: str) -> None:
         self._fail(f"{failure}\n{self._reader.failure()}")
@@ -219,7 +243,7 @@ class Watch:
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, int) and key.fileobj != guard_ends:
                 os.close(key.fileobj)
-        for end in (self._stop_told, self._stop_asked, self._engines):
+        for end in (self._stop_told, self._stop_asked, self._models):
             end.close()
         os.close(guard_ends)
         self._selector.close()

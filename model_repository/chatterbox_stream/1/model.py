@@ -27,7 +27,7 @@ class TritonPythonModel:
         report = partial(_log, args["model_name"])
         self._link = Link(socket_path(engine_of(args["model_name"]), folder), report=report)
         self._attendance = Attendance()
-        supervise()
+        supervise(folder, self._link.drain)
         report("ready")
 
     def execute(self, requests: Sequence[Any]) -> None:
