@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Annotated
 
@@ -10,9 +11,6 @@ import typer
 from chatterbox_client.cli_common import HEADERS, URL_VARIABLES, Seconds, fail, one_line_errors
 from chatterbox_client.client import DEFAULT_TIMEOUT
 from chatterbox_client.transports import open_async_transport
-
-SECONDS_TO_FINISH = 5.0
-"""That requests under way have when the command is told to end, and as many to notice that they are cut off."""
 
 
 def openai(
@@ -40,11 +38,13 @@ def openai(
         bool, typer.Option("--change-voices", help="Let those who may ask store and delete voices, too.")
     ] = False,
     timeout: Seconds = DEFAULT_TIMEOUT,
+    grace_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds that requests under way have to finish after SIGTERM or SIGINT.")
+    ] = 30.0,
 ) -> None:
     """Serve OpenAI's speech API (/v1/audio/speech) in front of a Triton server."""
     try:
-        from aiohttp import web
-
+        from chatterbox_client.openai.draining import serve
         from chatterbox_client.openai.server import AccessLog, SpeechApi
     except ImportError as error:
         fail(f"{error}: install chatterbox-client[openai]")
@@ -64,11 +64,14 @@ def openai(
         change_voices=change_voices,
     )
     with one_line_errors():
-        web.run_app(
-            api.application(),
-            host=host,
-            port=port,
-            handler_cancellation=True,
-            shutdown_timeout=SECONDS_TO_FINISH,
-            access_log_class=AccessLog,
+        asyncio.run(
+            serve(
+                api.application(),
+                api.drain,
+                host=host,
+                port=port,
+                grace_seconds=grace_seconds,
+                handler_cancellation=True,
+                access_log_class=AccessLog,
+            )
         )

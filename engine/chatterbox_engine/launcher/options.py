@@ -28,7 +28,7 @@ _WAIT_POLICY = "OMP_WAIT_POLICY"
 """The user's own word about waiting, which a count would override."""
 
 
-STOP_SECONDS = 5
+STOP_SECONDS = 10
 """What Triton has to stop once it is told to, when the engines are drained: for requests about voices. It takes a
 connection that a client keeps open for a request: one idle client makes it wait this long."""
 
