@@ -8,6 +8,7 @@ import json
 import selectors
 import socket
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Models:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(folder / CONTROL))
         self._socket.listen()
+        self._socket.setblocking(False)
         self._busy: set[socket.socket] = set()
         self._idle: set[socket.socket] = set()
         self._drained: Callable[[], None] | None = None
@@ -41,6 +43,7 @@ class Models:
     def drain(self, seconds: float, drained: Callable[[], None]) -> None:
         """Tells them to finish what is under way within `seconds`. `drained` is called once all of them have, or have
         ended; before this returns when there is none."""
+        self._accept()
         self._drained = drained
         for line in self._busy:
             with contextlib.suppress(OSError):  # it has ended, which is read next
@@ -53,9 +56,11 @@ class Models:
             line.close()
 
     def _accept(self) -> None:
-        line, _ = self._socket.accept()
-        self._busy.add(line)
-        self._selector.register(line, selectors.EVENT_READ, lambda: self._read(line))
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                line, _ = self._socket.accept()
+                self._busy.add(line)
+                self._selector.register(line, selectors.EVENT_READ, partial(self._read, line))
 
     def _read(self, line: socket.socket) -> None:
         try:
