@@ -15,8 +15,8 @@ from loadtest.scenarios import Scenario
 PERCENTILES = (50, 90, 95, 99)
 
 SETTLING_ANSWERS = 200
-"""A soak's time of settling is that of the scenario, and on a machine so busy that this is little work, this many answers.
-S3Gen meets lengths of audio that it has not had, and each thread its longest."""
+"""A soak's time of settling is that of the scenario, and on a machine so busy that this is little work, this many
+answers. S3Gen meets lengths of audio that it has not had, and each thread its longest."""
 
 
 def summarise(

@@ -14,7 +14,6 @@ from chatterbox_engine.jobs import Job
 from chatterbox_engine.metrics import Metrics
 from chatterbox_engine.types import SynthesisChunk, SynthesisResult
 
-
 _CLOSING = "the server is shutting down"
 
 
@@ -43,8 +42,8 @@ class Register:
         return job.number in self._jobs
 
     def take(self, job: Job) -> None:
-        """Raises Overloaded when there are too many, and Unavailable when the engine is draining or closed; the job then
-        is never answered."""
+        """Raises Overloaded when there are too many, and Unavailable when the engine is draining or closed; the job is
+        never answered then."""
         with self._lock:
             if self._closed:
                 raise Unavailable(_CLOSING)

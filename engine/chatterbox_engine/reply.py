@@ -44,8 +44,8 @@ def tensors_of(request: Any) -> dict[str, npt.NDArray[Any]]:
 class Reply:
     """The answer to one request: responses, the last one marked as such. Any thread may use it.
 
-    The sender is let go with the last response: one that is freed as late as the process ends (SIGSEGV in its destructor,
-    2.51) would use shared memory which is gone by then.
+    The sender is let go with the last response: one that is freed as late as the process ends would use shared memory
+    which is gone by then (2.51: SIGSEGV).
 
     Of an error inside a gRPC stream Triton sends the message alone, so a stream's begins with its gRPC status:
     "NOT_FOUND: ...".
