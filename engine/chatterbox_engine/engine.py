@@ -155,8 +155,8 @@ class Engine:
     def submit(self, request: SynthesisRequest, answer: Answer) -> int:
         """Queues a request; `answer` is called exactly once, from the sender thread. Returns a number for `cancel`.
 
-        Raises InvalidRequest for text that cannot fit, Overloaded when the queue is full, Unavailable when the engine is
-        draining or closed. A request that raises is never answered. A voice that is unknown or cannot be used is the
+        Raises InvalidRequest for text that cannot fit, Overloaded when the queue is full, Unavailable when the engine
+        is draining or closed. A request that raises is never answered. A voice that is unknown or cannot be used is the
         request's answer.
         """
         return self._accept(self._new_job(request, answer))

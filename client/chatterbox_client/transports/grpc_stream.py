@@ -8,7 +8,7 @@ header, `triton_grpc_error`, that makes it a gRPC status; but then Triton uses t
 another thread, which may have freed it (`WriteGRPCErrorResponse` in its src/grpc/infer_handler.h, 2.51 to 2.73), and
 the whole server ends with SIGSEGV: once in some thousand refused streams.
 
-A stream that is cancelled between its last response and its end is never freed by Triton (2.51), its inputs included. So
+A stream that is cancelled between its last response and its end is never freed by Triton (2.51), nor are its inputs. So
 the last response is handed out once the stream has ended, which takes no time: both are sent together.
 """
 
@@ -37,8 +37,8 @@ OPTIONS: list[tuple[str, str | int]] = [
 ]
 """Of every channel. A name or a list of several addresses is several servers, which take calls in turn as long as they
 can be reached: gRPC's own default sends all calls to the first. One that refuses connections is tried again every two
-seconds: by default it is after up to two minutes. What a slow reader has not read waits here, up to 16 MiB, three minutes
-of audio, and not in the server, which may be told to stop."""
+seconds: by default it is after up to two minutes. What a slow reader has not read waits here, up to 16 MiB (three minutes
+of audio), not in the server, which may be told to stop."""
 
 _STATUS = re.compile(rf"({'|'.join(code.name for code in grpc.StatusCode)}): (.*)", re.DOTALL)
 

@@ -116,8 +116,8 @@ def model_environment(
 def tritonserver_command(
     options: ServerOptions, triton: Triton, repositories: Sequence[Path], ports: Sequence[int], prefix: str
 ) -> list[str]:
-    """The command line; the first of `repositories` is the user's, `ports` are those of HTTP, gRPC and metrics, `prefix`
-    is for shared-memory regions."""
+    """The command line; the first of `repositories` is the user's, `ports` are those of HTTP, gRPC and metrics, and
+    `prefix` is for shared-memory regions."""
     http, grpc, metrics = ports
     command = [
         str(triton.executable),
