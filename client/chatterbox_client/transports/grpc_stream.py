@@ -37,8 +37,8 @@ OPTIONS: list[tuple[str, str | int]] = [
 ]
 """Of every channel. A name or a list of several addresses is several servers, which take calls in turn as long as they
 can be reached: gRPC's own default sends all calls to the first. One that refuses connections is tried again every two
-seconds: by default it is after up to two minutes. What a slow reader has not read waits here, up to 16 MiB (three minutes
-of audio), not in the server, which may be told to stop."""
+seconds: by default it is after up to two minutes. What a slow reader has not read waits here, up to 16 MiB (three
+minutes of audio), not in the server, which may be told to stop."""
 
 _STATUS = re.compile(rf"({'|'.join(code.name for code in grpc.StatusCode)}): (.*)", re.DOTALL)
 
