@@ -46,7 +46,8 @@ def serve(checkpoint: Path, folder: Path, *options: str) -> Iterator[Served]:
     file = folder / "addresses.json"
     command = [sys.executable, "-m", "chatterbox_engine.launcher.cli", "--free-ports", "--host=127.0.0.1"]
     command += ["--checkpoint", str(checkpoint), "--address-file", str(file), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=(folder / "log").open("w"))
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
     with process:
         try:
             assert process.stdout is not None
@@ -68,7 +69,8 @@ class Load:
 
     def outcomes(self) -> list[float | ChatterboxClientError]:
         """Of each request, the seconds of its audio or why there are none."""
-        return [answer.result() for answer in self._answers]
+        with self._pool, self._grpc, self._http:
+            return [answer.result() for answer in self._answers]
 
     def _stream(self, seed: int) -> float | ChatterboxClientError:
         try:
