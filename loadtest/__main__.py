@@ -99,31 +99,35 @@ def run(options: argparse.Namespace, addresses: Addresses, voices: Sequence[str]
     began = collected["timeline"][0][0] if collected["timeline"] else 0.0
     after = _read_again(addresses, before)
     figures = summary.summarise(scenario, options.users, records, began, before, after)
-    problems = find_problems(code, figures, usages, alone=server is not None, soak=options.scenario == "soak")
+    problems = find_problems(code, figures, usages, scenario, alone=server is not None)
     if after is before:
         problems.append("the server no longer answers")
     about = _about(options, scenario, voices, problems)
     page = report.write(options.out / options.scenario, about, figures, records, collected["timeline"], usages)
-    _say(f"{figures['requests']} requests, {figures['failed']} failed, {figures['audio_seconds']:.1f} s of audio")
+    counts = f"{figures['requests']} requests, {figures['given_up']} given up, {figures['failed']} failed"
+    _say(f"{counts}, {figures['audio_seconds']:.1f} s of audio")
     for problem in problems:
         _say(problem)
     _say(f"{about['verdict']}; report: {page}")
     return 1 if problems else 0
 
 
-def find_problems(code: int, figures: dict[str, Any], usages: Sequence[Usage], *, alone: bool, soak: bool) -> list[str]:
-    """Why this test is no success. Counts are compared only where nobody else used the server (`alone`)."""
+def find_problems(
+    code: int, figures: dict[str, Any], usages: Sequence[Usage], scenario: Scenario, *, alone: bool
+) -> list[str]:
+    """Why this test is no success. Counts are compared only where nobody else used the server (`alone`) and no client
+    leaves: what a server has answered nobody may have read."""
     problems = []
     if figures["failed"]:
         problems.append(f"{figures['failed']} of {figures['requests']} requests failed: {figures['errors']}")
     elif code:
         problems.append(f"Locust ended with exit code {code}")
-    if figures["requests"] == figures["failed"]:
+    if figures["requests"] == figures["failed"] + figures["given_up"]:
         problems.append("no request was answered")
-    if alone:
+    if alone and not scenario.given_up:
         problems += summary.disagreements(figures)
-    if soak:
-        problems += summary.leaks(usages, figures["settled"])
+    if scenario.soak:
+        problems += summary.leaks(usages, figures["settled"], scenario.soak.growth)
     return problems
 
 

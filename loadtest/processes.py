@@ -39,10 +39,11 @@ class Watcher:
 
     def __init__(self, server: TritonServer) -> None:
         models = [psutil.Process(pid) for pid in server.stub_pids]
-        parents = {model.ppid() for model in models}  # one: tritonserver itself
+        servers = {psutil.Process(model.ppid()) for model in models}  # one: tritonserver itself
+        guards = {psutil.Process(server.ppid()) for server in servers}
         self.usages: list[Usage] = []
         self._server = server
-        self._processes = [*models, *map(psutil.Process, parents)]
+        self._processes = [*models, *servers, *guards]
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher")
 

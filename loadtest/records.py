@@ -26,6 +26,8 @@ class Record:
     audio_seconds: float = 0.0
     queue_seconds: float = 0.0
     error: str | None = None
+    given_up: bool = False
+    """Its client left on purpose before it had all of the audio."""
 
     @property
     def rtf(self) -> float | None:

@@ -36,11 +36,12 @@ def write(
     }
     (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     began = min((record.began for record in records), default=0.0)
+    whole = [record for record in records if not record.given_up]
     server = summary["server"]
     pictures: dict[str, Callable[[Any], None]] = {
         "concurrency": lambda axes: _draw_concurrency(axes, summary["stages"]),
-        "ttfa": lambda axes: _draw_ttfa(axes, records),
-        "throughput": lambda axes: _draw_throughput(axes, records, timeline, began),
+        "ttfa": lambda axes: _draw_ttfa(axes, whole),
+        "throughput": lambda axes: _draw_throughput(axes, whole, timeline, began),
         "batches": lambda axes: _draw_counts(axes, server["triton_batches"], "requests in a batch (Triton)"),
         "s3gen": lambda axes: _draw_counts(axes, server["s3gen_batches"], "utterances in a batch (S3Gen)"),
         "queue": lambda axes: _draw_counts(axes, server["queue_seconds"], "waited for a slot, up to seconds"),
@@ -60,7 +61,8 @@ def write(
 
 def _page(about: dict[str, Any], summary: dict[str, Any], usages: Sequence[Usage], pictures: Sequence[str]) -> str:
     hidden = ("scenario", "verdict", "problems")
-    total = f"{summary['requests']} requests, {summary['failed']} failed, {summary['audio_seconds']:.1f} s of audio."
+    counts = f"{summary['requests']} requests, {summary['given_up']} given up, {summary['failed']} failed"
+    total = f"{counts}, {summary['audio_seconds']:.1f} s of audio."
     lines = [f"# Load test `{about['scenario']}`: {about['verdict']}", ""]
     lines += [f"- {name}: {value}" for name, value in about.items() if name not in hidden]
     lines += [f"- **{problem}**" for problem in about["problems"]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 PROTOCOLS = ("http", "grpc", "stream")
 
@@ -21,12 +22,24 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Soak:
+    """How long a server may take to settle, and by how much a resource may grow after that: relative, then absolute."""
+
+    settling_seconds: float
+    growth: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Scenario:
     """Stages one after the other."""
 
     about: str
     stages: tuple[Stage, ...]
     protocols: tuple[str, ...] = PROTOCOLS
+    given_up: float = 0.0
+    """Share of the requests whose client leaves at a random moment."""
+    soak: Soak | None = None
+    """Looks for leaks."""
 
     @property
     def seconds(self) -> float:
@@ -37,7 +50,7 @@ class Scenario:
         """The same arrivals, stretched or compressed to this length."""
         factor = seconds / self.seconds
         stages = tuple(Stage(stage.seconds * factor, stage.share) for stage in self.stages)
-        return Scenario(self.about, stages, self.protocols)
+        return replace(self, stages=stages)
 
     def stage_at(self, seconds: float) -> int | None:
         """Index of the stage that this time, counted from the start, belongs to; None after the last."""
@@ -58,6 +71,18 @@ SCENARIOS = {
     "spike": Scenario(
         "all protocols, a rush between two quiet times", (Stage(20, 1 / 8), Stage(20, 1), Stage(20, 1 / 8))
     ),
-    "soak": Scenario("all protocols, ten minutes at full load, looking for leaks", (Stage(600, 1),)),
+    "soak": Scenario(
+        "all protocols, ten minutes at full load, looking for leaks",
+        (Stage(600, 1),),
+        soak=Soak(
+            60, {"rss": (0.03, 32 << 20), "threads": (0.0, 1), "files": (0.0, 8), "shared_memory": (0.0, 8 << 20)}
+        ),
+    ),
+    "leaving": Scenario(
+        "all protocols, half an hour, a fifth of the clients leave at random moments, looking for leaks",
+        (Stage(1800, 1),),
+        given_up=0.2,
+        soak=Soak(300, {"rss": (0.02, 0), "threads": (0.02, 1), "files": (0.02, 8), "shared_memory": (0.02, 0)}),
+    ),
     **{name: Scenario(f"only {name}, all users from the start", (Stage(45, 1),), (name,)) for name in PROTOCOLS},
 }

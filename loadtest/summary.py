@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,22 +14,21 @@ from loadtest.scenarios import Scenario
 
 PERCENTILES = (50, 90, 95, 99)
 
-# A soak's time of settling: the first minute, and on a machine so busy that this is little work, this much of it. S3Gen
-# meets lengths of audio that it has not had, and each thread its longest.
-SETTLING_SECONDS, SETTLING_ANSWERS = 60.0, 200
-
-# How much a resource may grow after it: relative, then absolute.
-ALLOWED_GROWTH = {"rss": (0.03, 32 << 20), "threads": (0.0, 1), "files": (0.0, 8), "shared_memory": (0.0, 8 << 20)}
+SETTLING_ANSWERS = 200
+"""A soak's time of settling is that of the scenario, and on a machine so busy that this is little work, this many
+answers. S3Gen meets lengths of audio that it has not had, and each thread its longest."""
 
 
 def summarise(
     scenario: Scenario, peak_users: int, records: Sequence[Record], began: float, before: Pages, after: Pages
 ) -> dict[str, Any]:
     """All figures but those of the processes. `began` is when the first stage began (time.time())."""
-    good = [record for record in records if record.error is None]
+    whole = [record for record in records if not record.given_up]
+    good = [record for record in whole if record.error is None]
     return {
         "requests": len(records),
-        "failed": len(records) - len(good),
+        "given_up": len(records) - len(whole),
+        "failed": len(whole) - len(good),
         "errors": _errors(records),
         "audio_seconds": sum(record.audio_seconds for record in good),
         "protocols": {name: figures(part) for name, part in _by(good, lambda record: record.protocol).items()},
@@ -37,7 +36,7 @@ def summarise(
         "voices": {name: figures(part) for name, part in _by(good, lambda record: record.voice).items()},
         "stages": _stages(scenario, peak_users, good, began),
         "server": server_figures(before, after),
-        "settled": settled(good, began),
+        "settled": settled(good, began + scenario.soak.settling_seconds) if scenario.soak else None,
     }
 
 
@@ -75,7 +74,7 @@ def server_figures(before: Pages, after: Pages) -> dict[str, Any]:
 
 
 def disagreements(summary: dict[str, Any]) -> list[str]:
-    """Where the users' counts and the server's differ; both saw all of the traffic."""
+    """Where the users' counts and the server's differ; both saw all of the traffic, and no client left."""
     server = summary["server"]
     found = []
     answered = summary["requests"] - summary["failed"]
@@ -88,20 +87,20 @@ def disagreements(summary: dict[str, Any]) -> list[str]:
     return found
 
 
-def settled(good: Sequence[Record], began: float) -> float | None:
-    """When the server had settled, time.time(); None where it never had."""
+def settled(good: Sequence[Record], earliest: float) -> float | None:
+    """When the server had settled, time.time(), at the earliest then; None where it never had."""
     answered = sorted(record.began + record.latency for record in good)
-    return max(began + SETTLING_SECONDS, answered[SETTLING_ANSWERS - 1]) if len(answered) >= SETTLING_ANSWERS else None
+    return max(earliest, answered[SETTLING_ANSWERS - 1]) if len(answered) >= SETTLING_ANSWERS else None
 
 
-def leaks(usages: Sequence[Usage], since: float | None) -> list[str]:
-    """Resources that grew by more than `ALLOWED_GROWTH` since the server had settled."""
+def leaks(usages: Sequence[Usage], since: float | None, allowed: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Resources that grew by more than `allowed` since the server had settled."""
     grown = {} if since is None else growth(usages, since)
     if not grown:
         return [f"too short to tell a leak: fewer than {SETTLING_ANSWERS} answers, or hardly any time after them"]
     found = []
     for name, (first, last) in grown.items():
-        relative, absolute = ALLOWED_GROWTH[name]
+        relative, absolute = allowed[name]
         if last - first > max(first * relative, absolute):
             found.append(f"{name} grew from {first:.0f} to {last:.0f}")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -10,14 +11,17 @@ from typing import Any, ClassVar
 import gevent  # type: ignore[import-untyped]
 from locust import User, constant, task
 
-from chatterbox_client import Audio, ChatterboxClientError, Client, concatenate
+from chatterbox_client import Audio, ChatterboxClientError, Client, Timeout, concatenate
 from loadtest import recorder
 from loadtest.records import Record, WrongAudio, check
+from loadtest.scenarios import SCENARIOS
 from loadtest.texts import Line, choose
 
 MAX_SECONDS = 30.0
 REQUEST_TIMEOUT = 240.0
 PAUSE_SECONDS = (0.05, 0.3)
+LEAVE_SECONDS = (0.02, 12.0)
+"""Of patience of a client that leaves."""
 
 
 class Speaker(User):
@@ -33,6 +37,7 @@ class Speaker(User):
 
     def on_start(self) -> None:
         options = self.environment.parsed_options
+        self._given_up = SCENARIOS[options.scenario].given_up
         self._voices = options.voices.split(",")
         self._source = random.Random()
         self._client = self._connect(options)
@@ -48,6 +53,9 @@ class Speaker(User):
         """One request, recorded."""
         gevent.sleep(self._source.uniform(*PAUSE_SECONDS))
         line = choose(self._source, self._voices)
+        if self._source.random() < self._given_up:
+            self._leave(line)
+            return
         began, clock = time.time(), time.perf_counter()
         try:
             audio, ttfa = self._say(line, lambda: time.perf_counter() - clock)
@@ -62,8 +70,29 @@ class Speaker(User):
             record = Record(began, self.protocol, line.kind, line.voice, latency, ttfa, audio.duration, queued)
         recorder.add(self.environment, record)
 
-    def _connect(self, options: Any) -> Client:
+    def _leave(self, line: Line) -> None:
+        """One request whose client leaves at a random moment, perhaps after its end."""
+        began, clock, error = time.time(), time.perf_counter(), None
+        options = self.environment.parsed_options
+        with contextlib.closing(self._connect(options, self._source.uniform(*LEAVE_SECONDS))) as client:
+            try:
+                self._begin(client, line)
+            except Timeout:
+                pass
+            except ChatterboxClientError as failure:
+                error = f"{type(failure).__name__}: {failure}"
+        latency = time.perf_counter() - clock
+        record = Record(
+            began, self.protocol, line.kind, line.voice, latency, latency, error=error, given_up=error is None
+        )
+        recorder.add(self.environment, record)
+
+    def _connect(self, options: Any, timeout: float = REQUEST_TIMEOUT) -> Client:
         raise NotImplementedError
+
+    def _begin(self, client: Client, line: Line) -> None:
+        """The request of one who leaves."""
+        client.speak(line.text, voice=line.voice, seed=line.seed, max_seconds=MAX_SECONDS)
 
     def _say(self, line: Line, elapsed: Callable[[], float]) -> tuple[Audio, float]:
         """The audio, and the seconds until its first part was there."""
@@ -76,8 +105,8 @@ class HttpSpeaker(Speaker):
 
     protocol = "http"
 
-    def _connect(self, options: Any) -> Client:
-        return Client(options.http_address, "http", timeout=REQUEST_TIMEOUT)
+    def _connect(self, options: Any, timeout: float = REQUEST_TIMEOUT) -> Client:
+        return Client(options.http_address, "http", timeout=timeout)
 
 
 class GrpcSpeaker(Speaker):
@@ -85,8 +114,8 @@ class GrpcSpeaker(Speaker):
 
     protocol = "grpc"
 
-    def _connect(self, options: Any) -> Client:
-        return Client(options.grpc_address, "grpc", timeout=REQUEST_TIMEOUT)
+    def _connect(self, options: Any, timeout: float = REQUEST_TIMEOUT) -> Client:
+        return Client(options.grpc_address, "grpc", timeout=timeout)
 
 
 class StreamSpeaker(GrpcSpeaker):
@@ -100,6 +129,13 @@ class StreamSpeaker(GrpcSpeaker):
             ttfa = ttfa or elapsed()
             chunks.append(chunk)
         return concatenate(chunks), ttfa
+
+    def _begin(self, client: Client, line: Line) -> None:
+        """Leaves when its patience ends, after a chunk at random, or at the last one."""
+        after = self._source.randrange(8)
+        for chunk in client.stream(line.text, voice=line.voice, seed=line.seed, max_seconds=MAX_SECONDS):
+            if chunk.is_last or chunk.index == after:
+                break
 
 
 SPEAKERS: dict[str, type[Speaker]] = {

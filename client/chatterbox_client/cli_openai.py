@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from typing import Annotated
@@ -13,9 +14,6 @@ from chatterbox_client.client import DEFAULT_TIMEOUT
 from chatterbox_client.errors import InvalidRequest
 from chatterbox_client.transports import URL_VARIABLES, open_async_transport
 from chatterbox_client.voices import KEY_VARIABLE
-
-SECONDS_TO_FINISH = 5.0
-"""That requests under way have when the command is told to end, and as many to notice that they are cut off."""
 
 
 def openai(
@@ -54,11 +52,13 @@ def openai(
         ),
     ] = "",
     timeout: Seconds = DEFAULT_TIMEOUT,
+    grace_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds that requests under way have to finish after SIGTERM or SIGINT.")
+    ] = 30.0,
 ) -> None:
     """Serve OpenAI's speech API (/v1/audio/speech) in front of a Triton server."""
     try:
-        from aiohttp import web
-
+        from chatterbox_client.openai.draining import serve
         from chatterbox_client.openai.origins import parse_origins
         from chatterbox_client.openai.server import AccessLog, SpeechApi
     except ImportError as error:
@@ -86,11 +86,14 @@ def openai(
         allowed_origins=origins,
     )
     with one_line_errors():
-        web.run_app(
-            api.application(),
-            host=host,
-            port=port,
-            handler_cancellation=True,
-            shutdown_timeout=SECONDS_TO_FINISH,
-            access_log_class=AccessLog,
+        asyncio.run(
+            serve(
+                api.application(),
+                api.drain,
+                host=host,
+                port=port,
+                grace_seconds=grace_seconds,
+                handler_cancellation=True,
+                access_log_class=AccessLog,
+            )
         )

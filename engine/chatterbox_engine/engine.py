@@ -156,8 +156,9 @@ class Engine:
     def submit(self, request: SynthesisRequest, answer: Answer) -> int:
         """Queues a request; `answer` is called exactly once, from the sender thread. Returns a number for `cancel`.
 
-        Raises InvalidRequest for text that cannot fit, Overloaded when the queue is full or the engine is closing. A
-        request that raises is never answered. A voice that is unknown or cannot be used is the request's answer.
+        Raises InvalidRequest for text that cannot fit, Overloaded when the queue is full, Unavailable when the engine
+        is draining or closed. A request that raises is never answered. A voice that is unknown or cannot be used is the
+        request's answer.
         """
         return self._accept(self._new_job(request, answer))
 
@@ -215,8 +216,14 @@ class Engine:
         device = self._runner.model.device
         return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
 
+    def drain(self, seconds: float, drained: Callable[[], None]) -> None:
+        """Takes no more requests. Those under way have `seconds` to finish; then they are answered with Unavailable.
+        `drained` is called, from the sender thread, after the last answer."""
+        self._register.drain(seconds, drained)
+        self._inbox.put(_look_up)  # so that it counts from now on
+
     def close(self) -> None:
-        """Takes no more requests, answers those under way with Overloaded and ends the threads."""
+        """Takes no more requests, answers those under way with Unavailable and ends the threads."""
         self._register.close()
         self._inbox.put(self._stop)
         self._threads[0].join()

@@ -7,8 +7,8 @@ ChatterboxError
     ├── InvalidRequest   the request is wrong: 400
     ├── Forbidden        its sender may not do this: 400, since Triton has no 403
     ├── NotFound         it names a voice that does not exist: 404
-    ├── Overloaded       the queue is full or the engine is closing: 503
-    ├── Unavailable      something it needs, the voice store for one, cannot be reached now: 503
+    ├── Overloaded       the queue is full: 503
+    ├── Unavailable      the server is shutting down, or what it needs, the voice store for one, is not reached: 503
     ├── DeadlineExceeded it waited or ran longer than allowed: 503
     ├── Cancelled        its client went away
     └── EngineFailed     the engine broke while it held the request: 500
@@ -60,7 +60,7 @@ class Overloaded(RequestError):
 
 
 class Unavailable(RequestError):
-    """Something that the request needs cannot be reached now."""
+    """The server is shutting down, or something that the request needs cannot be reached now."""
 
 
 class DeadlineExceeded(RequestError):

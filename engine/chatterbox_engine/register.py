@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from chatterbox_engine.errors import DeadlineExceeded, EngineFailed, Overloaded, RequestError
+from chatterbox_engine.errors import DeadlineExceeded, EngineFailed, Overloaded, RequestError, Unavailable
 from chatterbox_engine.jobs import Job
 from chatterbox_engine.metrics import Metrics
 from chatterbox_engine.types import SynthesisChunk, SynthesisResult
+
+_CLOSING = "the server is shutting down"
 
 
 class Register:
@@ -29,6 +31,8 @@ class Register:
         self._lock = threading.Lock()
         self._jobs: dict[int, Job] = {}  # oldest first
         self._closed = False
+        self._last_moment: float | None = None  # time.monotonic() until which those under way may take; when draining
+        self._drained: Callable[[], None] | None = None  # called once nobody is under way any more
         self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
     def __len__(self) -> int:
@@ -38,10 +42,11 @@ class Register:
         return job.number in self._jobs
 
     def take(self, job: Job) -> None:
-        """Raises Overloaded when there are too many or the engine is closing; the job then is never answered."""
+        """Raises Overloaded when there are too many, and Unavailable when the engine is draining or closed; the job is
+        never answered then."""
         with self._lock:
             if self._closed:
-                raise Overloaded("the server is shutting down")
+                raise Unavailable(_CLOSING)
             if len(self._jobs) >= self._limit:
                 raise Overloaded(f"{len(self._jobs)} requests are under way and no more are taken; try again later")
             self._jobs[job.number] = job
@@ -63,6 +68,7 @@ class Register:
                 return
             job.ended = True
             self._outbox.put(partial(job.answer, outcome))
+            self._report_drained()
         self._ended(job)
         if isinstance(outcome, RequestError):
             self._metrics.failed(outcome)
@@ -79,26 +85,53 @@ class Register:
                 self._outbox.put(partial(job.answer, chunk))
 
     def until_deadline(self) -> float | None:
-        """Seconds until the oldest request is too old; None when there is none."""
+        """Seconds until the oldest request is too old, or draining ends; None when there is none."""
         with self._lock:
             oldest = next(iter(self._jobs.values()), None)
-        return None if oldest is None else max(0.0, oldest.arrived + self._allowance - time.monotonic())
+            if oldest is None:
+                return None
+            limits = [oldest.arrived + self._allowance, self._last_moment]
+        return max(0.0, min(limit for limit in limits if limit is not None) - time.monotonic())
 
     def expire(self) -> None:
-        """Gives up requests that are too old. All have the same allowance, so the oldest ones are the first."""
-        limit = time.monotonic() - self._allowance
+        """Gives up requests that are too old, and all when draining ends. All have the same allowance, so the oldest
+        ones are the first."""
+        now = time.monotonic()
         with self._lock:
-            late = list(itertools.takewhile(lambda job: job.arrived < limit, self._jobs.values()))
+            over = self._last_moment is not None and self._last_moment <= now
+            late = list(itertools.takewhile(lambda job: job.arrived < now - self._allowance, self._jobs.values()))
         for job in late:
             self.settle(job, DeadlineExceeded(f"no answer within {self._allowance:g} seconds"))
+        if over:
+            self._settle_all(Unavailable(f"{_CLOSING}: the request did not finish in the time that was left for it"))
 
-    def close(self) -> None:
-        """Takes no more, and answers all with Overloaded."""
+    def drain(self, seconds: float, drained: Callable[[], None]) -> None:
+        """Takes no more. Those under way have `seconds` to finish, then they are answered with Unavailable. Calls
+        `drained`, after the last answer, once nobody is under way; later calls change nothing but that."""
         with self._lock:
             self._closed = True
+            if self._last_moment is None:
+                self._last_moment = time.monotonic() + seconds
+            self._drained = drained
+            self._report_drained()
+
+    def close(self) -> None:
+        """Takes no more, and answers all with Unavailable."""
+        with self._lock:
+            self._closed = True
+        self._settle_all(Unavailable(_CLOSING))
+
+    def _settle_all(self, error: RequestError) -> None:
+        with self._lock:
             jobs = list(self._jobs.values())
         for job in jobs:
-            self.settle(job, Overloaded("the server is shutting down"))
+            self.settle(job, error)
+
+    def _report_drained(self) -> None:
+        """Called with the lock held."""
+        if not self._jobs and self._drained is not None:
+            self._outbox.put(self._drained)
+            self._drained = None
 
     def fail(self, error: BaseException, then: Callable[[], None]) -> None:
         """Takes no more, answers all with EngineFailed, and calls `then` behind the answers."""

@@ -73,6 +73,9 @@ def _is_known(parameter: str) -> bool:
 class Reply:
     """The answer to one request: responses, the last one marked as such. Any thread may use it.
 
+    The sender is let go with the last response: one that is freed as late as the process ends would use shared memory
+    which is gone by then (2.51: SIGSEGV).
+
     Of an error inside a gRPC stream Triton sends the message alone, so a stream's begins with its gRPC status:
     "NOT_FOUND: ...".
     """
@@ -82,9 +85,8 @@ class Reply:
         self._pb_utils = pb_utils
         self._stream = stream
         self._name = f"{model}: request {request.request_id()[:_LOGGED_ID]!r}"
-        self._sender = request.get_response_sender()
+        self._sender = request.get_response_sender()  # None once the last response is sent; guarded by the lock
         self._lock = threading.Lock()
-        self._ended = False
 
     def send(self, tensors: Tensors, *, last: bool = True) -> None:
         """Sends a response."""
@@ -104,12 +106,13 @@ class Reply:
     def abandoned(self) -> bool | None:
         """Whether the client is gone, as far as Triton knows; None when the last response is sent."""
         with self._lock:  # Triton frees what this asks for together with the last response
-            return None if self._ended else bool(self._sender.is_cancelled())
+            return None if self._sender is None else bool(self._sender.is_cancelled())
 
     def _send(self, response: Any, *, last: bool) -> None:
         with self._lock:
-            self._ended = last
             self._sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+            if last:
+                self._sender = None
 
 
 class Attendance:

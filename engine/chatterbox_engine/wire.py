@@ -12,7 +12,8 @@ user may read this process's memory. One connection, with one thread at each end
 
 A stream ends with its last part or with an error. When either process dies, the other one reads the end of the
 connection: the front then fails its streams, the engine gives them up. What is no message that the other end may send
-ends the connection too. Imports no torch: the front uses it.
+ends the connection too. An engine that is unloaded may come back, so the front connects again. Imports no torch: the
+front uses it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from chatterbox_engine.codec import Failed, GiveUp, Message, Open, Part, Ready, Tensors, WrongMessage, decode, encode
-from chatterbox_engine.errors import ConfigError, EngineFailed, InvalidRequest, RequestError
+from chatterbox_engine.errors import ConfigError, EngineFailed, InvalidRequest, RequestError, Unavailable
 
 FOLDER_VARIABLE = "CHATTERBOX_SOCKETS"
 """Names a folder of this server's own that only its user may enter. The launcher makes it."""
@@ -87,6 +88,7 @@ class Host:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(path))
+        self._file = path.stat().st_ino
         self._socket.listen()
         self._peer: socket.socket | None = None
         self._thread: threading.Thread | None = None
@@ -105,7 +107,9 @@ class Host:
         if self._thread is not None:
             self._thread.join()
         self._socket.close()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.stat().st_ino == self._file:  # not that of an engine which was loaded in this one's place
+                self._path.unlink()
 
     def _run(self, start: Callable[[Tensors, Outlet], Callable[[], None]]) -> None:
         while True:
@@ -183,26 +187,28 @@ class Link:
         Raises EngineFailed when nobody listens within `wait_seconds`, or when whoever listened ended. The models of a
         server load in any order, and the engine's takes minutes; but it listens at once.
         """
-        self._socket = _connect(path, wait_seconds, report)
-        if not _is_same_user(self._socket):
-            self._socket.close()
-            raise EngineFailed(f"another user listens at {path}")
-        self._channel = _Channel(self._socket)
-        report("connected, waiting for the engine to be ready")
-        if not isinstance(self._channel.receive(), Ready):
-            self._channel.close()
-            self._socket.close()
-            raise EngineFailed(f"the model that owns the engine ended before it was ready ({path})")
+        self._path = path
+        self._closed = threading.Event()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._streams: dict[int, Receive] | None = {}  # guarded by the lock; None when the engine is gone
+        self._streams: dict[int, Receive] | None = None  # guarded by the lock; None while there is no engine
+        self._drained: Callable[[], None] | None = None  # guarded by the lock
+        report(f"waiting for the model that owns the engine at {path}")
+        limit = time.monotonic() + wait_seconds
+        while not self._connect():
+            if time.monotonic() > limit:
+                raise EngineFailed(f"nobody listens at {path} after {wait_seconds:g} s: is the model loaded?")
+            time.sleep(_RETRY_SECONDS)  # nothing announces a file; only while the server starts
+        report("connected, waiting for the engine to be ready")
+        if not self._await_engine():
+            raise EngineFailed(f"the model that owns the engine ended before it was ready ({path})")
         self._thread = threading.Thread(target=self._run, name="socket", daemon=True)
         self._thread.start()
 
     def open(self, tensors: Tensors, receive: Receive) -> int:
         """Begins a stream. Returns its number, for `give_up`.
 
-        Raises EngineFailed when the engine is gone, and InvalidRequest for a request that is too large.
+        Raises Unavailable when there is no engine, and InvalidRequest for a request that is too large.
         """
         number = next(self._numbers)
         data = encode(Open(number, tensors))
@@ -210,7 +216,7 @@ class Link:
             raise InvalidRequest(f"the request has {len(data) / 1e6:.0f} MB; at most {_LARGEST / 1e6:.0f} MB are taken")
         with self._lock:
             if self._streams is None:
-                raise _gone()
+                raise Unavailable("the model that owns the engine is not loaded")
             self._streams[number] = receive
         self._channel.send_bytes(data)
         return number
@@ -219,14 +225,60 @@ class Link:
         """Ends a stream, if it has not ended; it is answered with an error."""
         self._channel.send(GiveUp(number))
 
+    def drain(self, _seconds: float, drained: Callable[[], None]) -> None:
+        """Calls `drained` once no stream is open: the engine ends them all in time, and takes no new ones."""
+        with self._lock:
+            self._drained = drained
+            self._report_drained()
+
     def close(self) -> None:
         """Ends the connection; streams that are open fail."""
-        with contextlib.suppress(OSError):  # the engine has ended it already
+        self._closed.set()
+        with self._lock, contextlib.suppress(OSError):  # the engine has ended it already
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
-        self._socket.close()
+
+    def _connect(self) -> bool:
+        end = socket.socket(socket.AF_UNIX)
+        try:
+            end.connect(str(self._path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            end.close()
+            return False
+        if not _is_same_user(end):
+            end.close()
+            raise EngineFailed(f"another user listens at {self._path}")
+        self._channel = _Channel(end)
+        with self._lock:
+            self._socket = end
+        return True
+
+    def _reconnect(self) -> bool:
+        try:
+            return self._connect() and self._await_engine()
+        except EngineFailed as error:
+            _log.warning("%s", error)
+            return False
+
+    def _await_engine(self) -> bool:
+        """Whether it takes streams, once it has said so; False when it has ended, or the link."""
+        if self._closed.is_set() or not isinstance(self._channel.receive(), Ready):
+            self._channel.close()
+            self._socket.close()
+            return False
+        with self._lock:
+            self._streams = {}
+        return True
 
     def _run(self) -> None:
+        while not self._closed.is_set():
+            self._listen()
+            # an engine that is loaded again listens under the same name; nothing announces it
+            while not self._closed.wait(_RETRY_SECONDS) and not self._reconnect():
+                pass
+
+    def _listen(self) -> None:
+        """Until the engine is gone."""
         while isinstance(message := self._channel.receive(), Part | Failed):
             ends = isinstance(message, Failed) or message.last
             with self._lock:
@@ -236,30 +288,26 @@ class Link:
                 _log.warning("the engine answered a stream that is not open")
                 break
             receive(message)
+            with self._lock:
+                self._report_drained()
         self._channel.close()
         with self._lock:
             streams, self._streams = self._streams or {}, None
         for number, receive in streams.items():
             receive(Failed(number, _gone()))
+        with self._lock:
+            self._report_drained()
+            self._socket.close()
+
+    def _report_drained(self) -> None:
+        """Called with the lock held."""
+        if not self._streams and self._drained is not None:
+            drained, self._drained = self._drained, None
+            drained()
 
 
 def _gone() -> EngineFailed:
     return EngineFailed("the process of the engine has ended")
-
-
-def _connect(path: Path, wait_seconds: float, report: Callable[[str], None]) -> socket.socket:
-    report(f"waiting for the model that owns the engine at {path}")
-    limit = time.monotonic() + wait_seconds
-    while True:
-        end = socket.socket(socket.AF_UNIX)
-        try:
-            end.connect(str(path))
-            return end
-        except (FileNotFoundError, ConnectionRefusedError):
-            end.close()
-            if time.monotonic() > limit:
-                raise EngineFailed(f"nobody listens at {path} after {wait_seconds:g} s: is the model loaded?") from None
-        time.sleep(_RETRY_SECONDS)  # nothing announces a file; only while the server starts
 
 
 def _is_same_user(end: socket.socket) -> bool:

@@ -14,15 +14,19 @@ import pytest
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.launcher.access import (
     KEY_HEADER,
+    LAUNCHER_HEADER,
     PROTOCOLS,
+    Keys,
     access_arguments,
-    hide_key,
+    hide_keys,
     read_key_file,
 )
 from chatterbox_engine.launcher.cli import parse
 from chatterbox_engine.launcher.options import describe_reach
 from chatterbox_engine.limits import LARGEST_REGION, lift_file_limit, limit_regions
 
+KEYS = Keys("secret", "token")
+KEYLESS = Keys(None, "token")
 OPTIONS = ("--http-restricted-api", "--grpc-restricted-protocol")
 
 
@@ -39,22 +43,32 @@ def restricted(arguments: list[str]) -> dict[str, dict[str, str]]:
 
 
 def test_protocols_that_no_user_needs_are_closed_to_everybody() -> None:
-    first, second = (restricted(access_arguments([], None, [])) for _ in range(2))
+    first, second = (restricted(access_arguments([], KEYLESS, [])) for _ in range(2))
     for option in OPTIONS:
-        assert tuple(first[option]) == PROTOCOLS
-        assert all(secret.endswith("\n") for secret in first[option].values()), "which no header can carry"
-        assert not set(first[option].values()) & set(second[option].values())
+        assert set(first[option]) == set(PROTOCOLS)
+        closed = {name for name, secret in first[option].items() if secret.endswith("\n")}  # which no header can carry
+        assert closed == set(PROTOCOLS) - ({"model-repository"} if option == OPTIONS[0] else set())
+        assert not {first[option][name] for name in closed} & {second[option][name] for name in closed}
+
+
+def test_only_the_launcher_reaches_the_model_repository_and_its_token_is_another_at_each_start(tmp_path: Path) -> None:
+    found = restricted(access_arguments([], KEYLESS, []))
+    assert found[OPTIONS[0]]["model-repository"] == f"{LAUNCHER_HEADER}=token"
+    assert Keys.of(None).launcher != Keys.of(None).launcher
+    (tmp_path / "key").write_text("mine\n")
+    keys = Keys.of(tmp_path / "key")
+    assert keys.headers == {KEY_HEADER: "mine", LAUNCHER_HEADER: keys.launcher}
 
 
 def test_each_is_opened_by_its_name() -> None:
     for opened in PROTOCOLS:
-        for names in restricted(access_arguments([opened], None, [])).values():
+        for names in restricted(access_arguments([opened], KEYLESS, [])).values():
             assert set(names) == set(PROTOCOLS) - {opened}
-    assert access_arguments(PROTOCOLS, None, []) == ["--http-header-forward-pattern=(?:^(?i:origin)$)"]
+    assert access_arguments(PROTOCOLS, KEYLESS, []) == ["--http-header-forward-pattern=(?:^(?i:origin)$)"]
 
 
 def test_a_key_is_for_everything_but_health_and_what_is_closed() -> None:
-    for names in restricted(access_arguments(["logging"], "secret", [])).values():
+    for names in restricted(access_arguments(["logging"], KEYS, [])).values():
         keyed = {name for name, secret in names.items() if secret == f"{KEY_HEADER}=secret"}
         assert keyed == {"inference", "metadata", "model-config", "statistics", "logging"}
         assert set(names) == keyed | {*PROTOCOLS}
@@ -64,14 +78,14 @@ def test_a_key_is_for_everything_but_health_and_what_is_closed() -> None:
 def test_what_the_user_restricts_is_left_to_the_user(apart: bool) -> None:
     values = ("logging,inference:mine=1", "trace:other=2")
     given = [part for value in values for part in ([OPTIONS[0], value] if apart else [f"{OPTIONS[0]}={value}"])]
-    found = restricted(access_arguments([], "secret", given))
+    found = restricted(access_arguments([], KEYS, given))
     assert not found[OPTIONS[0]].keys() & {"logging", "inference", "trace"}
     assert found[OPTIONS[1]].keys() >= {"logging", "inference", "trace"}
 
 
 def test_headers_that_the_user_wants_are_handed_on_too() -> None:
     given = ["--http-header-forward-pattern=old", "--http-header-forward-pattern", "x-.*"]
-    assert access_arguments(PROTOCOLS, None, given) == ["--http-header-forward-pattern=(?:^(?i:origin)$)|(?:x-.*)"]
+    assert access_arguments(PROTOCOLS, KEYLESS, given) == ["--http-header-forward-pattern=(?:^(?i:origin)$)|(?:x-.*)"]
 
 
 @pytest.mark.parametrize(
@@ -92,15 +106,21 @@ def test_a_key_is_the_file_s_line(tmp_path: Path) -> None:
 
 
 def test_a_key_is_taken_off_a_command_line_and_the_rest_stays() -> None:
-    command = [sys.executable, "-c", "print(flush=True); input()", f"--x=a:{KEY_HEADER}=secret", "secret"]
+    command = [
+        sys.executable,
+        "-c",
+        "print(flush=True); input()",
+        f"--x=a:{KEY_HEADER}=secret",
+        f"--y={LAUNCHER_HEADER}=token",
+    ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert hide_key(process.pid, "secret")
+        assert hide_keys(process.pid, KEYS)
         line = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")
-        assert line[-3:] == [f"--x=a:{KEY_HEADER}=xxxxxx", "secret", ""]
+        assert line[-3:] == [f"--x=a:{KEY_HEADER}=xxxxxx", f"--y={LAUNCHER_HEADER}=xxxxx", ""]
         process.kill()
-    assert not hide_key(process.pid, "secret"), "there is no such process"
+    assert not hide_keys(process.pid, KEYS), "there is no such process"
 
 
 def test_only_the_server_s_regions_are_bounded() -> None:

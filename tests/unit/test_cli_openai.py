@@ -44,7 +44,6 @@ def test_it_heeds_its_options(tmp_path: Path) -> None:
     assert "/health" not in log
 
 
-@pytest.mark.full
 def test_it_ends_soon_though_somebody_listens_to_a_stream_without_end(tmp_path: Path) -> None:
     def listen(url: str) -> None:
         body = {"input": "endless", "response_format": "pcm"}
@@ -54,7 +53,7 @@ def test_it_ends_soon_though_somebody_listens_to_a_stream_without_end(tmp_path: 
 
     heard = threading.Event()
     with fake_server() as fake, ThreadPoolExecutor() as threads:
-        with Front(fake.grpc_url, tmp_path / "log") as front:
+        with Front(fake.grpc_url, tmp_path / "log", ["--grace-seconds", "0.5"]) as front:
             listening = threads.submit(listen, f"http://{front.address}/v1/audio/speech")
             assert heard.wait(20)
         with pytest.raises(httpx.TransportError):

@@ -9,7 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from chatterbox_engine.engine import PREFIX_BYTES
-from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, InvalidRequest, NotFound, Overloaded
+from chatterbox_engine.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, SamplingParams, SynthesisResult
 from tests.unit.engine_fakes import WAIT, Answers, FakeEngine
 
@@ -185,7 +193,7 @@ def test_a_failure_in_any_stage_answers_every_request_and_is_reported(stage: str
         assert all(isinstance(answer, EngineFailed) for answer in answers)
         assert "broken part" in str(answers[0])
         assert isinstance(fake.failures.get(timeout=WAIT), ValueError)
-        with pytest.raises(Overloaded):
+        with pytest.raises(Unavailable):
             fake.submit()
 
 
@@ -205,6 +213,22 @@ def test_a_receiver_that_raises_costs_nobody_else_the_answer() -> None:
         assert isinstance(fake.failures.get(timeout=WAIT), ConnectionError)
 
 
+@pytest.mark.parametrize("seconds", [1000.0, 0.0])
+def test_draining_waits_for_what_is_under_way_or_tells_it(seconds: float) -> None:
+    drained = threading.Event()
+    with FakeEngine() as fake:
+        fake.runner.gate.clear()
+        fake.submit()
+        fake.engine.drain(seconds, drained.set)
+        with pytest.raises(Unavailable, match="shutting down"):
+            fake.submit()
+        assert not drained.is_set()
+        fake.runner.gate.set()
+        answer = fake.answers.take()
+        assert isinstance(answer, Unavailable if seconds == 0.0 else SynthesisResult)
+        assert drained.wait(WAIT)
+
+
 def test_closing_answers_what_is_under_way_and_ends_the_threads() -> None:
     fake = FakeEngine()
     with fake:
@@ -212,7 +236,7 @@ def test_closing_answers_what_is_under_way_and_ends_the_threads() -> None:
         fake.submit()
         closer = threading.Thread(target=fake.engine.close)
         closer.start()
-        assert isinstance(fake.answers.take(), Overloaded)
+        assert isinstance(fake.answers.take(), Unavailable)
         fake.runner.gate.set()
         closer.join(WAIT)
         assert not closer.is_alive()

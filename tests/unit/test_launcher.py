@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.launcher.access import Keys
 from chatterbox_engine.launcher.cli import parse
 from chatterbox_engine.launcher.log import LogReader
 from chatterbox_engine.launcher.options import (
@@ -27,8 +26,8 @@ from chatterbox_engine.launcher.ports import ReservedPorts
 from chatterbox_engine.launcher.processes import describe_exit, ending, read_process
 from chatterbox_engine.launcher.regions import new_prefix
 from chatterbox_engine.launcher.triton import STUB, Interpreter, Triton, check_glibc, find_triton
-from chatterbox_engine.launcher.watch import Watch
 
+KEYS = Keys(None, "token")
 NO_PID = 2**22 + 1
 """Above the largest pid that Linux gives."""
 
@@ -268,7 +267,7 @@ def test_the_model_repository_is_the_checkout_s_unless_another_is_given(tmp_path
 def test_further_arguments_come_last_and_a_subset_of_models_is_explicit(tmp_path: Path) -> None:
     options = ServerOptions(models=["a", "b"], arguments=["--log-verbose=1"])
     triton = Triton(tmp_path / "tritonserver", tmp_path, {})
-    command = tritonserver_command(options, triton, tmp_path, [1, 2, 3], "prefix_")
+    command = tritonserver_command(options, triton, [tmp_path], [1, 2, 3], "prefix_", KEYS)
     ours = ["--model-control-mode=explicit", "--load-model=a", "--load-model=b", "--log-verbose=1"]
     first = command.index(ours[0])
     assert command[first : first + 4] == ours
@@ -287,8 +286,29 @@ def test_all_models_load_at_once_so_that_no_front_waits_for_an_engine_behind_it(
     for models, threads in ((3, 4), (9, 9)):
         for number in range(models):
             (repository / f"model{number}").mkdir(exist_ok=True)
-        command = tritonserver_command(ServerOptions(), triton, repository, [1, 2, 3], "prefix_")
+        command = tritonserver_command(ServerOptions(), triton, [repository, tmp_path], [1, 2, 3], "prefix_", KEYS)
         assert f"--model-load-thread-count={threads}" in command
+        assert [part for part in command if part.startswith("--model-repository")] == [
+            f"--model-repository={repository}",
+            f"--model-repository={tmp_path}",
+        ]
+
+
+def test_models_are_controlled_as_the_user_says_and_otherwise_by_the_launcher(tmp_path: Path) -> None:
+    triton = Triton(tmp_path / "tritonserver", tmp_path, {})
+
+    def control(*arguments: str) -> list[str]:
+        command = tritonserver_command(
+            ServerOptions(arguments=arguments), triton, [tmp_path], [1, 2, 3], "prefix_", KEYS
+        )
+        return [part for part in command if part.startswith(("--model-control", "--load-model"))]
+
+    assert control() == ["--model-control-mode=explicit", "--load-model=*"]
+    assert control("--model-control-mode=none") == ["--model-control-mode=none"]
+    assert control("--model-control-mode=explicit", "--load-model=a") == [
+        "--model-control-mode=explicit",
+        "--load-model=a",
+    ]
 
 
 def test_the_command_takes_tritonserver_s_arguments_after_two_dashes() -> None:
@@ -306,47 +326,14 @@ def test_the_command_takes_tritonserver_s_arguments_after_two_dashes() -> None:
     assert (options.http_port, options.grpc_port, options.metrics_port) == (0, 0, 0)
     assert options.environment == {"CHATTERBOX_CHECKPOINT": "tiny"}
     assert options.arguments == ["--log-verbose=1", "--metrics-interval-ms=9"]
-    assert (address_file, show) == (Path("a"), False)
+    assert (address_file, show, options.grace_seconds) == (Path("a"), False, 30.0)
     options, address_file, _ = parse([])
     assert (options.http_port, options.grpc_port, options.metrics_port) == (8000, 8001, 8002)
     assert (options.environment, options.arguments, address_file) == ({}, [], None)
-    with pytest.raises(SystemExit):
-        parse(["stray"])
-
-
-def watch_shell(script: str, log: Callable[[str], None], say: Callable[[str], None]) -> Watch:
-    """A watch of a shell script in place of a server."""
-    # the guard takes SIGQUIT even where it was ignored, as in a shell's background job: so must this
-    command = ["env", "--default-signal=QUIT", "sh", "-c", script]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    return Watch(process, http_url="127.0.0.1:1", startup_timeout=60, log=log, say=say, progress_seconds=0.01)
-
-
-def test_a_long_start_says_how_long_and_what_the_model_does() -> None:
-    def stop_when_said(line: str) -> None:
-        if re.fullmatch(r"starting, \d+ s: reading weights", line):
-            watch.request_stop(kill=True)
-
-    watch = watch_shell("echo reading weights; exec sleep 600", [].append, stop_when_said)
-    watch.run()
-    assert (watch.ready, watch.failure) == (False, None)
-
-
-def test_a_server_that_ends_by_itself_is_a_failure_with_its_last_line() -> None:
-    log: list[str] = []
-    watch = watch_shell("echo one; printf 'no such option'; exit 3", log.append, [].append)
-    watch.run()
-    assert log == ["one", "no such option"]
-    assert watch.failure == "the server did not start (exit code 3)\none\nno such option"
-
-
-def test_a_log_that_cannot_be_written_ends_the_server() -> None:
-    def full(line: str) -> None:
-        raise OSError("no space left")
-
-    watch = watch_shell("echo line; exec sleep 600", full, [].append)
-    watch.run()
-    assert watch.failure == "the launcher failed: OSError('no space left')"
+    for wrong in ("stray", "--grace-seconds=-1", "--grace-seconds=nan"):
+        with pytest.raises(SystemExit):
+            parse([wrong])
+    assert parse(["--grace-seconds=2.5"])[0].grace_seconds == 2.5
 
 
 def guard(tmp_path: Path, owner: int, script: str) -> subprocess.CompletedProcess[str]:

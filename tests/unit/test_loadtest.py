@@ -18,6 +18,8 @@ from loadtest.processes import Usage, growth
 from loadtest.records import Record, WrongAudio, check
 from loadtest.scenarios import SCENARIOS, Scenario, Stage
 
+MIXED = SCENARIOS["mixed"]
+
 PAGE = """# HELP nv_inference_request_success Number of successful inference requests
 # TYPE nv_inference_request_success counter
 nv_inference_request_success{model="chatterbox",version="1"} 12
@@ -51,7 +53,7 @@ def usage(at: float, **changes: int) -> Usage:
 
 def test_a_locust_that_does_not_end_is_killed_and_a_problem() -> None:
     code = call([sys.executable, "-c", "import time; time.sleep(60)"], 0.2)
-    problems = find_problems(code, {"failed": 0, "requests": 1}, [], alone=False, soak=False)
+    problems = find_problems(code, {"failed": 0, "given_up": 0, "requests": 1}, [], MIXED, alone=False)
     assert problems == ["Locust ended with exit code -9"]
     assert call([sys.executable, "-c", "raise SystemExit(3)"], None) == 3
 
@@ -111,36 +113,46 @@ def test_requests_belong_to_the_stage_they_began_in() -> None:
 
 def test_percentiles_leave_failures_out_and_errors_are_counted() -> None:
     records = [record(latency=n) for n in (1.0, 2.0, 3.0)] + [record(latency=99.0, error="boom")] * 2
-    figures = summary.summarise(SCENARIOS["mixed"], 4, records, 0.0, pages(), pages(3))
+    figures = summary.summarise(MIXED, 4, records, 0.0, pages(), pages(3))
     assert (figures["requests"], figures["failed"], figures["errors"]) == (5, 2, {"boom": 2})
     assert figures["protocols"]["http"]["latency"]["p50"] == 2.0
     assert figures["protocols"]["http"]["rtf"]["p50"] == 1.0
 
 
 def test_counts_that_differ_from_the_server_s_are_a_problem() -> None:
-    right = summary.summarise(SCENARIOS["mixed"], 4, [record()], 0.0, pages(5), pages(6))
-    wrong = summary.summarise(SCENARIOS["mixed"], 4, [record()], 0.0, pages(5), pages(7, 12))
-    short = summary.summarise(SCENARIOS["mixed"], 4, [record()], 0.0, pages(5), pages(6, 11.5))
-    assert find_problems(0, right, [], alone=True, soak=False) == []
-    assert find_problems(0, wrong, [], alone=True, soak=False) == ["users got 1 answers, Triton counted 2"]
-    assert find_problems(0, wrong, [], alone=False, soak=False) == []
-    assert "2.00 s of audio, the server sent 1.50" in find_problems(0, short, [], alone=True, soak=False)[0]
+    right = summary.summarise(MIXED, 4, [record()], 0.0, pages(5), pages(6))
+    wrong = summary.summarise(MIXED, 4, [record()], 0.0, pages(5), pages(7, 12))
+    short = summary.summarise(MIXED, 4, [record()], 0.0, pages(5), pages(6, 11.5))
+    assert find_problems(0, right, [], MIXED, alone=True) == []
+    assert find_problems(0, wrong, [], MIXED, alone=True) == ["users got 1 answers, Triton counted 2"]
+    assert find_problems(0, wrong, [], MIXED, alone=False) == []
+    assert "2.00 s of audio, the server sent 1.50" in find_problems(0, short, [], MIXED, alone=True)[0]
 
 
 def test_failures_an_empty_test_and_locust_s_own_failure_are_problems() -> None:
-    scenario = SCENARIOS["mixed"]
+    scenario = MIXED
     failed = summary.summarise(scenario, 4, [record(), record(error="boom")], 0.0, pages(), pages(1))
     nothing = summary.summarise(scenario, 4, [], 0.0, pages(), pages())
     good = summary.summarise(scenario, 4, [record()], 0.0, pages(), pages(1))
-    assert "1 of 2 requests failed" in find_problems(1, failed, [], alone=True, soak=False)[0]
-    assert find_problems(0, nothing, [], alone=True, soak=False) == ["no request was answered"]
-    assert find_problems(3, good, [], alone=True, soak=False) == ["Locust ended with exit code 3"]
+    assert "1 of 2 requests failed" in find_problems(1, failed, [], MIXED, alone=True)[0]
+    assert find_problems(0, nothing, [], MIXED, alone=True) == ["no request was answered"]
+    assert find_problems(3, good, [], MIXED, alone=True) == ["Locust ended with exit code 3"]
+
+
+def test_clients_that_leave_are_no_failures_and_their_counts_are_not_compared() -> None:
+    leaving = SCENARIOS["leaving"]
+    records = [record(), record(given_up=True), record(error="boom")]
+    figures = summary.summarise(leaving, 4, records, 0.0, pages(), pages(2))
+    assert (figures["requests"], figures["given_up"], figures["failed"]) == (3, 1, 1)
+    assert figures["protocols"]["http"]["requests"] == 1
+    problems = find_problems(0, figures, [], leaving, alone=True)
+    assert ["1 of 3 requests failed" in problems[0], "too short" in problems[1], len(problems)] == [True, True, 2]
 
 
 def test_a_soak_has_settled_after_a_minute_and_after_two_hundred_answers() -> None:
-    assert summary.settled([record(100 + n / 10) for n in range(300)], 100) == 160
-    assert summary.settled([record(100 + n) for n in range(300)], 100) == 300
-    assert summary.settled([record(100 + n) for n in range(199)], 100) is None
+    assert summary.settled([record(100 + n / 10) for n in range(300)], 160) == 160
+    assert summary.settled([record(100 + n) for n in range(300)], 160) == 300
+    assert summary.settled([record(100 + n) for n in range(199)], 160) is None
 
 
 def test_growth_compares_the_ends_of_the_time_after_settling() -> None:
@@ -150,19 +162,22 @@ def test_growth_compares_the_ends_of_the_time_after_settling() -> None:
 
 
 @pytest.mark.parametrize("name", ["rss", "threads", "files", "shared_memory"])
-def test_a_leak_of_any_resource_is_found_in_a_soak(name: str) -> None:
+@pytest.mark.parametrize("scenario", ["soak", "leaving"])
+def test_a_leak_of_any_resource_is_found_in_a_soak(name: str, scenario: str) -> None:
+    soak = SCENARIOS[scenario].soak
+    assert soak is not None
     steady = [usage(at) for at in range(600)]
     leaking = [usage(at, **{name: getattr(usage(0), name) + at * (1 << 20)}) for at in range(600)]
-    assert summary.leaks(steady, 60) == []
-    assert [leak.split()[0] for leak in summary.leaks(leaking, 60)] == [name]
-    assert "too short" in summary.leaks(leaking, None)[0]
-    assert "too short" in summary.leaks(leaking, 560)[0]
+    assert summary.leaks(steady, 60, soak.growth) == []
+    assert [leak.split()[0] for leak in summary.leaks(leaking, 60, soak.growth)] == [name]
+    assert "too short" in summary.leaks(leaking, None, soak.growth)[0]
+    assert "too short" in summary.leaks(leaking, 560, soak.growth)[0]
 
 
 def test_the_report_has_a_page_a_json_file_and_all_its_pictures(tmp_path: Path) -> None:
     records = [record(began / 10, 1 + began % 7 / 10, protocol="grpc" if began % 2 else "http") for began in range(90)]
     records.append(record(error="ServerError: a | b"))
-    figures = summary.summarise(SCENARIOS["mixed"], 8, records, 0.0, pages(), pages(90))
+    figures = summary.summarise(MIXED, 8, records, 0.0, pages(), pages(90))
     about = {"scenario": "mixed", "verdict": "failed", "problems": ["1 of 91 requests failed"], "users": 8}
     page = report.write(tmp_path / "it", about, figures, records, [(0.0, 1), (5.0, 8)], [usage(at) for at in range(99)])
     text = page.read_text()
@@ -184,6 +199,6 @@ def test_the_report_has_a_page_a_json_file_and_all_its_pictures(tmp_path: Path) 
 
 
 def test_a_report_of_a_test_without_a_single_answer_is_written(tmp_path: Path) -> None:
-    figures = summary.summarise(SCENARIOS["mixed"], 8, [], 0.0, pages(), pages())
+    figures = summary.summarise(MIXED, 8, [], 0.0, pages(), pages())
     about = {"scenario": "mixed", "verdict": "failed", "problems": ["no request was answered"]}
     assert report.write(tmp_path, about, figures, [], [], []).exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, RequestError
+from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, RequestError, Unavailable
 from chatterbox_engine.jobs import Job
 from chatterbox_engine.metrics import NoMetrics
 from chatterbox_engine.register import Register
@@ -98,11 +98,40 @@ def test_at_the_end_everyone_is_answered_and_no_one_taken(failed: bool) -> None:
         desk.register.fail(ValueError("broken"), lambda: desk.got.append((0, "then")))
     else:
         desk.register.close()
-    with pytest.raises(Overloaded, match="shutting down"):
+    with pytest.raises(Unavailable, match="shutting down"):
         desk.job(3)
-    expected: type[RequestError] = EngineFailed if failed else Overloaded
+    expected: type[RequestError] = EngineFailed if failed else Unavailable
     assert desk.answers()[:2] == [(1, expected), (2, expected)]
     assert desk.got[2:] == ([(0, "then")] if failed else [])
+
+
+def test_draining_takes_nobody_new_and_says_so_after_the_last_answer() -> None:
+    desk = Desk()
+    job = desk.job(1)
+    desk.register.drain(LONG, lambda: desk.got.append((0, "drained")))
+    with pytest.raises(Unavailable, match="the server is shutting down"):
+        desk.job(2)
+    desk.register.expire()
+    desk.register.send_chunk(job, chunk(0))
+    desk.register.send_chunk(job, chunk(1, last=True))
+    assert desk.answers() == [(1, SynthesisChunk), (1, SynthesisChunk), (0, str)]
+
+
+def test_draining_a_register_without_requests_is_done_at_once() -> None:
+    desk = Desk()
+    desk.register.drain(0.0, lambda: desk.got.append((0, "drained")))
+    assert desk.answers() == [(0, str)]
+
+
+def test_what_is_not_finished_when_draining_ends_is_told_why() -> None:
+    desk = Desk(allowance=50.0)
+    desk.job(1, age=60.0)
+    desk.job(2)
+    desk.register.drain(0.0, lambda: desk.got.append((0, "drained")))
+    assert desk.register.until_deadline() == 0.0
+    desk.register.expire()
+    assert desk.answers() == [(1, DeadlineExceeded), (2, Unavailable), (0, str)]
+    assert "the server is shutting down: the request did not finish" in str(desk.got[1][1])
 
 
 def test_a_receiver_that_raises_keeps_no_answer_from_the_others() -> None:

@@ -9,6 +9,7 @@ import queue
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import pytest
 
 from chatterbox_engine import wire
 from chatterbox_engine.codec import Failed, GiveUp, Open, Part, Ready, Tensors, decode, encode
-from chatterbox_engine.errors import Cancelled, ConfigError, EngineFailed, InvalidRequest, RequestError
+from chatterbox_engine.errors import Cancelled, ConfigError, EngineFailed, InvalidRequest, RequestError, Unavailable
 from chatterbox_engine.wire import Host, Link, Outlet, engine_of, socket_path
 
 WAIT = 20.0
@@ -137,7 +138,7 @@ def test_when_the_engine_goes_every_stream_fails_and_no_other_opens(folder: str)
             failed = take(messages)
             assert isinstance(failed, Failed)
             assert isinstance(failed.error, EngineFailed)
-        with pytest.raises(EngineFailed):
+        with pytest.raises(Unavailable, match="not loaded"):
             link.open(INPUTS, received[0].put)
         assert all(messages.empty() for messages in received)
 
@@ -242,6 +243,57 @@ def test_another_user_is_refused_at_both_ends(folder: str) -> None:
             listening.listen()
         with pytest.raises(EngineFailed, match="another user listens"):
             Link(path, report=lambda _line: None)
+
+
+def test_a_front_whose_engine_is_loaded_again_goes_on(folder: str) -> None:
+    with connected(folder) as (engine, host, link):
+        messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        link.open(INPUTS, messages.put)
+        host.close()
+        assert isinstance(take(messages).error, EngineFailed)
+        again = Host(socket_path("model", folder))
+        again.serve(engine.start)
+        try:
+            take(engine.opened)
+            opened_again(link, messages)
+            take(engine.opened)[1].part({}, last=True)
+            assert take(messages).last
+        finally:
+            again.close()
+
+
+def opened_again(link: Link, messages: queue.SimpleQueue[Any]) -> None:
+    """Opens a stream as soon as the link has found its engine."""
+    deadline = time.monotonic() + WAIT
+    while True:
+        try:
+            link.open(INPUTS, messages.put)
+            return
+        except Unavailable:
+            assert time.monotonic() < deadline
+
+
+def test_an_engine_that_takes_another_s_place_keeps_its_socket(folder: str) -> None:
+    path = socket_path("model", folder)
+    old = Host(path)
+    new = Host(path)
+    old.close()
+    assert path.exists()
+    new.close()
+    assert not path.exists()
+
+
+def test_a_front_is_drained_once_its_last_stream_has_been_handed_on(folder: str) -> None:
+    with connected(folder) as (engine, _, link):
+        handed: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        link.open(INPUTS, handed.put)
+        outlet = take(engine.opened)[1]
+        link.drain(1000.0, lambda: handed.put("drained"))
+        outlet.part({}, last=False)
+        outlet.part({}, last=True)
+        assert [take(handed).last, take(handed).last, take(handed)] == [False, True, "drained"]
+        link.drain(1000.0, lambda: handed.put("still drained"))
+        assert take(handed) == "still drained"
 
 
 def test_a_front_waits_for_an_engine_that_comes_later_and_is_not_ready_yet(folder: str) -> None:

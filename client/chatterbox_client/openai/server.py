@@ -32,6 +32,7 @@ from chatterbox_client.errors import (
     Timeout,
     Unavailable,
 )
+from chatterbox_client.openai.draining import Drain, cut_off
 from chatterbox_client.openai.encoding import Encoder, Format, encode_file
 from chatterbox_client.openai.origins import foreign_origin
 from chatterbox_client.openai.request import THEIR_VOICES, SpeechRequest, parse, served_model
@@ -90,10 +91,12 @@ class SpeechApi:
         self._allowed_origins = allowed_origins
         self._clients = {name: AsyncClient(model=name, timeout=timeout, transport=transport) for name in models}
         self._keys = [key.encode() for key in keys]
+        self.drain = Drain()
+        """How its requests end when the front does."""
 
     def application(self) -> web.Application:
         """To be run with `handler_cancellation`, so that who goes away gives the request up."""
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._guard])
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._guard, self.drain.admit])
         app.router.add_post("/v1/audio/speech", self._speech)
         app.router.add_get("/v1/audio/voices", self._list_voices)
         if self._change_voices:
@@ -115,7 +118,7 @@ class SpeechApi:
             file = await asyncio.to_thread(_encode, audio, request.format)
             return web.Response(body=file, content_type=request.format.content_type)
         chunks = client.stream(request.text, **arguments)
-        return await _send_stream(http, request, chunks, self._timeout)
+        return await _send_stream(http, request, chunks, self._timeout, self.drain)
 
     @property
     def _voices(self) -> AsyncVoiceList:
@@ -209,11 +212,11 @@ async def _stored_voice(client: AsyncClient, voice: str | None) -> str | None:
 
 
 async def _send_stream(
-    http: web.Request, request: SpeechRequest, chunks: AsyncGenerator[Chunk, None], timeout: float | None
+    http: web.Request, request: SpeechRequest, chunks: AsyncGenerator[Chunk, None], timeout: float | None, drain: Drain
 ) -> web.StreamResponse:
     """Sends the audio while it is spoken. Until the first chunk is there an error is raised: it has its own status.
 
-    timeout: seconds that the reader may keep a piece waiting.
+    timeout: seconds that the reader may keep a piece waiting; drain: tells whether the front cuts it off.
     """
     events = request.sent == "events"
     response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # nginx's
@@ -239,9 +242,11 @@ async def _send_stream(
             await send_audio(await asyncio.to_thread(encoder.finish))
             if events:
                 await send(_event(_done(len(request.text), tokens)))
-        except ChatterboxClientError as error:
-            if not response.prepared:
+        except (ChatterboxClientError, asyncio.CancelledError) as cause:
+            # before anything is sent there is a status for it; and one who has gone away is told nothing
+            if not response.prepared or (isinstance(cause, asyncio.CancelledError) and not drain.over):
                 raise
+            error = cause if isinstance(cause, ChatterboxClientError) else cut_off()
             _log.warning("a stream broke: %s", error)
             if events:
                 await send(_event({"type": "error", **_error(_status(error), error.message)}))
@@ -252,6 +257,10 @@ async def _send_stream(
     except asyncio.TimeoutError:
         _log.warning("a stream was broken off: its reader did not take a piece within %g s", timeout)
         _break_off(http)
+    except asyncio.CancelledError:
+        if not (response.prepared and drain.over):
+            raise
+        _break_off(http)  # while the last of it was sent
     except ConnectionError:
         _log.info("the reader of a stream has gone away")
     return response

@@ -7,6 +7,9 @@ An error ends a stream as a message, which the server's model begins with its st
 header, `triton_grpc_error`, that makes it a gRPC status; but then Triton uses the stream's state after handing it to
 another thread, which may have freed it (`WriteGRPCErrorResponse` in its src/grpc/infer_handler.h, 2.51 to 2.73), and
 the whole server ends with SIGSEGV: once in some thousand refused streams.
+
+A stream that is cancelled between its last response and its end is never freed by Triton (2.51), nor are its inputs. So
+the last response is handed out once the stream has ended, which takes no time: both are sent together.
 """
 
 from __future__ import annotations
@@ -29,10 +32,12 @@ OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.max_send_message_length", -1),
     ("grpc.lb_policy_name", "round_robin"),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.http2.lookahead_bytes", 16 << 20),
 ]
 """Of every channel. A name or a list of several addresses is several servers, which take calls in turn as long as they
 can be reached: gRPC's own default sends all calls to the first. One that refuses connections is tried again every two
-seconds: by default it is after up to two minutes."""
+seconds: by default it is after up to two minutes. What a slow reader has not read waits here, up to 16 MiB (three
+minutes of audio), not in the server, which may be told to stop."""
 
 
 def metadata(headers: Mapping[str, str]) -> dict[str, str]:
@@ -55,13 +60,19 @@ class StreamChannel:
     ) -> Generator[Tensors, None, None]:
         """The responses' outputs. Raises the typed error of the status that ends the stream."""
         call = self._start(iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout)
-        refusal = ""
+        refusal, last = "", None
         try:
             for response in call:  # behind an error too, so that Triton ends the stream itself
                 if response.error_message:
                     refusal = response.error_message
+                    continue
+                answer = convert.answer(InferResult(response.infer_response), outputs)
+                if _is_last(answer):
+                    last = answer
                 else:
-                    yield convert.answer(InferResult(response.infer_response), outputs)
+                    yield answer
+            if last is not None:
+                yield last
         except grpc.RpcError as error:
             if not refusal:  # which is why the rest of the stream is missing
                 # without its traceback: that refers to the error again, and to the channel, until it is collected
@@ -89,14 +100,20 @@ class AsyncStreamChannel:
     ) -> AsyncGenerator[Tensors, None]:
         """See `StreamChannel.stream`."""
         call = self._start(iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout)
-        refusal = ""
+        refusal, last = "", None
         try:
             # behind an error too, so that Triton ends the stream itself
             while (response := await read_message(call)) is not grpc.aio.EOF:
                 if response.error_message:
                     refusal = response.error_message
+                    continue
+                answer = convert.answer(InferResult(response.infer_response), outputs)
+                if _is_last(answer):
+                    last = answer
                 else:
-                    yield convert.answer(InferResult(response.infer_response), outputs)
+                    yield answer
+            if last is not None:
+                yield last
         except grpc.RpcError as error:
             if not refusal:  # which is why the rest of the stream is missing
                 # without its traceback: that refers to the error again, and to the channel, until it is collected
@@ -141,6 +158,11 @@ def _request(model: str, tensors: Tensors, outputs: Sequence[str]) -> Any:
     for name in outputs:
         request.outputs.add(name=name)
     return request
+
+
+def _is_last(answer: Tensors) -> bool:
+    flag = answer.get("is_last")
+    return flag is not None and bool(flag.item())
 
 
 def _typed(error: Any) -> ChatterboxClientError:

@@ -27,7 +27,8 @@ from chatterbox_engine.launcher.settings import check, describe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until SIGINT or SIGTERM (returns 0) or until the server fails (1). A second signal ends it at once."""
+    """Serves until SIGINT or SIGTERM (returns 0) or until the server fails (1). Requests under way may finish, up to
+    `--grace-seconds`; a second signal ends it at once."""
     options, address_file, show = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         repository, environment = find_repository(options), {**os.environ, **options.environment}
@@ -100,6 +101,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--address-file", type=Path, metavar="FILE", help="holds the addresses as JSON while ready")
     parser.add_argument("--startup-timeout", type=float, default=3600.0, metavar="SECONDS", help="default: 3600")
+    parser.add_argument(
+        "--grace-seconds",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="that requests under way have to finish after SIGTERM or SIGINT (default: 30)",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="let tritonserver log every request")
     return parser
 
@@ -127,8 +135,16 @@ def parse(arguments: Sequence[str]) -> tuple[ServerOptions, Path | None, bool]:
         key_file=options.key_file,
         arguments=[*(["--log-verbose=1"] if options.verbose else []), *arguments[split + 1 :]],
         startup_timeout=options.startup_timeout,
+        grace_seconds=options.grace_seconds,
     )
     return server, options.address_file, options.print_config
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 86400")
+    return seconds
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chatterbox_engine.errors import ConfigError
-from chatterbox_engine.launcher.access import access_arguments
+from chatterbox_engine.launcher.access import Keys, access_arguments
 from chatterbox_engine.launcher.triton import HOME_VARIABLE, Triton
 
 REPOSITORY_VARIABLE = "CHATTERBOX_MODEL_REPOSITORY"
@@ -28,6 +28,11 @@ _DEFAULTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 _SPIN = {"GOMP_SPINCOUNT": "3000"}
 _WAIT_POLICY = "OMP_WAIT_POLICY"
 """The user's own word about waiting, which a count would override."""
+
+
+STOP_SECONDS = 10
+"""What Triton has to stop once it is told to, when the engines are drained: for requests about voices. It takes a
+connection that a client keeps open for a request: one idle client makes it wait this long."""
 
 
 def print_log(line: str) -> None:
@@ -66,9 +71,9 @@ class ServerOptions:
     """Further arguments of tritonserver, after ours."""
     startup_timeout: float = 600.0
     """Seconds until all models must be ready."""
-    stop_seconds: int = 20
-    """How long requests in flight may take to finish once the server is told to stop; then it ends without them. The
-    server takes a connection that a client keeps open for a request: one idle client makes it wait this long."""
+    grace_seconds: float = 30.0
+    """How long requests under way may take to finish once the server is told to stop. It is no longer ready meanwhile
+    and refuses new ones; what is not finished then is answered with an error that says so."""
     log: Callable[[str], None] | Path = print_log
     """Takes every line that the server prints, or is the file to write them to."""
     say: Callable[[str], None] = print_news
@@ -137,17 +142,17 @@ def model_environment(
 def tritonserver_command(
     options: ServerOptions,
     triton: Triton,
-    repository: Path,
+    repositories: Sequence[Path],
     ports: Sequence[int],
     prefix: str,
-    key: str | None = None,
+    keys: Keys,
 ) -> list[str]:
-    """The command line; `ports` are those of HTTP, gRPC and metrics, `prefix` is for shared-memory regions, `key` is
-    what `options.key_file` holds."""
+    """The command line; the first of `repositories` is the user's, `ports` are those of HTTP, gRPC and metrics, and
+    `prefix` is for shared-memory regions."""
     http, grpc, metrics = ports
     command = [
         str(triton.executable),
-        f"--model-repository={repository}",
+        *(f"--model-repository={repository}" for repository in repositories),
         f"--backend-directory={triton.backends}",
         f"--http-address={options.host}",
         f"--grpc-address={options.host}",
@@ -157,7 +162,7 @@ def tritonserver_command(
         f"--metrics-port={metrics}",
         # All at once: a streaming front waits for its engine to listen, and four of them (the default is four threads)
         # would wait in vain for engines that come after them.
-        f"--model-load-thread-count={max(4, sum(1 for _ in repository.iterdir()))}",
+        f"--model-load-thread-count={max(4, sum(1 for _ in repositories[0].iterdir()))}",
         # So that we can tell our regions from those of other servers, and remove them.
         f"--backend-config=python,shm-region-prefix-name={prefix}",
         # Completing a configuration runs every model.py once more, in a process of its own; ours are complete.
@@ -166,7 +171,7 @@ def tritonserver_command(
         "--strict-readiness=true",
         # A model that fails ends the server at once; without its models it could answer nothing.
         "--exit-on-error=true",
-        f"--exit-timeout-secs={options.stop_seconds}",
+        f"--exit-timeout-secs={STOP_SECONDS}",
         # Time stamps with a year and a zone.
         "--log-format=ISO8601",
         # Our models take and give their tensors in ordinary memory: 256 MiB of pinned memory would lie idle.
@@ -175,9 +180,11 @@ def tritonserver_command(
         "--grpc-infer-allocation-pool-size=0",
         f"--allow-gpu-metrics={_boolean(_has_gpu())}",
     ]
-    if options.models:
-        command += ["--model-control-mode=explicit", *(f"--load-model={model}" for model in options.models)]
-    return [*command, *options.arguments, *access_arguments(options.opened, key, options.arguments)]
+    if not any(argument.startswith("--model-control-mode") for argument in options.arguments):
+        # Explicit also where all are loaded: only so can a server that drains say that it is not ready.
+        models = options.models or ["*"]
+        command += ["--model-control-mode=explicit", *(f"--load-model={model}" for model in models)]
+    return [*command, *options.arguments, *access_arguments(options.opened, keys, options.arguments)]
 
 
 def _has_gpu() -> bool:

@@ -15,8 +15,10 @@ from pathlib import Path
 from types import TracebackType
 
 from chatterbox_engine.errors import ChatterboxError
-from chatterbox_engine.launcher.access import hide_key, read_key_file
+from chatterbox_engine.launcher import draining
+from chatterbox_engine.launcher.access import Keys, hide_keys
 from chatterbox_engine.launcher.options import (
+    STOP_SECONDS,
     Addresses,
     ServerOptions,
     describe_reach,
@@ -38,7 +40,7 @@ from chatterbox_engine.limits import limit_regions
 from chatterbox_engine.wire import FOLDER_VARIABLE
 
 _CLOSING_SECONDS = 10
-"""What the models have for closing after the `stop_seconds` for requests in flight."""
+"""What the models have for closing after `STOP_SECONDS`."""
 
 
 class ServerFailed(ChatterboxError):
@@ -48,8 +50,8 @@ class ServerFailed(ChatterboxError):
 class TritonServer:
     """One server, the processes of its models and a thread that watches them.
 
-    When tritonserver or a model's process ends, the thread takes down the rest. The server also ends with this process,
-    even when that is killed. It serves a fixed set of models: one that is unloaded looks like one that died.
+    When tritonserver ends, or a model's process that was not unloaded, the thread takes down the rest. The server also
+    ends with this process, even when that is killed.
 
         with TritonServer(ServerOptions(environment={"CHATTERBOX_CHECKPOINT": "tiny"})) as server:
             client = tritonclient.http.InferenceServerClient(server.http_url)
@@ -121,8 +123,8 @@ class TritonServer:
     def stop(self, *, kill: bool = False) -> None:
         """Ends the server; returns when its processes, regions and files are gone. May be called again.
 
-        The server takes no more requests and has `stop_seconds` to finish those it has; with `kill`, or when a signal
-        handler raises meanwhile (a second Ctrl-C), it just ends.
+        The server is no longer ready, refuses new requests and has `grace_seconds` to finish those it has, which are
+        then told that it ends; with `kill`, or when a signal handler raises meanwhile (a second Ctrl-C), it just ends.
         """
         self._watch.request_stop(kill=kill)
         try:
@@ -145,6 +147,7 @@ class TritonServer:
         repository = find_repository(options)
         folder = Path(tempfile.mkdtemp(prefix="chatterbox-"))
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        (folder / draining.REPOSITORY).mkdir()
         triton = find_triton(folder)
         ports = ReservedPorts(options.host, [options.http_port, options.grpc_port, options.metrics_port])
         cleanup.callback(ports.release)
@@ -153,10 +156,11 @@ class TritonServer:
         self.addresses = Addresses.of(options.host, ports.numbers)
         options.say(describe_reach(options.host))
         options.say(f"starting tritonserver with the models in {repository}")
-        key = read_key_file(options.key_file) if options.key_file else None
-        command = tritonserver_command(options, triton, repository, ports.numbers, prefix, key)
+        keys = Keys.of(options.key_file)
+        repositories = [repository, folder / draining.REPOSITORY]
+        command = tritonserver_command(options, triton, repositories, ports.numbers, prefix, keys)
         guard = subprocess.Popen(
-            [*_guard_command(prefix, folder, options.stop_seconds + _CLOSING_SECONDS), *command],
+            [*_guard_command(prefix, folder, STOP_SECONDS + _CLOSING_SECONDS), *command],
             env={**model_environment(options, triton), FOLDER_VARIABLE: str(folder)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -167,23 +171,25 @@ class TritonServer:
         self._watch = Watch(
             guard,
             http_url=self.addresses.http,
+            folder=folder,
+            headers=keys.headers,
+            grace_seconds=options.grace_seconds,
             startup_timeout=options.startup_timeout,
             log=_sink(options.log, cleanup),
             say=options.say,
-            on_output=functools.partial(self._hide_key, guard.pid, key),
-            on_ready=functools.partial(self._seal, guard.pid, key),
+            on_output=functools.partial(self._hide_keys, guard.pid, keys),
+            on_ready=functools.partial(self._seal, guard.pid, keys),
         )
 
-    def _hide_key(self, guard: int, key: str | None, server: int) -> None:
-        """Takes the key off the command lines, which Triton has read when it prints something."""
-        hidden = [hide_key(pid, key) for pid in (guard, server)] if key else []
-        if not all(hidden):
-            self._options.say("the key of --key-file shows in this machine's list of processes: its kernel hides none")
+    def _hide_keys(self, guard: int, keys: Keys, server: int) -> None:
+        """Takes the keys off the command lines, which Triton has read when it prints something."""
+        if not all(tuple(hide_keys(pid, keys) for pid in (guard, server))):
+            self._options.say("the server's keys show in this machine's list of processes: its kernel hides none")
 
-    def _seal(self, guard: int, key: str | None, server: int) -> None:
+    def _seal(self, guard: int, keys: Keys, server: int) -> None:
         """Every model has its region: no name of one is needed, by which others could open it (Triton lets every user
         read it, and tells the name in an error), and none may fill the machine's memory."""
-        self._hide_key(guard, key, server)  # should the first line have been another program's
+        self._hide_keys(guard, keys, server)  # should the first line have been another program's
         remove_regions(self._prefix)
         limit_regions(server)
 

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import http.client
 import os
+import re
 import selectors
 import signal
+import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import IO
 
+from chatterbox_engine.launcher.draining import Models, answers_ready, withdraw
 from chatterbox_engine.launcher.log import LogReader
 from chatterbox_engine.launcher.processes import Stub, children, describe_exit, ending, model_stubs, read_process
 
-_PROBE_SECONDS = 5.0
+_DRAINED_SECONDS = 5.0
+"""What a model has, after the time for its requests, to say that it is drained."""
+_DELIVERY_SECONDS = 1.0
+"""What the last answers have to reach their clients. Triton ends all calls as soon as it is told to stop."""
 _FAILURE_SECONDS = 3.0
 """How long a server with a dead model may still send the answers it has; requests that the model held never end."""
+
+_LOADED = re.compile(r"successfully loaded '([^']+)'")
+_UNLOADED = re.compile(r"successfully unloaded '([^']+)'")
+_REGULAR_ENDS = ("exit code 0", "gone")
 
 
 def _nothing(_server: int) -> None:
@@ -36,20 +47,27 @@ class Watch:
         guard: subprocess.Popen[bytes],
         *,
         http_url: str,
+        folder: Path,
+        headers: Mapping[str, str],
         startup_timeout: float,
+        grace_seconds: float,
         log: Callable[[str], None],
         say: Callable[[str], None],
         progress_seconds: float = 10.0,
         on_output: Callable[[int], None] = _nothing,
         on_ready: Callable[[int], None] = _nothing,
     ) -> None:
-        """`guard` runs the server, its stdout being the pipe of the log. `on_output` is called with the server's pid
-        once it has printed something, `on_ready` once all models are ready, and when one was loaded later.
+        """`guard` runs the server, its stdout being the pipe of the log; `folder` is the launcher's private one;
+        `headers` open the server's repository API. `on_output` is called with the server's pid once it has printed
+        something, `on_ready` once all models are ready, and when one was loaded later.
 
         While the models load, something is said every `progress_seconds`; after `startup_timeout` it is a failure.
+        Requests under way at a stop have `grace_seconds`.
         """
         assert guard.stdout is not None
         self.stubs: dict[int, Stub] = {}
+        self._unloaded: set[str] = set()
+        """Names of models that are no longer there because somebody said so."""
         self.failure: str | None = None
         self.ready = False
         self.settled = threading.Event()
@@ -58,11 +76,16 @@ class Watch:
         self._pipe: IO[bytes] = guard.stdout
         self._reader = LogReader(self._pipe.fileno())
         self._http_url = http_url
+        self._folder = folder
+        self._headers = headers
+        self._grace_seconds = grace_seconds
         self._log = log
         self._say = say
         self._on_output: Callable[[int], None] | None = on_output
         self._on_ready = on_ready
         self._stopping = False
+        self._stop_told, self._stop_asked = socket.socketpair()
+        self._models = Models(folder)
         self._selector = selectors.DefaultSelector()
         self._progress_seconds = progress_seconds
         self._started = time.monotonic()
@@ -78,15 +101,22 @@ class Watch:
         return self._guard.pid
 
     def request_stop(self, *, kill: bool) -> None:
-        """Ends the server, from any thread or signal handler; does nothing when it has ended."""
+        """Ends the server, from any thread or signal handler; does nothing when it has ended. Requests under way may
+        finish first, unless it is killed."""
         self._stopping = True
-        self._guard.send_signal(signal.SIGQUIT if kill else signal.SIGTERM)
+        if kill:
+            self._guard.send_signal(signal.SIGQUIT)
+        else:
+            with contextlib.suppress(OSError):  # it has ended
+                self._stop_asked.send(b".")
 
     def run(self) -> None:
         """Returns when the server and all its processes have ended."""
         guard_ends = os.pidfd_open(self._guard.pid)
         self._selector.register(self._pipe, selectors.EVENT_READ, self._read_log)
         self._selector.register(guard_ends, selectors.EVENT_READ, self._guard.wait)
+        self._selector.register(self._stop_told, selectors.EVENT_READ, self._stop)
+        self._models.attend(self._selector)
         try:
             while self._guard.returncode is None:
                 for key, _ in self._selector.select(self._seconds_to_alarm()):
@@ -100,16 +130,41 @@ class Watch:
             self._guard.wait()
             self._close(guard_ends)
 
+    def _stop(self) -> None:
+        """Drains the models while Triton goes on serving: once it stops, it counts no stream as a request, takes no
+        connection, and has no words for those whom it cuts off."""
+        self._selector.unregister(self._stop_told)
+        if not self.ready:
+            self._terminate()
+            return
+        self._say(f"stopping; requests under way have {self._grace_seconds:g} s")
+        threading.Thread(target=self._withdraw, name="withdraw", daemon=True).start()
+        self._alarms[self._terminate] = time.monotonic() + self._grace_seconds + _DRAINED_SECONDS
+        self._models.drain(self._grace_seconds, self._drained)
+
+    def _drained(self) -> None:
+        self._alarms[self._terminate] = time.monotonic() + _DELIVERY_SECONDS
+
+    def _withdraw(self) -> None:
+        if not withdraw(self._http_url, self._folder, self._headers):
+            self._say("Triton says that it is ready until it ends: it does not control models explicitly")
+
+    def _terminate(self) -> None:
+        self._guard.send_signal(signal.SIGTERM)
+
     def _read_log(self) -> None:
         for line in self._reader.read() or []:
             self._log(line)
             if self._on_output is not None:
                 self._tell(self._on_output)
                 self._on_output = None
-            if "successfully loaded" in line:
+            if loaded := _LOADED.search(line):
+                self._unloaded.discard(loaded[1])
                 self._find_stubs()
                 if self.ready:
                     self._tell(self._on_ready)
+            if unloaded := _UNLOADED.search(line):
+                self._unloaded.add(unloaded[1])
             if "Started Metrics Service" in line:  # the last port that is opened
                 self._check_ready()
         if self._reader.at_end:
@@ -133,20 +188,30 @@ class Watch:
         if pidfd is not None:
             self._selector.unregister(pidfd)
             os.close(pidfd)
+        del self.stubs[stub.pid]
         # When the server is gone, that is what killed the stub: the end of the guard tells.
         if self._stopping or not read_process(stub.server):
             return
-        failure = f"the process {stub.pid} of the model {stub.model} died ({ending(stub.pid)})"
-        if self.ready:
-            self._fail(failure)
-        else:  # most likely it did not load: then the server says why, and ends by itself
+        how = ending(stub.pid)
+        failure = f"the process {stub.pid} of the model {stub.model} died ({how})"
+        if not self.ready:  # most likely it did not load: then the server says why, and ends by itself
             self._alarms[functools.partial(self._fail_to_start, failure)] = time.monotonic() + _FAILURE_SECONDS
+        elif how in _REGULAR_ENDS:  # most likely the model is unloaded: then the server says so
+            self._alarms[functools.partial(self._fail_unless_unloaded, stub, failure)] = (
+                time.monotonic() + _FAILURE_SECONDS
+            )
+        else:
+            self._fail(failure)
+
+    def _fail_unless_unloaded(self, stub: Stub, failure: str) -> None:
+        if stub.model not in self._unloaded:
+            self._fail(failure)
 
     def _fail_to_start(self, failure: str) -> None:
         self._fail(f"{failure}\n{self._reader.failure()}")
 
     def _check_ready(self) -> None:
-        if self.ready or not _answers_ready(self._http_url):
+        if self.ready or not answers_ready(self._http_url):
             return
         self._find_stubs()
         self._tell(self._on_ready)
@@ -205,17 +270,8 @@ class Watch:
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, int) and key.fileobj != guard_ends:
                 os.close(key.fileobj)
+        for end in (self._stop_told, self._stop_asked, self._models):
+            end.close()
         os.close(guard_ends)
         self._selector.close()
         self._pipe.close()
-
-
-def _answers_ready(url: str) -> bool:
-    connection = http.client.HTTPConnection(url, timeout=_PROBE_SECONDS)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except OSError:
-        return False
-    finally:
-        connection.close()

@@ -24,6 +24,7 @@ from chatterbox_engine.limits import lift_file_limit
 from chatterbox_engine.metrics import TritonMetrics
 from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.reply import Attendance, Reply, tensors_of
+from chatterbox_engine.supervision import supervise
 from chatterbox_engine.types import SynthesisChunk, SynthesisResult
 from chatterbox_engine.wire import FOLDER_VARIABLE, Host, Outlet, socket_path
 
@@ -56,6 +57,7 @@ class TritonPythonModel:
         self._attendance = Attendance()
         if self._host is not None:
             self._host.serve(self._stream)
+        supervise(os.environ.get(FOLDER_VARIABLE), self._engine.drain)
         # What is here now stays, and looking for garbage among all of it would stop every thread for 0.2 s.
         gc.collect()
         gc.freeze()

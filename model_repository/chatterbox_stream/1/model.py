@@ -18,6 +18,7 @@ from chatterbox_engine.errors import ConfigError, RequestError
 from chatterbox_engine.limits import lift_file_limit
 from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.reply import Attendance, Reply, tensors_of
+from chatterbox_engine.supervision import supervise
 from chatterbox_engine.wire import FOLDER_VARIABLE, Link, engine_of, socket_path
 
 
@@ -36,6 +37,7 @@ class TritonPythonModel:
         report = partial(_log, self._name)
         self._link = Link(socket_path(engine_of(self._name), folder), report=report)
         self._attendance = Attendance()
+        supervise(folder, self._link.drain)
         report("ready")
 
     def execute(self, requests: Sequence[Any]) -> None:

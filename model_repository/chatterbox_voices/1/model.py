@@ -14,6 +14,7 @@ from chatterbox_engine.errors import RequestError
 from chatterbox_engine.limits import lift_file_limit
 from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.reply import Reply, tensors_of
+from chatterbox_engine.supervision import supervise
 from chatterbox_engine.voice_admin import VoiceAdmin
 
 
@@ -27,6 +28,7 @@ class TritonPythonModel:
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
         self._admin = VoiceAdmin.of(config)
         self._allowed_origins = parse_origins(config.allowed_origins)
+        supervise()
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:

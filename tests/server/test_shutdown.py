@@ -1,0 +1,207 @@
+"""A server that is told to stop, killed, or left: nothing is lost, everybody is told, nothing stays behind."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from chatterbox_client import ChatterboxClientError, Client, Unavailable, concatenate
+from chatterbox_engine.launcher.server import ServerOptions, TritonServer
+from tests.server.given_up import LONG
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
+
+CUT_OFF = "the server is shutting down: the request did not finish in the time that was left for it"
+
+
+class Served:
+    """`chatterbox-serve` as a process, ready."""
+
+    def __init__(self, process: subprocess.Popen[bytes], addresses: dict[str, str]) -> None:
+        self.process, self.addresses = process, addresses
+
+    def client(self, protocol: str) -> Client:
+        return Client(self.addresses[protocol], protocol, timeout=600)  # type: ignore[arg-type]
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, str]:
+        with closing(http.client.HTTPConnection(self.addresses["http"])) as connection:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+
+@contextmanager
+def serve(checkpoint: Path, folder: Path, *options: str) -> Iterator[Served]:
+    file = folder / "addresses.json"
+    command = [sys.executable, "-m", "chatterbox_engine.launcher.cli", "--free-ports", "--host=127.0.0.1"]
+    command += ["--checkpoint", str(checkpoint), "--address-file", str(file), *options]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+    with process:
+        try:
+            assert process.stdout is not None
+            assert b"http" in process.stdout.readline(), (folder / "log").read_text()
+            yield Served(process, json.loads(file.read_text()))
+        finally:
+            process.kill()
+
+
+class Load:
+    """Streams and whole requests at once. Whoever waits for `begun` knows that every stream has sounded."""
+
+    def __init__(self, served: Served, streams: int, whole: int, seconds: float) -> None:
+        self._grpc, self._http, self._seconds = served.client("grpc"), served.client("http"), seconds
+        self.begun = threading.Barrier(streams + whole + 1)
+        self._pool = ThreadPoolExecutor(streams + whole)
+        self._answers = [self._pool.submit(self._stream, n) for n in range(streams)]
+        self._answers += [self._pool.submit(self._speak, n) for n in range(whole)]
+
+    def outcomes(self) -> list[float | ChatterboxClientError]:
+        """Of each request, the seconds of its audio or why there are none."""
+        with self._pool, self._grpc, self._http:
+            return [answer.result() for answer in self._answers]
+
+    def _stream(self, seed: int) -> float | ChatterboxClientError:
+        try:
+            stream = self._grpc.stream(LONG, seed=seed, max_seconds=self._seconds)
+            first = next(stream)
+            self.begun.wait(600)
+            return concatenate([first, *stream]).duration
+        except ChatterboxClientError as error:
+            return error
+
+    def _speak(self, number: int) -> float | ChatterboxClientError:
+        self.begun.wait(600)
+        client = self._grpc if number % 2 else self._http
+        try:
+            return client.speak(LONG, seed=number, max_seconds=self._seconds).duration
+        except ChatterboxClientError as error:
+            return error
+
+
+def check_nothing_is_lost(checkpoint: Path, folder: Path, streams: int, whole: int) -> None:
+    with serve(checkpoint, folder, "--grace-seconds=600") as served:
+        load = Load(served, streams, whole, seconds=1.0)
+        load.begun.wait(600)
+        # those who wait for the whole have been heard once the server counts them
+        while "chatterbox_requests_active{" not in (page := _metrics(served)) or _active(page) < whole:
+            pass
+        served.process.send_signal(signal.SIGTERM)
+        outcomes = load.outcomes()
+        assert [outcome for outcome in outcomes if isinstance(outcome, ChatterboxClientError)] == []
+        assert served.process.wait(120) == 0
+
+
+def _metrics(served: Served) -> str:
+    with closing(http.client.HTTPConnection(served.addresses["metrics"])) as connection:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+
+
+def _active(page: str) -> float:
+    lines = [line for line in page.splitlines() if line.startswith("chatterbox_requests_active{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def check_everybody_is_told(checkpoint: Path, folder: Path, streams: int, whole: int) -> None:
+    with serve(checkpoint, folder, "--grace-seconds=0.5") as served:
+        load = Load(served, streams, whole, seconds=40.0)
+        load.begun.wait(600)
+        while _active(_metrics(served)) < streams + whole:
+            pass
+        served.process.send_signal(signal.SIGTERM)
+        outcomes = load.outcomes()
+        assert {type(outcome) for outcome in outcomes} == {Unavailable}, outcomes
+        assert {str(outcome) for outcome in outcomes} == {CUT_OFF}
+        assert served.process.wait(120) == 0
+
+
+def test_what_is_under_way_finishes_after_sigterm(tiny_path: Path, tmp_path: Path) -> None:
+    check_nothing_is_lost(tiny_path, tmp_path, 4, 2)
+
+
+def test_what_takes_too_long_is_told_so(tiny_path: Path, tmp_path: Path) -> None:
+    check_everybody_is_told(tiny_path, tmp_path, 4, 2)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("check", [check_nothing_is_lost, check_everybody_is_told])
+@pytest.mark.parametrize("time", range(10))
+def test_thirty_two_streams_and_eight_requests_ten_times(
+    tiny_path: Path, tmp_path: Path, check: object, time: int
+) -> None:
+    assert callable(check)
+    check(tiny_path, tmp_path, 32, 8)
+
+
+def test_a_server_that_drains_is_not_ready_and_refuses_new_requests(tiny_path: Path, tmp_path: Path) -> None:
+    with serve(tiny_path, tmp_path, "--grace-seconds=600") as served, served.client("grpc") as client:
+        stream = client.stream(LONG, seed=1, max_seconds=20.0)
+        first = next(stream)
+        served.process.send_signal(signal.SIGTERM)
+        while served.ask("GET", "/v2/health/ready")[0] == 200:
+            pass
+        tensor = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": ["Hello."]}
+        status, message = served.ask("POST", "/v2/models/chatterbox/infer", {"inputs": [tensor]})
+        assert (status, json.loads(message)["error"]) == (503, "the server is shutting down")
+        with pytest.raises(Unavailable, match="the server is shutting down"):
+            list(client.stream("Hello."))
+        stream.close()
+        assert first.index == 0
+        assert served.process.wait(120) == 0
+
+
+def test_no_process_outlives_a_guard_that_is_killed_under_load(tiny_path: Path, tmp_path: Path) -> None:
+    with serve(tiny_path, tmp_path) as served:
+        load = Load(served, 6, 4, seconds=40.0)
+        load.begun.wait(600)
+        family = psutil.Process(served.process.pid).children(recursive=True)
+        family[0].kill()
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert alive == []
+        assert served.process.wait(60) == 1
+        load.outcomes()
+
+
+def test_clients_that_leave_at_the_last_chunk_hold_no_model_and_an_unloaded_one_is_no_death(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    environment = {"CHATTERBOX_CHECKPOINT": str(tiny_path)}
+    options = ServerOptions(environment=environment, log=tmp_path / "log", opened=["model-repository"])
+    with TritonServer(options) as server, Client(server.grpc_url, "grpc", timeout=120) as client:
+        for seed in range(10):
+            for chunk in client.stream("Hello.", seed=seed, max_seconds=0.4):
+                if chunk.is_last:
+                    break
+        for model in ("chatterbox_stream", "chatterbox"):
+            processes = [psutil.Process(pid) for pid in _processes_of(server, model)]
+            _control(server, model, "unload")
+            assert psutil.wait_procs(processes, timeout=20)[1] == []
+        with pytest.raises(ChatterboxClientError):
+            client.speak("Hello.")
+        for model in ("chatterbox", "chatterbox_stream"):
+            _control(server, model, "load")
+        assert concatenate(list(client.stream("Hello.", seed=1, max_seconds=0.4))).duration > 0
+
+
+def _processes_of(server: TritonServer, model: str) -> list[int]:
+    found = [pid for pid in server.stub_pids if f"/{model}/".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert found
+    return found
+
+
+def _control(server: TritonServer, model: str, what: str) -> None:
+    with closing(http.client.HTTPConnection(server.http_url, timeout=120)) as connection:
+        connection.request("POST", f"/v2/repository/models/{model}/{what}", "{}")
+        assert connection.getresponse().status == 200
