@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from chatterbox_engine.clips import ClipLimits, clip_bytes, read_clip
 from chatterbox_engine.errors import InvalidRequest
+from chatterbox_engine.voices.clips import ClipLimits, clip_bytes, read_clip
 from tests.clips import BAD_CLIPS, encoded, tone
 
 

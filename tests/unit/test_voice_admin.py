@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-CODE = "import sys, chatterbox_engine.voice_admin; print(sorted({'torch', 'librosa'} & set(sys.modules)))"
+CODE = "import sys, chatterbox_engine.serving.voice_admin; print(sorted({'torch', 'librosa'} & set(sys.modules)))"
 
 
 def test_it_needs_neither_torch_nor_the_encoders() -> None:

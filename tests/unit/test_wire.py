@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from chatterbox_engine.errors import Cancelled, ConfigError, EngineFailed, InvalidRequest, RequestError
-from chatterbox_engine.wire import Failed, Host, Link, Outlet, Part, Tensors, engine_of, socket_path
+from chatterbox_engine.serving.wire import Failed, Host, Link, Outlet, Part, Tensors, engine_of, socket_path
 
 WAIT = 20.0
 INPUTS: Tensors = {"text": np.array([[b"Hello"]], dtype=object)}

@@ -12,8 +12,8 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from chatterbox_engine.errors import ConfigError, RequestError
-from chatterbox_engine.reply import Attendance, Reply, tensors_of
-from chatterbox_engine.wire import FOLDER_VARIABLE, Failed, Link, Part, engine_of, socket_path
+from chatterbox_engine.serving.reply import Attendance, Reply, tensors_of
+from chatterbox_engine.serving.wire import FOLDER_VARIABLE, Failed, Link, Part, engine_of, socket_path
 
 
 class TritonPythonModel:

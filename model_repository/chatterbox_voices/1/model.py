@@ -1,4 +1,4 @@
-"""Triton model `chatterbox_voices`: a thin adapter over chatterbox_engine.voice_admin."""
+"""Triton model `chatterbox_voices`: a thin adapter over chatterbox_engine.serving.voice_admin."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import triton_python_backend_utils as pb_utils
 
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import RequestError
-from chatterbox_engine.reply import Reply, tensors_of
-from chatterbox_engine.voice_admin import VoiceAdmin
+from chatterbox_engine.serving.reply import Reply, tensors_of
+from chatterbox_engine.serving.voice_admin import VoiceAdmin
 
 
 class TritonPythonModel:

@@ -1,0 +1,123 @@
+"""The requests under way: each is taken in, answered once, and given up when it is too old. No torch."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from chatterbox_engine.errors import DeadlineExceeded, EngineFailed, Overloaded, RequestError
+from chatterbox_engine.metrics import Metrics
+from chatterbox_engine.synthesis.jobs import Job
+from chatterbox_engine.types import SynthesisChunk, SynthesisResult
+
+
+class Register:
+    """Called from any thread. All answers are given by the thread that runs `answer`, so that a slow receiver stalls
+    nobody and no chunk overtakes another."""
+
+    def __init__(self, *, limit: int, allowance: float, metrics: Metrics, ended: Callable[[Job], None]) -> None:
+        """limit: requests at once; allowance: seconds that each may take; ended: called with every job that got its
+        answer or was given up, so that what it holds becomes free."""
+        self._limit = limit
+        self._allowance = allowance
+        self._metrics = metrics
+        self._ended = ended
+        self._lock = threading.Lock()
+        self._jobs: dict[int, Job] = {}  # oldest first
+        self._closed = False
+        self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __contains__(self, job: Job) -> bool:
+        return job.number in self._jobs
+
+    def take(self, job: Job) -> None:
+        """Raises Overloaded when there are too many or the engine is closing; the job then is never answered."""
+        with self._lock:
+            if self._closed:
+                raise Overloaded("the server is shutting down")
+            if len(self._jobs) >= self._limit:
+                raise Overloaded(f"{len(self._jobs)} requests are under way and no more are taken; try again later")
+            self._jobs[job.number] = job
+
+    def find(self, number: int) -> Job | None:
+        """None when it has its answer already."""
+        with self._lock:
+            return self._jobs.get(number)
+
+    def speaking(self) -> bool:
+        """Somebody's tokens are not all drawn yet."""
+        with self._lock:
+            return any(job.decoded is None for job in self._jobs.values())
+
+    def settle(self, job: Job, outcome: SynthesisResult | SynthesisChunk | RequestError) -> None:
+        """Ends a job unless it has ended."""
+        with self._lock:
+            if self._jobs.pop(job.number, None) is None:
+                return
+            job.ended = True
+            self._outbox.put(partial(job.answer, outcome))
+        self._ended(job)
+        if isinstance(outcome, RequestError):
+            self._metrics.failed(outcome)
+        elif outcome.stats is not None:
+            self._metrics.answered(outcome.stats)
+
+    def send_chunk(self, job: Job, chunk: SynthesisChunk) -> None:
+        """A part of a stream's answer; the last one settles it."""
+        if chunk.last:
+            self.settle(job, chunk)
+            return
+        with self._lock:  # no chunk follows the end
+            if job.number in self._jobs:
+                self._outbox.put(partial(job.answer, chunk))
+
+    def until_deadline(self) -> float | None:
+        """Seconds until the oldest request is too old; None when there is none."""
+        with self._lock:
+            oldest = next(iter(self._jobs.values()), None)
+        return None if oldest is None else max(0.0, oldest.arrived + self._allowance - time.monotonic())
+
+    def expire(self) -> None:
+        """Gives up requests that are too old. All have the same allowance, so the oldest ones are the first."""
+        limit = time.monotonic() - self._allowance
+        with self._lock:
+            late = list(itertools.takewhile(lambda job: job.arrived < limit, self._jobs.values()))
+        for job in late:
+            self.settle(job, DeadlineExceeded(f"no answer within {self._allowance:g} seconds"))
+
+    def close(self) -> None:
+        """Takes no more, and answers all with Overloaded."""
+        with self._lock:
+            self._closed = True
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            self.settle(job, Overloaded("the server is shutting down"))
+
+    def fail(self, error: BaseException, then: Callable[[], None]) -> None:
+        """Takes no more, answers all with EngineFailed, and calls `then` behind the answers."""
+        with self._lock:
+            self._closed = True
+            jobs, self._jobs = list(self._jobs.values()), {}
+        failed = EngineFailed(f"the engine failed: {type(error).__name__}: {error}")
+        for job in jobs:
+            job.ended = True
+            self._outbox.put(partial(job.answer, failed))
+            self._metrics.failed(failed)
+        self._outbox.put(then)
+
+    def answer(self) -> None:
+        """The body of the thread that gives the answers, until `end`. Raises what a receiver raises; the answers behind
+        it are still to be given."""
+        while (call := self._outbox.get()) is not None:
+            call()
+
+    def end(self) -> None:
+        """Ends `answer` after what is to be given."""
+        self._outbox.put(None)
