@@ -19,11 +19,11 @@ import torch
 from bench.report import Report, Row, say, synchronize
 from bench.t3 import full_size_checkpoint
 from chatterbox_engine import assemble
-from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.config import Config
-from chatterbox_engine.engine import Engine
 from chatterbox_engine.errors import RequestError
 from chatterbox_engine.metrics import NoMetrics
+from chatterbox_engine.synthesis.engine import Engine
 from chatterbox_engine.types import SAMPLE_RATE, TOKENS_PER_SECOND, SynthesisRequest, SynthesisResult
 from tests.fidelity import upstream
 

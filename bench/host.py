@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from bench.report import Report, Row
-from chatterbox_engine.engine import Engine
 from chatterbox_engine.errors import RequestError
-from chatterbox_engine.streaming import ChunkPolicy
+from chatterbox_engine.synthesis.engine import Engine
+from chatterbox_engine.synthesis.streaming import ChunkPolicy
 from chatterbox_engine.types import SAMPLE_RATE, SynthesisChunk, SynthesisRequest, SynthesisResult
 from tests.unit.engine_fakes import FakeEngine
 

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.report import Report, Row, say
-from chatterbox_engine.attention import decode_attention
-from chatterbox_engine.kv_cache import SPLIT_PAIRS
-from chatterbox_engine.linear import Activation, project
+from chatterbox_engine.kernels.linear import Activation, project
+from chatterbox_engine.t3.attention import decode_attention
+from chatterbox_engine.t3.kv_cache import SPLIT_PAIRS
 
 EPS = 1e-5
 ROWS = (1, 2, 4, 8, 15, 16)

@@ -19,12 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import chatterbox_engine.s3gen.attention_cuda  # noqa: F401  registers its operator
 from bench.report import Report, Row, say, seconds, synchronize
 from chatterbox_engine.assemble import choose_dtypes
-from chatterbox_engine.dims import S3GenDims
-from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.checkpoint.dims import S3GenDims
+from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
 from chatterbox_engine.s3gen.model import draw_source
+from chatterbox_engine.synthesis.vocoder import LAUNCH_BOUND
 from chatterbox_engine.types import TOKENS_PER_SECOND
-from chatterbox_engine.vocoder import LAUNCH_BOUND
 from tests.fidelity.s3gen_reference import Upstream, build_upstream, random_conditionals, random_tokens
 
 DIMS = S3GenDims()

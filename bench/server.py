@@ -203,8 +203,9 @@ def serve_directly(end: Connection, checkpoint: str) -> None:
     """The body of that process."""
     import queue
 
-    from chatterbox_engine import assemble, contract
+    from chatterbox_engine import assemble
     from chatterbox_engine.config import Config
+    from chatterbox_engine.serving import contract
     from chatterbox_engine.types import SynthesisResult
 
     config = Config(checkpoint=checkpoint)

@@ -20,9 +20,9 @@ import torch
 
 from bench.report import Report, Row, say
 from chatterbox_client import Client
-from chatterbox_engine import random_checkpoint
+from chatterbox_engine.checkpoint import random_checkpoint
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
-from chatterbox_engine.streaming import ChunkPolicy, Cursor
+from chatterbox_engine.synthesis.streaming import ChunkPolicy, Cursor
 from chatterbox_engine.types import TOKENS_PER_SECOND
 
 STREAMS = (1, 4, 16, 32, 64)

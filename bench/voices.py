@@ -23,16 +23,16 @@ import torch
 from bench.report import Report, Row, say, seconds, synchronize
 from bench.t3 import full_size_checkpoint, make_runner, step_seconds
 from chatterbox_engine.assemble import choose_dtypes, encoder_batch, share_of_cores
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.clips import ClipLimits, read_clip
-from chatterbox_engine.conditionals import to_bytes
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.config import Config
-from chatterbox_engine.graphs import own_stream
-from chatterbox_engine.reference import ReferenceEncoder
-from chatterbox_engine.t3 import T3
+from chatterbox_engine.kernels.graphs import own_stream
+from chatterbox_engine.t3.llama import T3
 from chatterbox_engine.types import Conditionals, ReferenceClip, SynthesisRequest
-from chatterbox_engine.voice_store import VoiceStore, content_hash
-from chatterbox_engine.voices import PREPARATION, Found, Voices
+from chatterbox_engine.voices.clips import ClipLimits, read_clip
+from chatterbox_engine.voices.conditionals import to_bytes
+from chatterbox_engine.voices.reference import ReferenceEncoder
+from chatterbox_engine.voices.service import PREPARATION, Found, Voices
+from chatterbox_engine.voices.store import VoiceStore, content_hash
 from tests.clips import encoded, tone
 from tests.fidelity import upstream
 from tests.postgres import Postgres, find_binaries

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from chatterbox_engine import random_checkpoint
-from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint import random_checkpoint
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from tests.postgres import Postgres, find_binaries, install, sql
 
 _KEPT = Path(__file__).parents[1] / "out" / "checkpoints"

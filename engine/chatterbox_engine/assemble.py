@@ -9,31 +9,31 @@ from functools import partial
 
 import torch
 
-from chatterbox_engine.checkpoint import Checkpoint, file_names, locate
-from chatterbox_engine.clips import ClipLimits
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint, file_names, locate
+from chatterbox_engine.checkpoint.dims import GPT2Dims, LlamaDims, T3Dims
+from chatterbox_engine.checkpoint.families import CANGJIE, Text, candidates, detect
 from chatterbox_engine.config import Config, cores
-from chatterbox_engine.device import own_stream
-from chatterbox_engine.dims import GPT2Dims, LlamaDims, T3Dims
-from chatterbox_engine.engine import PREFIX_BYTES, Engine, Parts
 from chatterbox_engine.errors import ConfigError
-from chatterbox_engine.families import CANGJIE, Text, candidates, detect
-from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.kv_cache import KVCache, bytes_per_position
-from chatterbox_engine.languages import MultilingualText
+from chatterbox_engine.kernels.device import own_stream
+from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.metrics import Metrics
-from chatterbox_engine.quantize import check_quantization, quantize
-from chatterbox_engine.runner import Runner
 from chatterbox_engine.s3gen import S3Gen
-from chatterbox_engine.scheduler import Scheduler
-from chatterbox_engine.t3 import T3
-from chatterbox_engine.t3_gpt2 import GPT2
-from chatterbox_engine.text import EnglishText, TextPreparation
-from chatterbox_engine.text_gpt2 import GPT2Text
-from chatterbox_engine.transformer import Transformer
+from chatterbox_engine.synthesis.engine import PREFIX_BYTES, Engine, Parts
+from chatterbox_engine.synthesis.scheduler import Scheduler
+from chatterbox_engine.synthesis.watermark import make_watermarker
+from chatterbox_engine.t3.gpt2 import GPT2
+from chatterbox_engine.t3.kv_cache import KVCache, bytes_per_position
+from chatterbox_engine.t3.llama import T3
+from chatterbox_engine.t3.quantize import check_quantization, quantize
+from chatterbox_engine.t3.runner import Runner
+from chatterbox_engine.t3.transformer import Transformer
+from chatterbox_engine.text.english import EnglishText, TextPreparation
+from chatterbox_engine.text.gpt2 import GPT2Text
+from chatterbox_engine.text.multilingual import MultilingualText
 from chatterbox_engine.types import TOKENS_PER_SECOND, Encoder
-from chatterbox_engine.voice_store import VoiceStore
-from chatterbox_engine.voices import Voices
-from chatterbox_engine.watermark import make_watermarker
+from chatterbox_engine.voices.clips import ClipLimits
+from chatterbox_engine.voices.service import Voices
+from chatterbox_engine.voices.store import VoiceStore
 
 Report = Callable[[str], None]
 
@@ -77,7 +77,7 @@ def build(
     if device.type == "cpu":
         torch.set_num_threads(share_of_cores(config))
         report("kernels for this processor: loading; compiled where they are new, which takes about 15 s")
-        from chatterbox_engine import cpu_kernels
+        from chatterbox_engine.kernels import cpu as cpu_kernels
     else:
         # The host's tensors are small: a team of threads at each of them, for several callers at once, waits more than
         # it works (docs/performance.md, The host).
@@ -160,7 +160,7 @@ def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device, me
     """The built-in voice, the store and the encoders. Raises ConfigError or CheckpointError."""
 
     def make_encoder() -> Encoder:
-        from chatterbox_engine.reference import ReferenceEncoder  # imports upstream: ten seconds
+        from chatterbox_engine.voices.reference import ReferenceEncoder  # imports upstream: ten seconds
 
         encoder = ReferenceEncoder(checkpoint, device)
         gc.freeze()  # upstream stays: looking for garbage in it would stop every thread

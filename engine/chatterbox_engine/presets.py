@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from chatterbox_engine.checkpoint.families import Family
 from chatterbox_engine.errors import InvalidRequest, quote
-from chatterbox_engine.families import Family
 from chatterbox_engine.types import SamplingParams
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
-from chatterbox_engine.s3gen.stream import Phase, Window, synthesise
-from chatterbox_engine.streaming import OVERLAP, ChunkPolicy, Cursor, Joiner
+from chatterbox_engine.synthesis.streaming import OVERLAP, ChunkPolicy, Cursor, Joiner
+from chatterbox_engine.synthesis.watermark import NoWatermark, Watermarker
+from chatterbox_engine.synthesis.windows import Phase, Window, synthesise
 from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, Samples
-from chatterbox_engine.watermark import NoWatermark, Watermarker
 
 FRAME = SAMPLES_PER_TOKEN // 2
 WHOLE = ChunkPolicy(750)

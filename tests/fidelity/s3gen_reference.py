@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions.uniform import Uniform
 
-from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.checkpoint.dims import S3GenDims
 from chatterbox_engine.s3gen import SourceNoise
 from chatterbox_engine.s3gen.noise import HARMONICS, SAMPLES_PER_FRAME
 from chatterbox_engine.types import S3GenConditionals

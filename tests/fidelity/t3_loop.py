@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from chatterbox_engine.assemble import BACKBONES
-from chatterbox_engine.attention import Context
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.families import ENGLISH, Family
-from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.kv_cache import Extent, KVCache
-from chatterbox_engine.quantize import quantize
-from chatterbox_engine.runner import Drawn, Prompt, Runner
-from chatterbox_engine.scheduler import Place, Scheduler
-from chatterbox_engine.transformer import Transformer
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.families import ENGLISH, Family
+from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.synthesis.scheduler import Place, Scheduler
+from chatterbox_engine.t3.attention import Context
+from chatterbox_engine.t3.kv_cache import Extent, KVCache
+from chatterbox_engine.t3.quantize import quantize
+from chatterbox_engine.t3.runner import Drawn, Prompt, Runner
+from chatterbox_engine.t3.transformer import Transformer
 from chatterbox_engine.types import SamplingParams, T3Conditionals
-from chatterbox_engine.voice_cache import Memo
+from chatterbox_engine.voices.cache import Memo
 
 CPU = torch.device("cpu")
 SLOTS = 6

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from chatterbox_engine import layout
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.families import FAMILIES, Family
-from chatterbox_engine.text_gpt2 import GPT2Text
+from chatterbox_engine.checkpoint import layout
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.families import FAMILIES, Family
+from chatterbox_engine.text.gpt2 import GPT2Text
 from chatterbox_engine.types import TOKENS_PER_SECOND
 from tests.conftest import CheckpointOf
 from tests.fidelity import upstream

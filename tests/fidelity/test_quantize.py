@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.linear import linear
-from chatterbox_engine.quantize import quantize_weight
-from chatterbox_engine.runner import Runner
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.kernels.linear import linear
+from chatterbox_engine.t3.quantize import quantize_weight
+from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.types import SamplingParams
 from tests.conftest import CheckpointOf
 from tests.fidelity.t3_loop import CPU, SLOTS, Request, Served, relative_error, teacher_forced

@@ -11,10 +11,10 @@ import pytest
 import soundfile
 import torch
 
-from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.errors import InvalidRequest
-from chatterbox_engine.reference import ReferenceEncoder
 from chatterbox_engine.types import Conditionals, Samples
+from chatterbox_engine.voices.reference import ReferenceEncoder
 from tests.conftest import CheckpointOf
 from tests.fidelity import upstream
 

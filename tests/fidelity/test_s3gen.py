@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.checkpoint.dims import S3GenDims
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
 from tests.fidelity.s3gen_reference import (
     TINY,

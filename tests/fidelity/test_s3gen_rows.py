@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatterbox_engine.dims import S3GenDims
-from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.checkpoint.dims import S3GenDims
+from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen, VocoderJob
 from tests.fidelity.s3gen_reference import TINY, build_upstream, random_conditionals, random_tokens
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen, SourceNoise, VocoderJob
-from chatterbox_engine.s3gen.stream import Phase, Window, synthesise
-from chatterbox_engine.streaming import OVERLAP, ChunkPolicy, Cursor
+from chatterbox_engine.synthesis.streaming import OVERLAP, ChunkPolicy, Cursor
+from chatterbox_engine.synthesis.watermark import PerthWatermark, Watermarker
+from chatterbox_engine.synthesis.windows import Phase, Window, synthesise
 from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, Samples
-from chatterbox_engine.watermark import PerthWatermark, Watermarker
 from tests.fidelity.joins import FRAME, WHOLE, AtJoins, SameMel, around, frames_of, streamed
 
 chunkings = pytest.mark.parametrize("policy", [ChunkPolicy(), ChunkPolicy(4, 11), ChunkPolicy(7, 2)], ids=str)

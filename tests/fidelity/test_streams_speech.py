@@ -13,11 +13,11 @@ import soundfile
 import torch
 from torch import Tensor
 
-from chatterbox_engine.checkpoint import Checkpoint, locate
-from chatterbox_engine.reference import ReferenceEncoder
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint, locate
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen
-from chatterbox_engine.streaming import ChunkPolicy
+from chatterbox_engine.synthesis.streaming import ChunkPolicy
 from chatterbox_engine.types import S3GenConditionals, Samples
+from chatterbox_engine.voices.reference import ReferenceEncoder
 from tests.fidelity.joins import WHOLE, AtJoins, SameMel, streamed
 
 VOICE = 75  # tokens

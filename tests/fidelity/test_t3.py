@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatterbox_engine.attention import Context
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.dims import LlamaDims
-from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.kv_cache import Extent, KVCache
-from chatterbox_engine.runner import Prompt, Runner
-from chatterbox_engine.t3 import T3
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.dims import LlamaDims
+from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.t3.attention import Context
+from chatterbox_engine.t3.kv_cache import Extent, KVCache
+from chatterbox_engine.t3.llama import T3
+from chatterbox_engine.t3.runner import Prompt, Runner
 from chatterbox_engine.types import Conditionals, SamplingParams, T3Conditionals
 from tests.conftest import CheckpointOf
 from tests.fidelity import upstream

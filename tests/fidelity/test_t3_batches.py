@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.runner import Runner
+from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.types import SamplingParams
 from tests.conftest import CheckpointOf
 from tests.fidelity.t3_loop import CPU, SLOTS, Loop, Request, Served

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatterbox_engine.families import TURBO
-from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.kv_cache import Extent, KVCache
-from chatterbox_engine.runner import Prompt, Runner
-from chatterbox_engine.t3_gpt2 import GPT2
+from chatterbox_engine.checkpoint.families import TURBO
+from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.t3.gpt2 import GPT2
+from chatterbox_engine.t3.kv_cache import Extent, KVCache
+from chatterbox_engine.t3.runner import Prompt, Runner
 from chatterbox_engine.types import Conditionals, SamplingParams
 from tests.conftest import CheckpointOf
 from tests.fidelity import upstream

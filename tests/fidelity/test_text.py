@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.text import Tokenizer, normalise
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.text.english import Tokenizer, normalise
 
 _PLAIN = """
 hello

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from chatterbox_engine.text_gpt2 import GPT2Text
+from chatterbox_engine.text.gpt2 import GPT2Text
 from tests.conftest import CheckpointOf
 from tests.fidelity.test_text import TABLE
 from tests.unit.test_text import SILENT

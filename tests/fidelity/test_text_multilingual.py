@@ -17,9 +17,9 @@ from unicodedata import category, normalize
 
 import pytest
 
+from chatterbox_engine.checkpoint.families import CANGJIE, MULTILINGUAL_V3
 from chatterbox_engine.errors import InvalidRequest
-from chatterbox_engine.families import CANGJIE, MULTILINGUAL_V3
-from chatterbox_engine.languages import MultilingualText
+from chatterbox_engine.text.multilingual import MultilingualText
 from tests.conftest import CheckpointOf
 
 

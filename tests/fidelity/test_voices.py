@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.clips import ClipLimits, read_clip
-from chatterbox_engine.conditionals import from_bytes, to_bytes
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.errors import InvalidRequest
-from chatterbox_engine.reference import ReferenceEncoder
 from chatterbox_engine.types import Conditionals
+from chatterbox_engine.voices.clips import ClipLimits, read_clip
+from chatterbox_engine.voices.conditionals import from_bytes, to_bytes
+from chatterbox_engine.voices.reference import ReferenceEncoder
 from tests.clips import encoded, tone
 from tests.conftest import CheckpointOf
 from tests.fidelity import upstream

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.dims import GPT2Dims, LlamaDims, ReferenceDims, S3GenDims, T3Dims
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.dims import GPT2Dims, LlamaDims, ReferenceDims, S3GenDims, T3Dims
 
 State = dict[str, torch.Tensor]
 

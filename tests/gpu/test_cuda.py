@@ -12,20 +12,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench import kernels
 from chatterbox_engine import assemble
-from chatterbox_engine.attention import Context, decode_attention, prompt_attention
-from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.dims import LlamaDims, S3GenDims
 from chatterbox_engine.config import Config
-from chatterbox_engine.dims import LlamaDims, S3GenDims
-from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.kv_cache import SPLIT_PAIRS, KVCache
-from chatterbox_engine.linear import project
-from chatterbox_engine.quantize import FLOAT8_CAPABILITY
-from chatterbox_engine.reference import ReferenceEncoder
-from chatterbox_engine.runner import Runner
+from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.kernels.linear import project
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
 from chatterbox_engine.s3gen.attention_cuda import attend
 from chatterbox_engine.s3gen.model import draw_source
+from chatterbox_engine.t3.attention import Context, decode_attention, prompt_attention
+from chatterbox_engine.t3.kv_cache import SPLIT_PAIRS, KVCache
+from chatterbox_engine.t3.quantize import FLOAT8_CAPABILITY
+from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.types import SamplingParams, SynthesisRequest, SynthesisResult
+from chatterbox_engine.voices.reference import ReferenceEncoder
 from tests.clips import tone
 from tests.conftest import CheckpointOf
 from tests.fidelity.s3gen_reference import TINY, build_upstream, random_conditionals, random_tokens

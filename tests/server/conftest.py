@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from chatterbox_client import Client
-from chatterbox_engine.families import Family
+from chatterbox_engine.checkpoint.families import Family
+from chatterbox_engine.checkpoint.random_checkpoint import TINY
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
-from chatterbox_engine.random_checkpoint import TINY
 from tests.conftest import CheckpointOf
 from tests.server.front import Front
 from tests.server.repository import add_pair, add_voices

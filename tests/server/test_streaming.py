@@ -38,7 +38,7 @@ from chatterbox_client import (
 )
 from chatterbox_engine.launcher.regions import SHARED_MEMORY
 from chatterbox_engine.launcher.server import ServerFailed, ServerOptions, TritonServer
-from chatterbox_engine.streaming import ChunkPolicy
+from chatterbox_engine.synthesis.streaming import ChunkPolicy
 from tests.server.conftest import Spoken
 from tests.server.given_up import LONG, requests_given_up
 

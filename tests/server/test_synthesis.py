@@ -22,9 +22,9 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from chatterbox_client import Audio, Client, InvalidRequest, Unavailable
-from chatterbox_engine.audio import FORMATS
-from chatterbox_engine.contract import INPUTS, OUTPUTS, SAMPLING
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
+from chatterbox_engine.serving.audio import FORMATS
+from chatterbox_engine.serving.contract import INPUTS, OUTPUTS, SAMPLING
 from tests.server.conftest import INT8, Spoken
 
 pytestmark = pytest.mark.server

@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from chatterbox_engine.dims import LlamaDims
-from chatterbox_engine.engine import Engine, Parts
+from chatterbox_engine.checkpoint.dims import LlamaDims
+from chatterbox_engine.checkpoint.families import ENGLISH
 from chatterbox_engine.errors import NotFound, RequestError
-from chatterbox_engine.families import ENGLISH
-from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.metrics import Metrics
 from chatterbox_engine.s3gen.model import PROMPT_TOKENS
-from chatterbox_engine.scheduler import Scheduler
-from chatterbox_engine.text import normalise
+from chatterbox_engine.synthesis.engine import Engine, Parts
+from chatterbox_engine.synthesis.scheduler import Scheduler
+from chatterbox_engine.synthesis.watermark import NoWatermark
+from chatterbox_engine.text.english import normalise
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples, SynthesisRequest, SynthesisResult
-from chatterbox_engine.voices import Found
-from chatterbox_engine.watermark import NoWatermark
+from chatterbox_engine.voices.service import Found
 
 STOP = LlamaDims().stop_speech
 WAIT = 20.0  # seconds until a test that would hang fails instead

@@ -15,7 +15,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.s3gen import S3Gen, VocoderJob, layers
 from tests.fidelity.s3gen_reference import random_conditionals, random_tokens
 

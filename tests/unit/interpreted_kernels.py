@@ -14,19 +14,20 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 import torch.nn.functional as F
 
-from chatterbox_engine import attention_cuda, linear_cuda
-from chatterbox_engine.attention import decode_attention
-from chatterbox_engine.attention_cuda import split_decode
-from chatterbox_engine.families import ENGLISH, TURBO, Family
-from chatterbox_engine.kv_cache import SPLIT_PAIRS
-from chatterbox_engine.linear import Activation, project
-from chatterbox_engine.linear_cuda import swiglu
-from chatterbox_engine.runner import Runner, Slots
+from chatterbox_engine.checkpoint.families import ENGLISH, TURBO, Family
+from chatterbox_engine.kernels import linear_cuda
+from chatterbox_engine.kernels.linear import Activation, project
+from chatterbox_engine.kernels.linear_cuda import swiglu
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
 from chatterbox_engine.s3gen.attention_cuda import attend
 from chatterbox_engine.s3gen.norm_cuda import add_norm, norm, norm_mish, norm_mish_norm
 from chatterbox_engine.s3gen.snake_cuda import snake
-from chatterbox_engine.sampling_cuda import draw_rows
+from chatterbox_engine.t3 import attention_cuda
+from chatterbox_engine.t3.attention import decode_attention
+from chatterbox_engine.t3.attention_cuda import split_decode
+from chatterbox_engine.t3.kv_cache import SPLIT_PAIRS
+from chatterbox_engine.t3.runner import Runner, Slots
+from chatterbox_engine.t3.sampling_cuda import draw_rows
 
 VOCAB = 300
 

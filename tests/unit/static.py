@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.kernels.graphs import Graphs
 
 
 class PretendGraphs(Graphs):

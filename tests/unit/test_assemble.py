@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from chatterbox_engine import assemble
+from chatterbox_engine.checkpoint.dims import LlamaDims
 from chatterbox_engine.config import Config, cores
-from chatterbox_engine.dims import LlamaDims
-from chatterbox_engine.engine import PREFIX_BYTES
 from chatterbox_engine.errors import ConfigError
-from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.quantize import check_quantization
+from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.synthesis.engine import PREFIX_BYTES
+from chatterbox_engine.t3.quantize import check_quantization
 from tests.pretend_cuda import pretend_cuda
 
 CPU = torch.device("cpu")

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatterbox_engine.assemble import open_checkpoint
-from chatterbox_engine.checkpoint import Checkpoint, conditionals_from_upstream, locate
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint, conditionals_from_upstream, locate
+from chatterbox_engine.checkpoint.dims import Dims
+from chatterbox_engine.checkpoint.families import ENGLISH, MULTILINGUAL_V2, MULTILINGUAL_V3, NANO, TURBO, Family
+from chatterbox_engine.checkpoint.random_checkpoint import TINY, tiny_dims
 from chatterbox_engine.config import Config
-from chatterbox_engine.dims import Dims
 from chatterbox_engine.errors import CheckpointError
-from chatterbox_engine.families import ENGLISH, MULTILINGUAL_V2, MULTILINGUAL_V3, NANO, TURBO, Family
-from chatterbox_engine.random_checkpoint import TINY, tiny_dims
 from tests.conftest import CheckpointOf
 from tests.hub import Hub
 
@@ -208,7 +208,7 @@ def test_a_name_that_is_neither_a_folder_nor_a_repository_is_refused(name: str) 
 
 def locate_offline(home: Path) -> subprocess.CompletedProcess[str]:
     """Prints where `owner/name` is, in a process of its own: the hub's library reads its settings when imported."""
-    program = "from chatterbox_engine.checkpoint import locate; print(locate('owner/name'))"
+    program = "from chatterbox_engine.checkpoint.checkpoint import locate; print(locate('owner/name'))"
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
     return subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=False)
 
@@ -266,7 +266,7 @@ def test_of_a_repository_the_files_of_one_family_are_fetched_at_the_pinned_revis
     repository: str, family: str, expected: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = FakeHub(tmp_path, OFFICIAL[repository])
-    monkeypatch.setattr("chatterbox_engine.checkpoint.snapshot_download", hub)
+    monkeypatch.setattr("chatterbox_engine.checkpoint.checkpoint.snapshot_download", hub)
     assert locate(f"ResembleAI/{repository}", revision="v1", family=family) == tmp_path
     assert set(hub.fetched) == set(expected.files.all) & set(OFFICIAL[repository])
     assert set(hub.revisions) == {"v1"}
@@ -276,7 +276,7 @@ def test_a_repository_that_lacks_files_is_refused_before_anything_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = FakeHub(tmp_path, ["t3_turbo_v1.safetensors", "ve.safetensors", "vocab.json", "merges.txt"])
-    monkeypatch.setattr("chatterbox_engine.checkpoint.snapshot_download", hub)
+    monkeypatch.setattr("chatterbox_engine.checkpoint.checkpoint.snapshot_download", hub)
     with pytest.raises(
         CheckpointError, match=r"Turbo it is missing s3gen_meanflow\.safetensors, tokenizer_config\.json$"
     ):
@@ -300,7 +300,7 @@ def test_a_download_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monke
 
     lines: list[str] = []
     hub = Slow(tmp_path, list(TURBO.files.all))
-    monkeypatch.setattr("chatterbox_engine.checkpoint.snapshot_download", hub)
+    monkeypatch.setattr("chatterbox_engine.checkpoint.checkpoint.snapshot_download", hub)
     locate("owner/name", report=lines.append, every=0.0)
     assert lines[0].startswith("owner/name: fetching what is not here yet of t3_turbo_v1.safetensors, ")
     assert list(dict.fromkeys(lines[1:])) == [f"owner/name: {done} of 3000 MB are here" for done in (1500, 3000)]
@@ -312,7 +312,8 @@ def test_a_download_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.full
 def test_an_interrupted_download_goes_on_where_it_stopped(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
     source = checkpoint_of("tiny-turbo")
-    program = "from chatterbox_engine.checkpoint import locate; print(locate('owner/name', revision='v1', every=0))"
+    locating = "locate('owner/name', revision='v1', every=0)"
+    program = f"from chatterbox_engine.checkpoint.checkpoint import locate; print({locating})"
     with Hub(source.path, broken={TURBO.files.s3gen}).running() as hub:
         environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
         done = subprocess.run(
@@ -349,7 +350,7 @@ def test_a_base_of_the_hub_is_fetched_as_the_family_of_the_tuned_t3(
     tuned.mkdir()
     shutil.copy(base / MULTILINGUAL_V3.files.t3, tuned)
     hub = FakeHub(base, OFFICIAL["chatterbox"])
-    monkeypatch.setattr("chatterbox_engine.checkpoint.snapshot_download", hub)
+    monkeypatch.setattr("chatterbox_engine.checkpoint.checkpoint.snapshot_download", hub)
     config = Config(checkpoint=str(tuned), base="ResembleAI/chatterbox", base_revision="v1")
     assert open_checkpoint(config).family == MULTILINGUAL_V3
     assert "s3gen.pt" in hub.fetched

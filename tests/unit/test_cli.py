@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from chatterbox_client import Client, ConnectionFailed, InvalidRequest, NotFound
 from chatterbox_client.cli import app
-from chatterbox_engine.contract import SAMPLING
+from chatterbox_engine.serving.contract import SAMPLING
 from chatterbox_engine.types import SamplingParams
 from tests.unit.client_fakes import METADATA, SAMPLES, FakeTransport
 

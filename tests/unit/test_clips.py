@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from chatterbox_engine.clips import ClipLimits, clip_bytes, read_clip
 from chatterbox_engine.errors import InvalidRequest
+from chatterbox_engine.voices.clips import ClipLimits, clip_bytes, read_clip
 from tests.clips import BAD_CLIPS, RECORDINGS, encoded, recorded, tagged, tone
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from chatterbox_engine import errors
-from chatterbox_engine.codec import Failed, GiveUp, Message, Open, Part, Ready, WrongMessage, decode, encode
+from chatterbox_engine.serving.codec import Failed, GiveUp, Message, Open, Part, Ready, WrongMessage, decode, encode
 
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RequestError)]
 NUMBERS = st.integers(0, 2**63 - 1)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chatterbox_engine import contract
 from chatterbox_engine.errors import InvalidRequest
-from chatterbox_engine.streaming import ChunkPolicy
+from chatterbox_engine.serving import contract
+from chatterbox_engine.synthesis.streaming import ChunkPolicy
 from chatterbox_engine.types import SynthesisChunk
 
 CONFIG = Path(__file__).parents[2] / "model_repository" / "chatterbox_stream" / "config.pbtxt"

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_engine import cpu_kernels
-from chatterbox_engine.attention import rotate
-from chatterbox_engine.linear import Activation, project
+from chatterbox_engine.kernels import cpu as cpu_kernels
+from chatterbox_engine.kernels.linear import Activation, project
+from chatterbox_engine.t3.attention import rotate
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}  # of a result's size, at least one
 DTYPES = tuple(TOLERANCE)

@@ -11,11 +11,12 @@ from unittest import mock
 
 import pytest
 
-from chatterbox_engine import assemble, runner
-from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine import assemble
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.config import Config
-from chatterbox_engine.engine import Engine
-from chatterbox_engine.streaming import ChunkPolicy
+from chatterbox_engine.synthesis.engine import Engine
+from chatterbox_engine.synthesis.streaming import ChunkPolicy
+from chatterbox_engine.t3 import runner
 from chatterbox_engine.types import SynthesisChunk, SynthesisRequest, SynthesisResult
 from tests.conftest import CheckpointOf
 from tests.pretend_cuda import PretendCuda, pretend_cuda

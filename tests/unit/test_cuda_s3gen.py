@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.device import own_stream
-from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.kernels.device import own_stream
+from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen, VocoderJob
-from chatterbox_engine.s3gen.stream import Phase, Window, synthesise
-from chatterbox_engine.streaming import Span
+from chatterbox_engine.synthesis.streaming import Span
+from chatterbox_engine.synthesis.windows import Phase, Window, synthesise
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, S3GenConditionals
 from tests.pretend_cuda import PretendCuda, memory_of, pretend_cuda
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from chatterbox_engine import runner
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.device import own_stream
-from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.kv_cache import Extent, KVCache
-from chatterbox_engine.runner import Drawn, Prompt, Runner
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.kernels.device import own_stream
+from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.t3 import runner
+from chatterbox_engine.t3.kv_cache import Extent, KVCache
+from chatterbox_engine.t3.runner import Drawn, Prompt, Runner
 from chatterbox_engine.types import SamplingParams
 from tests.conftest import CheckpointOf
 from tests.fidelity.t3_loop import Served

@@ -7,10 +7,10 @@ import importlib
 import numpy as np
 import pytest
 
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.device import own_stream
-from chatterbox_engine.reference import ReferenceEncoder
-from chatterbox_engine.watermark import PerthWatermark
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.kernels.device import own_stream
+from chatterbox_engine.synthesis.watermark import PerthWatermark
+from chatterbox_engine.voices.reference import ReferenceEncoder
 from tests.clips import tone
 from tests.pretend_cuda import pretend_cuda
 

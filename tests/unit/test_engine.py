@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from chatterbox_engine.engine import PREFIX_BYTES
 from chatterbox_engine.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -18,6 +17,7 @@ from chatterbox_engine.errors import (
     Overloaded,
     Unavailable,
 )
+from chatterbox_engine.synthesis.engine import PREFIX_BYTES
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, SamplingParams, SynthesisResult
 from tests.unit.engine_fakes import WAIT, Answers, FakeEngine
 

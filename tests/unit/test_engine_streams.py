@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, RequestError
-from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.s3gen.stream import Phase
-from chatterbox_engine.streaming import ChunkPolicy, Cursor, Span
+from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.synthesis.streaming import ChunkPolicy, Cursor, Span
+from chatterbox_engine.synthesis.vocoder import Piece, Vocoder
+from chatterbox_engine.synthesis.windows import Phase
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, SynthesisChunk, SynthesisRequest, SynthesisResult
-from chatterbox_engine.vocoder import Piece, Vocoder
 from tests.unit.engine_fakes import WAIT, FakeEngine, FakeS3Gen
 from tests.unit.static import PretendGraphs
 

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chatterbox_engine import contract
-from chatterbox_engine.errors import ConfigError, InvalidRequest
-from chatterbox_engine.families import (
+from chatterbox_engine.checkpoint.families import (
     ENGLISH,
     FAMILIES,
     MULTILINGUAL_V2,
@@ -25,8 +23,10 @@ from chatterbox_engine.families import (
     detect,
     missing,
 )
-from chatterbox_engine.jobs import Utterance
-from chatterbox_engine.streaming import LOOKAHEAD, ChunkPolicy, Cursor, Span
+from chatterbox_engine.errors import ConfigError, InvalidRequest
+from chatterbox_engine.serving import contract
+from chatterbox_engine.synthesis.jobs import Utterance
+from chatterbox_engine.synthesis.streaming import LOOKAHEAD, ChunkPolicy, Cursor, Span
 from chatterbox_engine.types import SPEECH_TOKENS
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
@@ -120,5 +120,5 @@ def test_chunks_hear_what_the_whole_utterance_hears(tokens: int) -> None:
 
 
 def test_the_data_imports_no_torch() -> None:
-    program = "import sys, chatterbox_engine.contract; assert 'torch' not in sys.modules"
+    program = "import sys, chatterbox_engine.serving.contract; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chatterbox_engine import contract, presets
+from chatterbox_engine import presets
+from chatterbox_engine.checkpoint.families import ENGLISH, FAMILIES, TURBO, Family
 from chatterbox_engine.errors import InvalidRequest
-from chatterbox_engine.families import ENGLISH, FAMILIES, TURBO, Family
+from chatterbox_engine.serving import contract
 from chatterbox_engine.types import SamplingParams
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatterbox_engine.device import own_stream, upload
-from chatterbox_engine.graphs import Graphs
-from chatterbox_engine.runner import Drawn
+from chatterbox_engine.kernels.device import own_stream, upload
+from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.t3.runner import Drawn
 from tests.pretend_cuda import NOT_THERE_YET, PretendCuda, pretend_cuda
 
 

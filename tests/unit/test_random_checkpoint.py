@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.random_checkpoint import write_random_checkpoint
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.random_checkpoint import write_random_checkpoint
 from chatterbox_engine.types import SamplingParams
 from tests.fidelity.t3_loop import Request, Served
 
@@ -20,7 +20,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_seed_writes_the_same_bytes_in_another_process(tiny_path: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "chatterbox_engine.random_checkpoint", str(tmp_path), "--size", "tiny"]
+    command = [sys.executable, "-m", "chatterbox_engine.checkpoint.random_checkpoint", str(tmp_path), "--size", "tiny"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert contents(tmp_path) == contents(tiny_path)
     assert "t3_cfg.safetensors" in done.stdout

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, Overloaded, RequestError, Unavailable
-from chatterbox_engine.jobs import Job
 from chatterbox_engine.metrics import NoMetrics
-from chatterbox_engine.register import Register
+from chatterbox_engine.synthesis.jobs import Job
+from chatterbox_engine.synthesis.register import Register
 from chatterbox_engine.types import SynthesisChunk, SynthesisRequest
 
 LONG = 1000.0

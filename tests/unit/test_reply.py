@@ -23,7 +23,7 @@ from chatterbox_engine.errors import (
     RequestError,
     Unavailable,
 )
-from chatterbox_engine.reply import Attendance, Reply, tensors_of
+from chatterbox_engine.serving.reply import Attendance, Reply, tensors_of
 
 WAIT = 20.0
 

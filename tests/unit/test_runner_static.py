@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from chatterbox_engine import linear
-from chatterbox_engine.attention import Context
-from chatterbox_engine.runner import PREFILL_LENGTHS, Runner
+from chatterbox_engine.kernels import linear
+from chatterbox_engine.t3.attention import Context
+from chatterbox_engine.t3.runner import PREFILL_LENGTHS, Runner
 from chatterbox_engine.types import SamplingParams
 from tests.conftest import CheckpointOf
 from tests.fidelity.t3_loop import SLOTS, Request, Served, relative_error, teacher_forced

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.checkpoint.dims import S3GenDims
 from chatterbox_engine.errors import CheckpointError
 from chatterbox_engine.s3gen import S3Gen
 from chatterbox_engine.s3gen.weights import Weights

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatterbox_engine import sampling
-from chatterbox_engine.families import ENGLISH, TURBO
+from chatterbox_engine.checkpoint.families import ENGLISH, TURBO
+from chatterbox_engine.t3 import sampling
 
 
 def test_guidance_of_weight_zero_is_the_conditional_row() -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatterbox_engine.kv_cache import GRAIN, Extent, ExtentAllocator
-from chatterbox_engine.scheduler import Place, Scheduler
+from chatterbox_engine.synthesis.scheduler import Place, Scheduler
+from chatterbox_engine.t3.kv_cache import GRAIN, Extent, ExtentAllocator
 
 
 @dataclass(eq=False)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatterbox_engine.join import join
-from chatterbox_engine.streaming import (
+from chatterbox_engine.synthesis.join import join
+from chatterbox_engine.synthesis.streaming import (
     CONTEXT,
     LARGEST,
     LOOKAHEAD,
@@ -133,7 +133,8 @@ def test_a_crossfade_goes_from_one_to_the_other_and_keeps_what_both_share() -> N
 
 def test_what_the_front_needs_loads_no_torch() -> None:
     program = (
-        "import sys, chatterbox_engine.streaming, chatterbox_engine.wire, chatterbox_engine.reply;"
+        "import sys, chatterbox_engine.synthesis.streaming;"
+        "import chatterbox_engine.serving.wire, chatterbox_engine.serving.reply;"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

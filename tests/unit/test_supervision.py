@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from chatterbox_engine.supervision import CONTROL, DRAINED
+from chatterbox_engine.serving.supervision import CONTROL, DRAINED
 
 WAIT = 20.0
 
 # It does not end by itself: neither its threads nor what runs at a regular end.
 MODEL = """
 import atexit, os, sys, threading
-from chatterbox_engine.supervision import supervise
+from chatterbox_engine.serving.supervision import supervise
 
 def drain(seconds, drained):
     print(seconds, flush=True)

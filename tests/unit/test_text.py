@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.errors import CheckpointError, InvalidRequest
-from chatterbox_engine.text import EnglishText, Segment, Tokenizer, split, validate_text
+from chatterbox_engine.text.english import EnglishText, Segment, Tokenizer, split, validate_text
 from tests.fidelity.test_text_multilingual import SENTENCES
 
 SENTENCE = "This sentence is written only to fill some space in the test. "

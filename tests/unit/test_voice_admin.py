@@ -13,10 +13,10 @@ import pytest
 
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import Forbidden, InvalidRequest, NotFound, RequestError
-from chatterbox_engine.voice_admin import VoiceAdmin
+from chatterbox_engine.serving.voice_admin import VoiceAdmin
 from tests.clips import encoded, tone
 
-CODE = "import sys, chatterbox_engine.voice_admin; print(sorted({'torch', 'librosa'} & set(sys.modules)))"
+CODE = "import sys, chatterbox_engine.serving.voice_admin; print(sorted({'torch', 'librosa'} & set(sys.modules)))"
 
 
 def test_it_needs_neither_torch_nor_the_encoders() -> None:

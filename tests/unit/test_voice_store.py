@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from chatterbox_engine.errors import ConfigError, NotFound, Unavailable
-from chatterbox_engine.voice_schema import SCHEMA, VOICES
-from chatterbox_engine.voice_store import VoiceStore, content_hash
+from chatterbox_engine.voices.schema import SCHEMA, VOICES
+from chatterbox_engine.voices.store import VoiceStore, content_hash
 from tests.postgres import Postgres, sql
 
 BLOB = {"sqlite": "BLOB", "postgresql": "BYTEA"}

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from chatterbox_engine.clips import ClipLimits, read_clip
-from chatterbox_engine.conditionals import from_bytes, to_bytes
 from chatterbox_engine.errors import EngineFailed, InvalidRequest, NotFound, Unavailable
 from chatterbox_engine.metrics import NoMetrics, VoiceSource
 from chatterbox_engine.types import (
@@ -24,10 +22,12 @@ from chatterbox_engine.types import (
     SynthesisRequest,
     T3Conditionals,
 )
-from chatterbox_engine.voice_cache import Memo, Voice, VoiceCache
-from chatterbox_engine.voice_schema import VOICES
-from chatterbox_engine.voice_store import VoiceStore, content_hash
-from chatterbox_engine.voices import Found, Voices
+from chatterbox_engine.voices.cache import Memo, Voice, VoiceCache
+from chatterbox_engine.voices.clips import ClipLimits, read_clip
+from chatterbox_engine.voices.conditionals import from_bytes, to_bytes
+from chatterbox_engine.voices.schema import VOICES
+from chatterbox_engine.voices.service import Found, Voices
+from chatterbox_engine.voices.store import VoiceStore, content_hash
 from tests.clips import encoded, tone
 from tests.postgres import Postgres, locked, sql
 

@@ -17,7 +17,7 @@ import pytest
 
 from chatterbox_engine.launcher import draining
 from chatterbox_engine.launcher.watch import Watch
-from chatterbox_engine.supervision import CONTROL, DRAINED
+from chatterbox_engine.serving.supervision import CONTROL, DRAINED
 
 WAIT = 20.0
 

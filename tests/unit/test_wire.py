@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chatterbox_engine import wire
-from chatterbox_engine.codec import Failed, GiveUp, Open, Part, Ready, Tensors, decode, encode
 from chatterbox_engine.errors import Cancelled, ConfigError, EngineFailed, InvalidRequest, RequestError, Unavailable
-from chatterbox_engine.wire import Host, Link, Outlet, engine_of, socket_path
+from chatterbox_engine.serving import wire
+from chatterbox_engine.serving.codec import Failed, GiveUp, Open, Part, Ready, Tensors, decode, encode
+from chatterbox_engine.serving.wire import Host, Link, Outlet, engine_of, socket_path
 
 WAIT = 20.0
 INPUTS: Tensors = {"text": np.array([[b"Hello"]], dtype=object)}

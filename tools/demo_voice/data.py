@@ -24,7 +24,7 @@ import soundfile
 import soxr
 import torch
 
-from chatterbox_engine.reference import s3_tokenizer
+from chatterbox_engine.voices.reference import s3_tokenizer
 from tools.demo_voice.sentences import FIXED, sentences
 from tools.demo_voice.sizes import DIMS
 

@@ -18,13 +18,13 @@ import soundfile
 import torch
 
 from chatterbox_engine import assemble
-from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.config import Config
-from chatterbox_engine.reference import s3_tokenizer
 from chatterbox_engine.s3gen import S3Gen
 from chatterbox_engine.s3gen.model import VocoderJob
 from chatterbox_engine.s3gen.noise import source_noise
 from chatterbox_engine.types import SAMPLE_RATE, SynthesisRequest, SynthesisResult
+from chatterbox_engine.voices.reference import s3_tokenizer
 from tools.demo_voice import data
 from tools.demo_voice.export import DEFAULT
 from tools.demo_voice.recogniser import Recogniser, error_rate

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chatterbox_engine import layout
-from chatterbox_engine.checkpoint import Checkpoint
-from chatterbox_engine.families import ENGLISH
-from chatterbox_engine.reference import ReferenceEncoder
+from chatterbox_engine.checkpoint import layout
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.families import ENGLISH
 from chatterbox_engine.types import Conditionals
+from chatterbox_engine.voices.reference import ReferenceEncoder
 from tests.fidelity import upstream
 from tools.demo_voice import data, speakers, train_flow
 from tools.demo_voice.sizes import DIMS

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from chatterbox_engine.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from tools.demo_voice import speakers
 from tools.demo_voice.train_codec import Codec, write_tokens
 from tools.demo_voice.train_t3 import Model, training_of

@@ -1,6 +1,6 @@
 """Sizes of the demo voice: an English checkpoint of some ten million parameters."""
 
-from chatterbox_engine.dims import Dims, LlamaDims, ReferenceDims, S3GenDims
+from chatterbox_engine.checkpoint.dims import Dims, LlamaDims, ReferenceDims, S3GenDims
 
 DIMS = Dims(
     LlamaDims(

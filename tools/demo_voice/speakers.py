@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chatterbox_engine import layout
-from chatterbox_engine.random_checkpoint import _states
+from chatterbox_engine.checkpoint import layout
+from chatterbox_engine.checkpoint.random_checkpoint import _states
 from tools.demo_voice import data
 from tools.demo_voice.sizes import DIMS
 

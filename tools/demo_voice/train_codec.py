@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from chatterbox_engine.reference import s3_tokenizer
+from chatterbox_engine.voices.reference import s3_tokenizer
 from tests.fidelity import upstream
 from tools.demo_voice import data
 from tools.demo_voice.sizes import DIMS, LIVE_DIGITS

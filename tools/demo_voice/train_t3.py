@@ -27,10 +27,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
-from chatterbox_engine.attention import rotate
-from chatterbox_engine.dims import LlamaDims
-from chatterbox_engine.random_text import learn_merges
-from chatterbox_engine.t3 import rotations
+from chatterbox_engine.checkpoint.dims import LlamaDims
+from chatterbox_engine.checkpoint.random_text import learn_merges
+from chatterbox_engine.t3.attention import rotate
+from chatterbox_engine.t3.llama import rotations
 from tests.fidelity import upstream
 from tools.demo_voice import data
 from tools.demo_voice.sentences import FIXED

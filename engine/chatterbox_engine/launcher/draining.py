@@ -1,4 +1,4 @@
-"""How a server is emptied before it stops: see `chatterbox_engine.supervision` for the models' side."""
+"""How a server is emptied before it stops: see `chatterbox_engine.serving.supervision` for the models' side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
-from chatterbox_engine.supervision import CONTROL, DRAINED
+from chatterbox_engine.serving.supervision import CONTROL, DRAINED
 
 REPOSITORY = "stopping"
 """Folder of a model repository that is empty until the server stops."""

@@ -37,7 +37,7 @@ from chatterbox_engine.launcher.regions import (
 from chatterbox_engine.launcher.triton import find_triton
 from chatterbox_engine.launcher.watch import Watch
 from chatterbox_engine.limits import limit_regions
-from chatterbox_engine.wire import FOLDER_VARIABLE
+from chatterbox_engine.serving.wire import FOLDER_VARIABLE
 
 _CLOSING_SECONDS = 10
 """What the models have for closing after `STOP_SECONDS`."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.kernels.graphs import Graphs
 
 
 class Buckets:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.checkpoint.dims import S3GenDims
 from chatterbox_engine.s3gen.layers import Linear, attention, cut, key_mask, length_mask, linear
 from chatterbox_engine.s3gen.weights import Weights
 

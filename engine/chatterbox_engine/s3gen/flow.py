@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.checkpoint.dims import S3GenDims
 from chatterbox_engine.s3gen.layers import Conv, Linear, Norm, mish, self_attention
 from chatterbox_engine.s3gen.weights import Weights
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.checkpoint.dims import S3GenDims
 from chatterbox_engine.s3gen.layers import Conv, ConvTransposed, cut, image_weight, length_mask
 from chatterbox_engine.s3gen.noise import HARMONICS, SAMPLES_PER_FRAME
 from chatterbox_engine.s3gen.weights import Weights
@@ -215,7 +215,7 @@ class _Snake:
 
             return snake(x, self._alpha, self._inverse, mask, bias=bias, change=change)
         assert bias is None, "a convolution on a CPU has added it"
-        from chatterbox_engine import cpu_kernels
+        from chatterbox_engine.kernels import cpu as cpu_kernels
 
         return cpu_kernels.snake(x, self._alpha, self._inverse, mask, change=change)
 

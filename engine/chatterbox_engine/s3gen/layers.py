@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_engine.linear import project
+from chatterbox_engine.kernels.linear import project
 
 _HEADS_AT_A_TIME = 2
 

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_engine.device import upload
-from chatterbox_engine.dims import S3GenDims
+from chatterbox_engine.checkpoint.dims import S3GenDims
 from chatterbox_engine.errors import InvalidRequest
-from chatterbox_engine.graphs import Graphs
+from chatterbox_engine.kernels.device import upload
+from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.s3gen.buckets import Buckets
 from chatterbox_engine.s3gen.encoder import Encoder
 from chatterbox_engine.s3gen.flow import Flow

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chatterbox_engine.device import upload
+from chatterbox_engine.kernels.device import upload
 
 HARMONICS = 9
 """The fundamental and eight overtones that the vocoder's source is made of."""

@@ -16,17 +16,18 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from chatterbox_engine import contract, presets
-from chatterbox_engine.codec import Tensors
+from chatterbox_engine import presets
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import RequestError
 from chatterbox_engine.limits import lift_file_limit
 from chatterbox_engine.metrics import TritonMetrics
 from chatterbox_engine.origins import check_origin, parse_origins
-from chatterbox_engine.reply import Attendance, Reply, tensors_of
-from chatterbox_engine.supervision import supervise
+from chatterbox_engine.serving import contract
+from chatterbox_engine.serving.codec import Tensors
+from chatterbox_engine.serving.reply import Attendance, Reply, tensors_of
+from chatterbox_engine.serving.supervision import supervise
+from chatterbox_engine.serving.wire import FOLDER_VARIABLE, Host, Outlet, socket_path
 from chatterbox_engine.types import SynthesisChunk, SynthesisResult
-from chatterbox_engine.wire import FOLDER_VARIABLE, Host, Outlet, socket_path
 
 
 class TritonPythonModel:

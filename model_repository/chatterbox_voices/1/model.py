@@ -1,4 +1,4 @@
-"""Triton model `chatterbox_voices`: a thin adapter over chatterbox_engine.voice_admin."""
+"""Triton model `chatterbox_voices`: a thin adapter over chatterbox_engine.serving.voice_admin."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from chatterbox_engine.config import Config
 from chatterbox_engine.errors import RequestError
 from chatterbox_engine.limits import lift_file_limit
 from chatterbox_engine.origins import check_origin, parse_origins
-from chatterbox_engine.reply import Reply, tensors_of
-from chatterbox_engine.supervision import supervise
-from chatterbox_engine.voice_admin import VoiceAdmin
+from chatterbox_engine.serving.reply import Reply, tensors_of
+from chatterbox_engine.serving.supervision import supervise
+from chatterbox_engine.serving.voice_admin import VoiceAdmin
 
 
 class TritonPythonModel:

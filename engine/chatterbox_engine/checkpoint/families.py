@@ -1,0 +1,205 @@
+"""What tells the members of the Chatterbox family apart, as data. Imports no torch: the contract uses it too.
+
+A family is known by the name of its T3 file. Where its members differ in what is computed, an entry here says which of
+two ways it is, and the module that computes it has both; nothing else asks which family it serves.
+
+Sources: chatterbox-tts 0.1.7 `tts.py`, `mtl_tts.py`, `tts_turbo.py`, `models/t3/t3.py`; Multilingual V3, its tail crop
+and Nano: the repository's main branch (commit 5de7a54), where `mtl_tts.py` has no alignment analyser any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from chatterbox_engine.checkpoint.dims import Dims, GPT2Dims, LlamaDims, S3GenDims
+from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.types import SamplingParams
+
+Processor = Literal["penalty", "temperature", "min_p", "top"]
+"""A step from logits to a distribution; `top` is top-k, then top-p."""
+
+Text = Literal["english", "multilingual", "gpt2"]
+"""How a text is normalised and tokenised."""
+
+# fmt: off
+_LANGUAGES = (
+    "ar", "da", "de", "el", "en", "es", "fi", "fr", "he", "hi", "it", "ja",
+    "ko", "ms", "nl", "no", "pl", "pt", "ru", "sv", "sw", "tr", "zh",
+)
+# fmt: on
+CANGJIE = "Cangjie5_TC.json"
+"""How Chinese characters are spelled."""
+_SILENCE = 4299  # upstream `S3GEN_SIL`
+
+
+@dataclass(frozen=True)
+class Files:
+    """Names in a checkpoint's folder."""
+
+    t3: str
+    s3gen: str
+    voice_encoder: str
+    text: tuple[str, ...]
+    """What the tokenizer needs; the first one is the tokenizer's own."""
+    optional_text: tuple[str, ...] = ()
+    conditionals: str = "conds.pt"
+    """The built-in voice; a checkpoint may have none."""
+    config: str = "config.json"
+    """Our own: other sizes than the official ones."""
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return (self.t3, self.s3gen, self.voice_encoder)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return (*self.weights, *self.text)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.required, *self.optional_text, self.conditionals, self.config)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How a clip is prepared before the encoders hear it."""
+
+    min_seconds: float = 0.5
+    """The shortest clip."""
+    t3_seconds: int = 6
+    """What T3's prompt is made of."""
+    loudness: float | None = None
+    """LUFS that a clip is brought to; None leaves it as it is."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One member of the family."""
+
+    name: str
+    title: str
+    files: Files
+    dims: Dims
+    """The official sizes; the kind of `dims.t3` is T3's backbone."""
+    inputs: tuple[str, ...]
+    """The sampling inputs that it heeds; any other one is refused."""
+    sampling: SamplingParams
+    """Upstream's defaults."""
+    processors: tuple[Processor, ...]
+    """From logits to the distribution that is drawn from, in upstream's order."""
+    text: Text
+    languages: tuple[str, ...] = ("en",)
+    reference: Reference = field(default_factory=Reference)
+    bos_once: bool = False
+    """The repetition penalty counts BOS at the first token only."""
+    appended: tuple[int, ...] = ()
+    """Speech tokens that are vocoded after those that T3 drew."""
+    cropped: int = 0
+    """Speech tokens at the end that are vocoded and not heard: they are noise."""
+
+    @property
+    def guided(self) -> bool:
+        """Classifier-free guidance: a request may have a second, unconditional row."""
+        return "cfg_weight" in self.inputs
+
+    @property
+    def rows(self) -> int:
+        """T3 rows of an utterance at most."""
+        return 2 if self.guided else 1
+
+
+ENGLISH = Family(
+    name="english",
+    title="Chatterbox",
+    files=Files("t3_cfg.safetensors", "s3gen.safetensors", "ve.safetensors", ("tokenizer.json",)),
+    dims=Dims(),
+    inputs=("exaggeration", "cfg_weight", "temperature", "top_p", "min_p", "repetition_penalty"),
+    sampling=SamplingParams(),
+    processors=("penalty", "temperature", "min_p", "top"),
+    text="english",
+)
+
+MULTILINGUAL_V2 = replace(
+    ENGLISH,
+    name="multilingual-v2",
+    title="Chatterbox Multilingual V2",
+    files=Files(
+        "t3_mtl23ls_v2.safetensors",
+        "s3gen.pt",
+        "ve.pt",
+        ("grapheme_mtl_merged_expanded_v1.json",),
+        (CANGJIE,),
+    ),
+    dims=Dims(t3=LlamaDims(text_vocab=2454)),
+    text="multilingual",
+    languages=_LANGUAGES,
+    cropped=1,
+)
+
+MULTILINGUAL_V3 = replace(
+    MULTILINGUAL_V2,
+    name="multilingual-v3",
+    title="Chatterbox Multilingual V3",
+    files=replace(MULTILINGUAL_V2.files, t3="t3_mtl23ls_v3.safetensors"),
+)
+
+TURBO = Family(
+    name="turbo",
+    title="Chatterbox Turbo",
+    files=Files(
+        "t3_turbo_v1.safetensors",
+        "s3gen_meanflow.safetensors",
+        "ve.safetensors",
+        ("vocab.json", "merges.txt", "tokenizer_config.json"),
+        ("added_tokens.json", "special_tokens_map.json", "tokenizer.json"),
+    ),
+    dims=Dims(t3=GPT2Dims(), s3gen=S3GenDims(meanflow=True)),
+    inputs=("temperature", "top_p", "top_k", "repetition_penalty"),
+    sampling=SamplingParams(exaggeration=0.0, cfg_weight=0.0, top_p=0.95, min_p=0.0, top_k=1000),
+    processors=("temperature", "top", "penalty"),
+    text="gpt2",
+    reference=Reference(min_seconds=5.0, t3_seconds=15, loudness=-27.0),
+    bos_once=True,
+    appended=(_SILENCE,) * 3,
+)
+
+NANO = replace(
+    TURBO,
+    name="nano",
+    title="Chatterbox Nano",
+    files=replace(TURBO.files, t3="t3_nano_v1.safetensors"),
+    dims=replace(TURBO.dims, t3=GPT2Dims(hidden=768, layers=12, heads=12, intermediate=3072)),
+)
+
+FAMILIES = (ENGLISH, MULTILINGUAL_V3, MULTILINGUAL_V2, TURBO, NANO)
+"""In the order in which a folder that holds several is read: the official repository has the first three."""
+
+
+def candidates(name: str) -> tuple[Family, ...]:
+    """The families that a setting allows: all of them, or the named one. Raises ConfigError."""
+    found = tuple(family for family in FAMILIES if name in ("auto", family.name))
+    if not found:
+        raise ConfigError(f"family is {name!r}; it must be auto or one of {', '.join(f.name for f in FAMILIES)}")
+    return found
+
+
+def detect(own: Collection[str], base: Collection[str] = (), among: Collection[Family] = FAMILIES) -> Family:
+    """The family of a folder with the files `own`, whose missing ones may be among `base`.
+
+    The one whose T3 is there and of which least is missing, the first of several. A T3 under another name
+    (`t3*.safetensors`) belongs to the family of `base`, which is then returned with that name. `missing` tells whether
+    the folder is complete.
+    """
+    family = min(among, key=lambda family: (family.files.t3 not in own, len(missing(family, own, base))))
+    tuned = [name for name in own if name.startswith("t3") and name.endswith(".safetensors")]
+    if family.files.t3 not in own and base and len(tuned) == 1:
+        family = detect(base, among=among)
+        return replace(family, files=replace(family.files, t3=tuned[0]))
+    return family
+
+
+def missing(family: Family, own: Collection[str], base: Collection[str] = ()) -> list[str]:
+    """The required files that neither folder has."""
+    return [name for name in family.files.required if name not in own and name not in base]

@@ -1,0 +1,361 @@
+"""The local socket between the model that owns the engine and the streaming front, two processes of one server.
+
+Why not BLS: calling a decoupled model from a Python model deadlocks under load. The socket lies in a private folder,
+and each end asks the kernel whether the other one runs as the same user: a secret would keep nobody else out, as that
+user may read this process's memory. One connection, with one thread at each end that reads it; messages as in `codec`:
+
+    front                       engine
+    Open(number, tensors)   ->
+    GiveUp(number)          ->
+                            <-  Part(number, tensors, last)
+                            <-  Failed(number, error)
+
+A stream ends with its last part or with an error. When either process dies, the other one reads the end of the
+connection: the front then fails its streams, the engine gives them up. What is no message that the other end may send
+ends the connection too. An engine that is unloaded may come back, so the front connects again. Imports no torch: the
+front uses it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from chatterbox_engine.errors import ConfigError, EngineFailed, InvalidRequest, RequestError, Unavailable
+from chatterbox_engine.serving.codec import (
+    Failed,
+    GiveUp,
+    Message,
+    Open,
+    Part,
+    Ready,
+    Tensors,
+    WrongMessage,
+    decode,
+    encode,
+)
+
+FOLDER_VARIABLE = "CHATTERBOX_SOCKETS"
+"""Names a folder of this server's own that only its user may enter. The launcher makes it."""
+
+_FRONT_SUFFIX = "_stream"  # the client adds it too
+_RETRY_SECONDS = 0.1
+_LARGEST = 1 << 30
+"""Bytes of a message; no request is so large (`limits`)."""
+_CREDENTIALS = struct.Struct("3i")  # Linux's ucred: pid, uid, gid
+
+_log = logging.getLogger(__name__)
+
+
+def engine_of(front: str) -> str:
+    """The model that owns the engine of a streaming front. Raises ConfigError when the front's name names none."""
+    engine = front.removesuffix(_FRONT_SUFFIX)
+    if engine in (front, ""):
+        raise ConfigError(f"{front} is a streaming front: it must be named as the model that it fronts, with _stream")
+    return engine
+
+
+def socket_path(model: str, folder: str) -> Path:
+    """Where the engine of a model listens. Raises ConfigError when the folder is not private."""
+    status = Path(folder).stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise ConfigError(f"{FOLDER_VARIABLE} names {folder}, which others may enter: it must be yours alone, mode 700")
+    return Path(folder) / f"{model}.sock"
+
+
+class Outlet:
+    """Where the answer to one stream goes, on the engine's side. Any thread may use it."""
+
+    def __init__(self, number: int, send: Callable[[Part | Failed], None]) -> None:
+        self._number, self._send = number, send
+
+    def part(self, tensors: Tensors, *, last: bool) -> None:
+        """Sends a chunk."""
+        self._send(Part(self._number, tensors, last))
+
+    def fail(self, error: RequestError) -> None:
+        """Ends the stream with an error."""
+        self._send(Failed(self._number, error))
+
+
+class Host:
+    """The engine's side. Listens from the start, so that a front can wait for it, and serves after `serve`.
+
+    `start(tensors, outlet)` begins a stream and returns what ends it when its client is gone; both are called on the
+    socket's thread. What `start` raises ends the stream.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(path))
+        self._file = path.stat().st_ino
+        self._socket.listen()
+        self._peer: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+
+    def serve(self, start: Callable[[Tensors, Outlet], Callable[[], None]]) -> None:
+        """Takes streams from now on."""
+        self._thread = threading.Thread(target=self._run, args=(start,), name="socket", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the connection and the thread."""
+        for end in (self._socket, self._peer):
+            if end is not None:
+                with contextlib.suppress(OSError):  # the front has ended the connection already
+                    end.shutdown(socket.SHUT_RDWR)
+        if self._thread is not None:
+            self._thread.join()
+        self._socket.close()
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.stat().st_ino == self._file:  # not that of an engine which was loaded in this one's place
+                self._path.unlink()
+
+    def _run(self, start: Callable[[Tensors, Outlet], Callable[[], None]]) -> None:
+        while True:
+            try:
+                self._peer, _ = self._socket.accept()
+            except OSError:  # closed
+                return
+            with self._peer:
+                if not _is_same_user(self._peer):
+                    _log.warning("a connection of another user was refused")
+                    continue
+                _Session(self._peer, start).run()
+
+
+class _Session:
+    """One connection of a front."""
+
+    def __init__(self, peer: socket.socket, start: Callable[[Tensors, Outlet], Callable[[], None]]) -> None:
+        self._channel = _Channel(peer)
+        self._start = start
+        self._lock = threading.Lock()
+        self._give_up: dict[int, Callable[[], None]] = {}  # of streams that have not ended; guarded by the lock
+
+    def run(self) -> None:
+        """Serves until the front is gone."""
+        self._channel.send(Ready())
+        while isinstance(message := self._channel.receive(), Open | GiveUp):
+            if isinstance(message, Open):
+                self._open(message)
+            else:
+                self._call_off(message.number)
+        self._channel.close()
+        for number in list(self._give_up):
+            self._call_off(number)
+
+    def _open(self, message: Open) -> None:
+        number = message.number
+        with self._lock:
+            self._give_up[number] = _nothing
+        try:
+            give_up = self._start(message.tensors, Outlet(number, self._answer))
+        except RequestError as error:
+            self._answer(Failed(number, error))
+            return
+        with self._lock:
+            if number in self._give_up:  # not answered to the end meanwhile
+                self._give_up[number] = give_up
+
+    def _call_off(self, number: int) -> None:
+        with self._lock:
+            give_up = self._give_up.get(number, _nothing)
+        give_up()
+
+    def _answer(self, message: Part | Failed) -> None:
+        if isinstance(message, Failed) or message.last:
+            with self._lock:
+                self._give_up.pop(message.number, None)
+        self._channel.send(message)
+
+
+def _nothing() -> None:
+    """What gives up a stream that has ended."""
+
+
+Receive = Callable[[Part | Failed], None]
+"""Called for every message of one stream, on the thread that reads the socket."""
+
+
+class Link:
+    """The front's side."""
+
+    def __init__(self, path: Path, *, wait_seconds: float = 60.0, report: Callable[[str], None]) -> None:
+        """Connects and waits until the engine takes streams.
+
+        Raises EngineFailed when nobody listens within `wait_seconds`, or when whoever listened ended. The models of a
+        server load in any order, and the engine's takes minutes; but it listens at once.
+        """
+        self._path = path
+        self._closed = threading.Event()
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._streams: dict[int, Receive] | None = None  # guarded by the lock; None while there is no engine
+        self._drained: Callable[[], None] | None = None  # guarded by the lock
+        report(f"waiting for the model that owns the engine at {path}")
+        limit = time.monotonic() + wait_seconds
+        while not self._connect():
+            if time.monotonic() > limit:
+                raise EngineFailed(f"nobody listens at {path} after {wait_seconds:g} s: is the model loaded?")
+            time.sleep(_RETRY_SECONDS)  # nothing announces a file; only while the server starts
+        report("connected, waiting for the engine to be ready")
+        if not self._await_engine():
+            raise EngineFailed(f"the model that owns the engine ended before it was ready ({path})")
+        self._thread = threading.Thread(target=self._run, name="socket", daemon=True)
+        self._thread.start()
+
+    def open(self, tensors: Tensors, receive: Receive) -> int:
+        """Begins a stream. Returns its number, for `give_up`.
+
+        Raises Unavailable when there is no engine, and InvalidRequest for a request that is too large.
+        """
+        number = next(self._numbers)
+        data = encode(Open(number, tensors))
+        if len(data) > _LARGEST:
+            raise InvalidRequest(f"the request has {len(data) / 1e6:.0f} MB; at most {_LARGEST / 1e6:.0f} MB are taken")
+        with self._lock:
+            if self._streams is None:
+                raise Unavailable("the model that owns the engine is not loaded")
+            self._streams[number] = receive
+        self._channel.send_bytes(data)
+        return number
+
+    def give_up(self, number: int) -> None:
+        """Ends a stream, if it has not ended; it is answered with an error."""
+        self._channel.send(GiveUp(number))
+
+    def drain(self, _seconds: float, drained: Callable[[], None]) -> None:
+        """Calls `drained` once no stream is open: the engine ends them all in time, and takes no new ones."""
+        with self._lock:
+            self._drained = drained
+            self._report_drained()
+
+    def close(self) -> None:
+        """Ends the connection; streams that are open fail."""
+        self._closed.set()
+        with self._lock, contextlib.suppress(OSError):  # the engine has ended it already
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+
+    def _connect(self) -> bool:
+        end = socket.socket(socket.AF_UNIX)
+        try:
+            end.connect(str(self._path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            end.close()
+            return False
+        if not _is_same_user(end):
+            end.close()
+            raise EngineFailed(f"another user listens at {self._path}")
+        self._channel = _Channel(end)
+        with self._lock:
+            self._socket = end
+        return True
+
+    def _reconnect(self) -> bool:
+        try:
+            return self._connect() and self._await_engine()
+        except EngineFailed as error:
+            _log.warning("%s", error)
+            return False
+
+    def _await_engine(self) -> bool:
+        """Whether it takes streams, once it has said so; False when it has ended, or the link."""
+        if self._closed.is_set() or not isinstance(self._channel.receive(), Ready):
+            self._channel.close()
+            self._socket.close()
+            return False
+        with self._lock:
+            self._streams = {}
+        return True
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            self._listen()
+            # an engine that is loaded again listens under the same name; nothing announces it
+            while not self._closed.wait(_RETRY_SECONDS) and not self._reconnect():
+                pass
+
+    def _listen(self) -> None:
+        """Until the engine is gone."""
+        while isinstance(message := self._channel.receive(), Part | Failed):
+            ends = isinstance(message, Failed) or message.last
+            with self._lock:
+                assert self._streams is not None, "only this thread ends them all"
+                receive = self._streams.pop(message.number, None) if ends else self._streams.get(message.number)
+            if receive is None:
+                _log.warning("the engine answered a stream that is not open")
+                break
+            receive(message)
+            with self._lock:
+                self._report_drained()
+        self._channel.close()
+        with self._lock:
+            streams, self._streams = self._streams or {}, None
+        for number, receive in streams.items():
+            receive(Failed(number, _gone()))
+        with self._lock:
+            self._report_drained()
+            self._socket.close()
+
+    def _report_drained(self) -> None:
+        """Called with the lock held."""
+        if not self._streams and self._drained is not None:
+            drained, self._drained = self._drained, None
+            drained()
+
+
+def _gone() -> EngineFailed:
+    return EngineFailed("the process of the engine has ended")
+
+
+def _is_same_user(end: socket.socket) -> bool:
+    """Whether the process at the other end runs as this one does."""
+    size = _CREDENTIALS.size
+    _, user, _ = _CREDENTIALS.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return bool(user == os.getuid())
+
+
+class _Channel:
+    """Messages over a connected socket: any thread sends, one receives. A lost connection is told to the receiver."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._connection = Connection(os.dup(end.fileno()))  # its own, so that `shutdown` wakes the receiver
+        self._sending = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        self.send_bytes(encode(message))
+
+    def send_bytes(self, data: bytes) -> None:
+        with self._sending, contextlib.suppress(OSError):  # the receiver reads the end of the connection
+            self._connection.send_bytes(data)
+
+    def receive(self) -> Message | None:
+        """The next message; None at the end of the connection, and for what is no message."""
+        try:
+            return decode(self._connection.recv_bytes(_LARGEST))
+        except (EOFError, OSError):
+            return None
+        except WrongMessage as error:
+            _log.warning("the connection ends: %s", error)
+            return None
+
+    def close(self) -> None:
+        """Ends the connection; for the receiver."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._end.shutdown(socket.SHUT_RDWR)  # a sender that waits for the other end to read gives up
+        with self._sending:
+            self._connection.close()

@@ -1,0 +1,1 @@
+"""Requests to audio: scheduling, decoding, chunks of streams, vocoding, joining."""

@@ -1,0 +1,146 @@
+"""When a stream's tokens are due for the vocoder, and how the pieces that come back become one seamless waveform.
+
+No torch: tokens are counted, samples are numpy. Where the chunks of an utterance end depends on the policy and on the
+number of its tokens alone, never on timing, so the same request gives the same stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from chatterbox_engine.synthesis.join import fade_edges, pause_samples
+from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples
+
+LOOKAHEAD = 3
+"""Tokens behind a chunk that its vocoding needs: S3Gen's encoder looks that far ahead."""
+
+CONTEXT = 25
+"""Tokens before a chunk that are vocoded again with it, beside the voice's prompt: one second. HiFT hears 13 frames to
+each side, so its samples at a join are those of the whole utterance as far as the mel is."""
+
+GROWTH = 3
+"""Each chunk's tokens over those of the one before. A stream that decodes faster than this many times real time has the
+next chunk before the one that plays ends; the larger it is, the less is vocoded twice."""
+
+LARGEST = 750
+"""Tokens of the largest chunk, 30 s: work that other streams may have to wait for."""
+
+OVERLAP = SAMPLES_PER_TOKEN // 2
+"""Samples, 20 ms, over which a chunk's start replaces what the chunk before has computed beyond its own end."""
+
+
+@dataclass(frozen=True)
+class ChunkPolicy:
+    """How many tokens each chunk of a stream has."""
+
+    first: int = 10
+    chunk: int = 25
+
+    def size(self, number: int) -> int:
+        """Tokens of the chunk with this number, from 0; the last one of a segment has what is left."""
+        if number == 0:
+            return self.first
+        growths = min(number - 1, LARGEST.bit_length())  # beyond that even one token has grown to the largest
+        return min(LARGEST, self.chunk * GROWTH**growths)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A chunk of an utterance, in tokens: the window [start, stop) is vocoded, [begin, end) of it is heard."""
+
+    start: int
+    begin: int
+    end: int
+    stop: int
+    last: bool
+    """The utterance ends with it."""
+
+    @classmethod
+    def whole(cls, tokens: int, cropped: int = 0) -> Span:
+        """A whole utterance as one chunk, all of it heard but `cropped` tokens at its end."""
+        return cls(0, 0, heard(tokens, cropped), tokens, last=True)
+
+    @property
+    def complete(self) -> bool:
+        """It is the whole utterance."""
+        return self.start == 0 and self.last
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the window."""
+        return self.stop - self.start
+
+
+def heard(tokens: int, cropped: int) -> int:
+    """Tokens of a complete utterance that are heard: something always is."""
+    return max(tokens - cropped, min(tokens, 1))
+
+
+class Cursor:
+    """How far the tokens of a stream have been handed to the vocoder: segment after segment, a chunk at a time."""
+
+    def __init__(self, policy: ChunkPolicy, cropped: int = 0) -> None:
+        """cropped: tokens at the end of each segment that are not heard, at most LOOKAHEAD."""
+        self._policy = policy
+        self._cropped = cropped
+        self._begin = 0
+        self.segment = 0
+        self.number = 0
+        """Of the next chunk, over all segments."""
+
+    def take(self, tokens: int, *, complete: bool) -> Span | None:
+        """The next chunk of the segment, or None while it is not due.
+
+        tokens: of the segment, so far; complete: there will be no more.
+        """
+        begin, end = self._begin, self._begin + self._policy.size(self.number)
+        start = max(0, begin - CONTEXT)
+        if end + LOOKAHEAD <= tokens:
+            span = Span(start, begin, end, end + LOOKAHEAD, last=False)
+        elif complete:
+            span = Span(start, begin, heard(tokens, self._cropped), tokens, last=True)
+        else:
+            return None
+        self.number += 1
+        self._begin = 0 if span.last else span.end
+        self.segment += span.last
+        return span
+
+
+class Joiner:
+    """The waveforms of a stream's windows to the samples that are sent: as many as `join.join` gives for the segments.
+
+    A chunk begins with a crossfade from what the chunk before computed beyond its end. Both are computed from the same
+    tokens with the same noise and a source whose phase goes on, so they differ little, and the fade hides the rest.
+    Segments are joined as in `join.join`.
+    """
+
+    def __init__(self, pauses: list[float]) -> None:
+        """pauses: seconds of silence after each segment; the last one's is not spoken."""
+        self._pauses = pauses
+        self._segment = 0
+        self._beyond: Samples | None = None
+
+    def add(self, wave: Samples, span: Span) -> Samples:
+        """The samples to send. wave: [960 tokens of the window]."""
+        first, end = ((at - span.start) * SAMPLES_PER_TOKEN for at in (span.begin, span.end))
+        samples = wave[first:end]
+        if self._beyond is not None:
+            samples = crossfade(self._beyond, samples)
+        self._beyond = None if span.last else wave[end : end + OVERLAP]
+        final = self._segment == len(self._pauses) - 1
+        samples = fade_edges(samples, start=span.begin == 0 and self._segment > 0, end=span.last and not final)
+        if span.last and not final:
+            pause = np.zeros(pause_samples(self._pauses[self._segment]), dtype=np.float32)
+            samples = np.concatenate([samples, pause])
+        self._segment += span.last
+        return samples
+
+
+def crossfade(before: Samples, samples: Samples) -> Samples:
+    """`samples` with its start faded in over `before` fading out. The two sum to one: they sound the same."""
+    length = len(before)
+    rising = np.sin(np.linspace(0, np.pi / 2, length, endpoint=False, dtype=np.float32)) ** 2
+    return np.concatenate([before * (1 - rising) + samples[:length] * rising, samples[length:]])

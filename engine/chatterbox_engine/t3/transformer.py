@@ -1,0 +1,145 @@
+"""T3's interface to the rest of the engine: what both backbones do, and how their weights are loaded."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from chatterbox_engine.checkpoint.dims import T3Dims
+from chatterbox_engine.errors import CheckpointError
+from chatterbox_engine.t3.attention import Context
+from chatterbox_engine.t3.kv_cache import KVCache, round_up
+from chatterbox_engine.types import T3Conditionals
+
+T = TypeVar("T", bound="Transformer")
+
+
+class Transformer(nn.Module, abc.ABC):
+    """Text to the logits of speech tokens: weights and mathematics, no state of any request.
+
+    Build with `from_state_dict`. Keys and values go to the pool of `kv_cache`; here they are only addressed.
+    """
+
+    dims: T3Dims
+    blocks: nn.ModuleList
+    head: nn.Parameter  # [speech_vocab, hidden]
+
+    matrices: ClassVar[tuple[str, ...]]
+    """Names of the blocks' matrices."""
+
+    float32: ClassVar[tuple[str, ...]]
+    """Prefixes of our names of the conditioning's weights, which stay float32: it runs once per voice and its error
+    would reach every token. All others take the dtype that was asked for."""
+
+    @classmethod
+    def from_state_dict(
+        cls: type[T], state: Mapping[str, Tensor], dims: T3Dims, *, device: torch.device, dtype: torch.dtype
+    ) -> T:
+        """Loads the names of an official T3 file strictly.
+
+        Raises CheckpointError naming missing, surplus or misshapen entries.
+        """
+        with torch.device("meta"):
+            model = cls(dims)
+        ours = model.renamed(state)
+        _check(ours, model)
+        ours = {k: v.to(device, torch.float32 if k.startswith(cls.float32) else dtype) for k, v in ours.items()}
+        model.load_state_dict(ours, assign=True)
+        model.requires_grad_(False)
+        model.add_tables()
+        return model.eval()
+
+    @abc.abstractmethod
+    def __init__(self, dims: T3Dims) -> None:
+        super().__init__()
+
+    @abc.abstractmethod
+    def renamed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """An official state dict by our names, in our layout."""
+
+    def add_tables(self) -> None:
+        """Computes constant buffers once the weights are there."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.dtype
+
+    @torch.inference_mode()
+    def prefix(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
+        """Keys and values of the positions before the text, which depend on voice and exaggeration alone, of every row:
+        [layers, 2, n, heads, head_dim], n at most dims.prefix. Computed alone, so that they have the same bits for
+        every request."""
+        x = self.conditioning(voice, exaggeration)
+        length = len(x)
+        cache = KVCache(self.dims, round_up(length), device=self.device, dtype=self.dtype)
+        start = torch.zeros(1, dtype=torch.int64, device=self.device)
+        context = Context.of(cache, start, start, start + (length - 1), length=length, reach=length)
+        self.prefill(x[None], context, cache)
+        return cache.data[:, :, :length].clone()
+
+    @abc.abstractmethod
+    def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
+        """Embeds what depends on voice and exaggeration alone: [at most dims.prefix, hidden], compute dtype."""
+
+    @abc.abstractmethod
+    def prompt(self, text: Tensor) -> Tensor:
+        """Embeds text and BOS: [rows, n + dims.bos, hidden], the conditional row first, an unconditional one behind it
+        where the model is guided. text: [n] int64 as `dims.frame` gives it."""
+
+    @abc.abstractmethod
+    def prefill(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:
+        """Runs inputs that follow what their rows hold already and stores their keys and values; logits of each row's
+        last input.
+
+        x: [rows, length, hidden], rows shorter than `length` padded at the right. Returns [rows, speech_vocab] in the
+        compute dtype.
+        """
+
+    @abc.abstractmethod
+    def decode(self, token: Tensor, speech_position: Tensor, start: Tensor, position: Tensor, cache: KVCache) -> Tensor:
+        """One step for every row; all arguments [rows] int64. Returns logits [rows, speech_vocab].
+
+        `speech_position` counts the row's speech tokens, `position` the whole sequence, `start` is the row's extent in
+        the pool.
+        """
+
+
+def rename(
+    state: Mapping[str, Tensor], names: Mapping[str, tuple[str, ...]], unused: frozenset[str]
+) -> dict[str, Tensor]:
+    """Official tensors by our names; several under one name are joined along their first dimension.
+
+    unused: official names that may be there and are left out. Raises CheckpointError for missing and surplus ones.
+    """
+    known = {official for officials in names.values() for official in officials}
+    missing = sorted(known - set(state))
+    surplus = sorted(set(state) - known - unused)
+    if missing or surplus:
+        raise CheckpointError(f"T3 weights: missing {_some(missing)}; not expected {_some(surplus)}")
+    return {
+        name: torch.cat([state[official] for official in officials]) if len(officials) > 1 else state[officials[0]]
+        for name, officials in names.items()
+    }
+
+
+def _check(ours: Mapping[str, Tensor], model: nn.Module) -> None:
+    wrong = [
+        f"{name} is {list(ours[name].shape)}, not {list(parameter.shape)}"
+        for name, parameter in model.named_parameters()
+        if ours[name].shape != parameter.shape
+    ]
+    if wrong:
+        raise CheckpointError(f"T3 weights: {_some(wrong)}")
+
+
+def _some(names: list[str]) -> str:
+    """The first few of a list, for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

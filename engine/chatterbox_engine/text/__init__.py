@@ -1,0 +1,1 @@
+"""Text to what T3 reads: normalisation, splitting, tokenizers of each family."""
