@@ -89,9 +89,9 @@ def test_a_message_is_the_codes(message: str) -> None:
 def test_messages_are_found_on_the_page() -> None:
     assert len(messages()) >= 12
     assert all(other in PAGE for other in ELSEWHERE)
-    assert [part for part in parts("unknown option SPEAKERBOX_...") if part not in CODE] == [
-        "unknown setting SPEAKERBOX_"
-    ]
+    assert [part for part in parts("unknown option SPEAKERBOX_...") if part not in CODE] == parts(
+        "unknown option SPEAKERBOX_"
+    )
 
 
 def test_the_index_names_every_section_once() -> None:
