@@ -13,7 +13,7 @@ from loadtest.scenarios import SCENARIOS
 from tests.documents import ROOT, page, rows, section
 
 PAGE = page("docs/troubleshooting.md")
-LAUNCHER = {"CHATTERBOX_TRITON_HOME"}
+LAUNCHER = {"CHATTERBOX_TRITON_HOME", "CHATTERBOX_CACHE"}
 FAMILIES = {*COUNTERS, *HISTOGRAMS, *(name for name, _ in GAUGES.values()), ERRORS[0], VOICES[0], MEMORY[0], INFO[0]}
 
 CODE = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "engine").rglob("*.py"))
