@@ -7,9 +7,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/requirements.lock
+DOCS_VENV := .venv-docs
+DOCS_LOCK := requirements/docs.lock
 CHECKPOINT ?=
 
-.PHONY: help setup demo serve test test-full check bench loadtest lock clean
+.PHONY: help setup demo serve test test-full check bench loadtest settings docs lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -17,7 +19,7 @@ help: ## list the commands
 setup: $(VENV)/.ready ## create .venv with every dependency (the other commands do this when needed)
 
 # uv itself comes from the lock, so that nothing unpinned is installed; the stamp makes a second run do nothing.
-$(VENV)/.ready: $(LOCK) engine/pyproject.toml client/pyproject.toml
+$(VENV)/.ready: $(LOCK) VERSION engine/pyproject.toml client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 12) else \
 	    f"Python 3.10 to 3.12 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
 	@echo "setup: virtual environment in $(VENV)"
@@ -54,16 +56,35 @@ loadtest: $(VENV)/.ready ## load a server with Locust (HOST=, USERS=32, SCENARIO
 	    $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(DURATION),--duration $(DURATION)) \
 	    $(if $(WORKERS),--workers $(WORKERS)) $(LOADTEST)
 
-check: $(VENV)/.ready ## ruff, mypy, and the deployment files by the tools that read them
+check: $(VENV)/.ready ## ruff, mypy, words and links of the documents, and the deployment files by the tools that read them
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@for model in model_repository/*/1/model.py; do echo "mypy $$model"; $(BIN)/mypy $$model; done
+	@$(BIN)/python -m tools.docs.settings --check
+	@$(BIN)/python -m tools.docs.links
+	@$(BIN)/python -m tools.docs.words
 	@$(BIN)/python -m deploy.check
 
-lock: ## resolve requirements.in again
+settings: $(VENV)/.ready ## write the table of settings into docs/settings.md
+	@$(BIN)/python -m tools.docs.settings
+
+# In an environment of its own: the site's generator reads the sources and needs none of the project's dependencies.
+docs: $(DOCS_VENV)/.ready ## build the documents as a site in out/site
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet --strict
+	@echo "docs: out/site/index.html"
+
+$(DOCS_VENV)/.ready: $(DOCS_LOCK)
+	@test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	@echo "docs: installing the site's generator"
+	@$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(DOCS_LOCK)
+	@touch $@
+
+lock: ## resolve requirements.in and docs.in again
 	@uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header \
 	    --overrides requirements/overrides.txt requirements/requirements.in -o $(LOCK)
+	@uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header \
+	    requirements/docs.in -o $(DOCS_LOCK)
 
 clean: ## remove the virtual environment and everything generated
-	@rm -rf $(VENV) out build
+	@rm -rf $(VENV) $(DOCS_VENV) out build

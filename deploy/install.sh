@@ -19,6 +19,6 @@ uv=$tools/bin/uv
 install=("$uv" pip install --quiet --python "$folder/bin/python" --verify-hashes
     --constraints requirements/requirements.lock --overrides requirements/overrides.txt)
 "${install[@]}" setuptools
-cp -r engine client "$tools"  # a build leaves files in the folder it is made from
+cp -rL engine client "$tools"  # a build leaves files in the folder it is made from; VERSION is a link
 "${install[@]}" --no-build-isolation "$tools/engine" "$tools/client[openai]"
 chmod -R a+rX "$folder"  # for any user, whatever the umask and the modes of the sources

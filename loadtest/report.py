@@ -61,7 +61,7 @@ def write(
 
 def _page(about: dict[str, Any], summary: dict[str, Any], usages: Sequence[Usage], pictures: Sequence[str]) -> str:
     hidden = ("scenario", "verdict", "problems")
-    counts = f"{summary['requests']} requests, {summary['given_up']} given up, {summary['failed']} failed"
+    counts = f"{summary['requests']} requests, {summary['given_up']} cancelled, {summary['failed']} failed"
     total = f"{counts}, {summary['audio_seconds']:.1f} s of audio."
     lines = [f"# Load test `{about['scenario']}`: {about['verdict']}", ""]
     lines += [f"- {name}: {value}" for name, value in about.items() if name not in hidden]

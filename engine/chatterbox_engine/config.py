@@ -90,108 +90,134 @@ def read_key(name: str, path: Path) -> bytes:
     return key
 
 
-QUANTIZATIONS = ("none", "int8", "float8")
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "dtype": ("auto", "float32", "bfloat16"),
+    "quantization": ("none", "int8", "float8"),
+    "preset": tuple(PRESETS),
+    "compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+}
+"""Settings that take one of a few words."""
 
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+RANGES: Mapping[str, tuple[float, float]] = {
+    "cpu_threads": (0, 1024),
+    "max_slots": (0, 1024),
+    "max_cache_len": (128, 16_384),
+    "max_queue": (1, 100_000),
+    "max_prefills": (1, 64),
+    "request_timeout": (0.1, 86_400),
+    "max_text_chars": (1, 1_000_000),
+    "segment_chars": (40, 1000),
+    "max_seconds": (0.04, 160.0),
+    "cfm_steps": (0, 100),
+    "prompt_seconds": (1.0, 10.0),
+    "vocoder_batch": (1, 128),
+    "vocoder_delay": (0.0, 1.0),
+    "voice_cache_mb": (1, 1_000_000),
+    "max_clip_mb": (1, 1024),
+    "max_clip_seconds": (1.0, 3600.0),
+}
+"""The smallest and the largest value of each number."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of one engine.
+    """Settings of one engine. `docs/settings.md` has the table made of these fields (`make settings`).
 
     Raises ConfigError on a value that cannot work.
     """
 
     checkpoint: str = "demo"
-    """A folder in the official layout, a Hugging Face repository id, `demo`, or `tiny` (see `checkpoint.locate`)."""
+    """What to serve: a folder in the official layout, a Hugging Face repository id, `demo` (the voice that comes with
+    the project), or random weights for tests: `tiny`, `tiny-multilingual`, `tiny-turbo`, `tiny-nano`."""
     base: str = ""
-    """Where the files come from that the checkpoint lacks: one that has them all, for a folder with only a fine-tuned
-    T3."""
+    """Folder or repository that supplies the files which the checkpoint lacks, for a folder that holds only a
+    fine-tuned T3."""
     family: str = "auto"
-    """Which model to serve of a folder that holds several: `english`, `multilingual-v3`, `multilingual-v2`, `turbo`,
-    `nano`; `auto` takes the first of these whose files are there."""
+    """Model to serve from a folder that holds several: `english`, `multilingual-v3`, `multilingual-v2`, `turbo` or
+    `nano`. `auto` takes the first of these whose files are there."""
     revision: str = ""
-    """Commit or tag of the Hugging Face repository; empty for its newest."""
+    """Commit or tag of the checkpoint's Hugging Face repository; the newest when empty."""
     base_revision: str = ""
-    """The same of the base's repository."""
+    """Commit or tag of the base's Hugging Face repository; the newest when empty."""
     dicta_model: str = ""
-    """The ONNX file of the package dicta_onnx, which points the Hebrew of the multilingual models."""
+    """Path of the ONNX file of the package `dicta_onnx`, which adds vowel points to Hebrew text (Multilingual)."""
     device: str = "auto"
-    """`auto` (CUDA when there is one), `cuda`, `cuda:1`, `cpu`."""
+    """`cuda`, `cuda:1`, `cpu`, or `auto`: CUDA where there is a GPU."""
     dtype: str = "auto"
-    """The weights of T3 and of S3Gen's encoder and flow: `bfloat16`, `float32`, or `auto` (bfloat16 on devices that
-    have it; on other CPUs for T3 alone, unless it is compiled or quantised)."""
+    """Type of the weights of T3 and of S3Gen's encoder and flow. `auto` takes bfloat16 on devices that multiply it in
+    hardware. On other CPUs only T3 is stored in bfloat16, unless it is compiled or quantised."""
     quantization: str = "none"
-    """T3's blocks in `int8` (weights only) or `float8` (products too, on GPUs that have it), or `none`."""
+    """`int8`: T3's blocks in a quarter of the memory of float32, half of bfloat16. `float8`: the same size, and the
+    products are computed in float8 too; needs a GPU of compute capability 8.9 or more, and bfloat16."""
     cpu_threads: int = 0
-    """Threads of one network on a CPU; 0 takes half of the cores, since T3 and S3Gen run at the same time and two
-    OpenMP teams as large as the machine spin against each other."""
+    """Threads of each network on a CPU. 0 shares the cores (at most `OMP_NUM_THREADS`) between T3 and S3Gen, which run
+    at the same time."""
     max_slots: int = 0
-    """Utterances decoded together; 0 chooses up to 64 on a GPU and 16 on a CPU, as the memory allows."""
+    """Utterances decoded together. 0 chooses up to 64 on a GPU and up to 16 on a CPU, fewer where memory is short."""
     max_cache_len: int = 1200
-    """KV cache positions planned per row; a request that needs more takes them from the common pool."""
+    """Positions of the KV cache planned for each row. A longer request takes more from the common pool."""
     max_queue: int = 256
-    """Requests that may wait; one more is answered with 503."""
+    """Requests in progress; one more is answered with 503."""
     max_prefills: int = 4
-    """Utterances that may join in one step, so that running ones do not stutter."""
+    """Utterances that may join in one step. More would delay the tokens of those that decode already."""
     request_timeout: float = 300.0
-    """Seconds from arrival after which a request is given up with 503."""
+    """Seconds from arrival after which a request is cancelled and answered with 503."""
     max_text_chars: int = 10_000
+    """Longest text of a request, in characters."""
     segment_chars: int = 300
-    """Longer text is split at sentences into segments of about this many characters."""
+    """Text longer than this is split at sentences into segments of about this many characters."""
     preset: str = "upstream"
-    """The named sampling parameters (`presets`) of requests which name none."""
+    """Preset of requests that name none: see [Presets](api.md#presets)."""
     max_seconds: float = 160.0
-    """The largest `max_seconds` a request may ask for, per segment."""
+    """Largest `max_seconds` that a request may ask for, for each segment."""
     watermark: bool = True
-    """Perth's inaudible watermark, as upstream."""
+    """Apply Perth's inaudible watermark, as upstream does."""
     cuda_graphs: bool = True
+    """Capture CUDA graphs at the start. Without them the server starts sooner and decodes more slowly."""
     compile: bool = False
-    """torch.compile of the decode step."""
+    """Compile the decode step with torch.compile."""
     compile_mode: str = "default"
-    """As torch.compile takes it. Its own CUDA graphs are left out while ours are on. Compiled code is kept in
-    `TORCHINDUCTOR_CACHE_DIR`, which torch reads itself."""
+    """Mode of torch.compile. The two modes that capture CUDA graphs themselves do not while `cuda_graphs` is on.
+    Compiled code is kept in `TORCHINDUCTOR_CACHE_DIR`."""
     cfm_steps: int = 0
-    """Euler steps of the flow."""
+    """Euler steps of S3Gen's flow. 0 takes upstream's number: 10, or 2 for Turbo and Nano."""
     prompt_seconds: float = 10.0
-    """Seconds of a voice's clip that S3Gen hears, as upstream. It computes them for every utterance and every chunk
-    of a stream anew, so fewer are cheaper."""
+    """Seconds of a voice's clip that S3Gen is conditioned on. It processes them again for every utterance and every
+    chunk, so fewer are much cheaper: see [Tuning](performance.md#tuning)."""
     vocoder_batch: int = 16
-    """Segments turned into audio together on a GPU; a CPU takes one after the other."""
+    """Segments turned into audio together on a GPU. A CPU processes one after the other."""
     vocoder_delay: float = 0.0
     """Seconds that a finished segment may wait for others to share its vocoder batch."""
 
     voice_store: str = field(default_factory=lambda: str(cache_folder() / "voices.sqlite"))
-    """Where voices are kept: a file, or the URL of a PostgreSQL database."""
+    """Where voices are kept: an SQLite file, or the URL of a PostgreSQL database
+    (`postgresql://user:password@host/database`)."""
     voice_cache_mb: int = 512
-    """Memory for voices, about 0.2 MB each; the least recently used ones go first."""
+    """Memory for voices in MB, about 0.2 MB each. The least recently used ones are dropped first."""
     voice_key: str = field(default="", repr=False)
-    """The key that a request must bring to add or delete a voice; without one nobody can."""
+    """Key that a request must send to add or delete a voice. Without one nobody can."""
     voice_key_file: str = ""
-    """The file that holds the key, instead of `voice_key`."""
+    """File that holds the key, instead of `voice_key`."""
     allowed_origins: str = ""
-    """Web origins (`https://app.example.com`, commas between them) whose pages may use the server; the pages of all
-    others are refused."""
+    """Web origins (`https://app.example.com`, separated by commas) whose pages may use the server: see
+    [Access](deploy.md#access)."""
     preload_encoders: bool = True
-    """Loads the encoders of clips once the engine is ready, and computes voices that are added at once; else both wait
-    for the first request that needs them, and the encoders' memory is saved until then."""
+    """Load the encoders of clips once the server is ready, and encode voices that are added at once. Off, both wait for
+    the first request that needs them, which saves 0.6 GB of memory until then."""
     max_clip_mb: int = 32
+    """Largest file of a reference clip, in MB."""
     max_clip_seconds: float = 120.0
-    """Bounds of a reference clip."""
+    """Longest reference clip, in seconds."""
 
     def __post_init__(self) -> None:
-        for name, low, high in _RANGES:
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name} is {value}; it must be between {low} and {high}")
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
-        if self.quantization not in QUANTIZATIONS:
-            raise ConfigError(f"quantization is {self.quantization!r}; it must be one of {', '.join(QUANTIZATIONS)}")
-        if self.preset not in PRESETS:
-            raise ConfigError(f"preset is {self.preset!r}; it must be one of {', '.join(PRESETS)}")
-        if self.compile_mode not in COMPILE_MODES:
-            raise ConfigError(f"compile_mode is {self.compile_mode!r}; it must be one of {', '.join(COMPILE_MODES)}")
+        for name, words in CHOICES.items():
+            value = getattr(self, name)
+            if value not in words:
+                raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(words)}")
         if self.voice_key and self.voice_key_file:
             raise ConfigError("voice_key and voice_key_file exclude each other")
         parse_origins(self.allowed_origins)
@@ -270,25 +296,6 @@ def _read(path: Path) -> list[tuple[str, str, Any]]:
 
 
 _TYPES = {**get_type_hints(Config), **dict.fromkeys(_SWITCHES, bool)}
-
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("cpu_threads", 0, 1024),
-    ("max_slots", 0, 1024),
-    ("max_cache_len", 128, 16_384),
-    ("max_queue", 1, 100_000),
-    ("max_prefills", 1, 64),
-    ("request_timeout", 0.1, 86_400),
-    ("max_text_chars", 1, 1_000_000),
-    ("segment_chars", 40, 1000),
-    ("max_seconds", 0.04, 160.0),
-    ("cfm_steps", 0, 100),
-    ("prompt_seconds", 1.0, 10.0),
-    ("vocoder_batch", 1, 128),
-    ("vocoder_delay", 0.0, 1.0),
-    ("voice_cache_mb", 1, 1_000_000),
-    ("max_clip_mb", 1, 1024),
-    ("max_clip_seconds", 1.0, 3600.0),
-)
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}

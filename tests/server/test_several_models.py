@@ -1,8 +1,7 @@
-"""English and Turbo side by side in one server, whose model repository is made by the README's own commands."""
+"""English and Turbo side by side in one server, whose model repository is made by the commands of docs/models.md."""
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import time
@@ -21,11 +20,14 @@ from chatterbox_engine.metrics import PUBLISH_SECONDS
 from loadtest.pages import Pages
 from tests.clips import encoded, tone
 from tests.conftest import CheckpointOf
+from tests.documents import blocks, page, section
 
 pytestmark = [pytest.mark.server, pytest.mark.full]  # two engines and two servers beside: half a minute
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = re.findall(r"```bash\n(cp -r model_repository.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+(COMMANDS,) = (
+    block.code for block in blocks(section(page("docs/models.md"), "Several in one server")) if block.language == "bash"
+)
 LINE = "Side by side in one server."
 SHORT: dict[str, Any] = {"max_seconds": 1.0}
 FAMILIES = {"chatterbox": "english", "turbo": "turbo"}
@@ -35,22 +37,23 @@ FAMILIES = {"chatterbox": "english", "turbo": "turbo"}
 def both(
     tiny_path: Path, checkpoint_of: CheckpointOf, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TritonServer]:
-    """The server of the README's section, with tiny checkpoints."""
+    """The server of the page's section, with tiny checkpoints."""
     folder = tmp_path_factory.mktemp("several")
     shutil.copytree(
         ROOT / "model_repository", folder / "model_repository", ignore=shutil.ignore_patterns("__pycache__")
     )
-    (commands,) = COMMANDS
+    commands, start = COMMANDS.rstrip("\n").rsplit("\n", 1)
+    assert start == ".venv/bin/chatterbox-serve --model-repository models"
     turbo = str(checkpoint_of("tiny-turbo").path)
     assert "ResembleAI/chatterbox-turbo" in commands
     subprocess.run(["bash", "-ec", commands.replace("ResembleAI/chatterbox-turbo", turbo)], cwd=folder, check=True)
-    assert parameters_of(folder / "model_repository") == {"chatterbox": {}, "turbo": {"checkpoint": turbo}}
+    assert parameters_of(folder / "models") == {"chatterbox": {}, "turbo": {"checkpoint": turbo}}
     environment = {
         "CHATTERBOX_CHECKPOINT": str(tiny_path),
         "CHATTERBOX_VOICE_STORE": str(folder / "voices.sqlite"),
         "CHATTERBOX_MAX_SLOTS": "4",
     }
-    repository = folder / "model_repository"
+    repository = folder / "models"
     options = ServerOptions(model_repository=repository, environment=environment, log=folder / "triton.log")
     with TritonServer(options) as server:
         yield server

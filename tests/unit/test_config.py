@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
-from chatterbox_engine.config import PREFIX, Config, cores, ignored, resolve
+from chatterbox_engine.config import Config, cores, ignored, resolve
 from chatterbox_engine.errors import ConfigError
 
 
@@ -103,12 +102,6 @@ def test_an_unknown_parameter_of_a_model_is_refused() -> None:
 def test_settings_of_other_parts_are_left_alone() -> None:
     names = ("CHATTERBOX_URL", "CHATTERBOX_GRPC_URL", "CHATTERBOX_OPENAI_KEYS", "CHATTERBOX_CACHE")
     assert Config.load({}, dict.fromkeys(names, "x")) == Config()
-
-
-def test_every_setting_stands_in_the_readme() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    names = [f"{PREFIX}{field.name.upper()}" for field in dataclasses.fields(Config)]
-    assert [name for name in names if f"`{name}`" not in readme] == []
 
 
 def test_the_networks_get_no_more_cores_than_openmp_is_told_to_use() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from chatterbox_engine.checkpoint.families import ENGLISH, FAMILIES, TURBO, Fami
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.serving import contract
 from chatterbox_engine.types import SamplingParams
+from tests.documents import page, rows, section
 
 
 def parse(family: Family = ENGLISH, preset: str = "upstream", **inputs: Any) -> SamplingParams:
@@ -52,13 +52,8 @@ def test_an_unknown_preset_is_refused_with_the_names_of_all() -> None:
         presets.sampling(ENGLISH, "grim")
 
 
-def test_the_readme_lists_every_preset() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    section = readme.partition("### Presets")[2].partition("\n## ")[0]
-    listed = {}
-    for line in section.splitlines():
-        if line.startswith("| `"):
-            name, *values = line.strip("| ").split(" | ")
-            listed[name.split("`")[1]] = [float(value) for value in values]
+def test_the_api_page_lists_every_preset() -> None:
+    table = rows(section(page("docs/api.md"), "Presets"))
+    listed = {row[0].split("`")[1]: [float(value) for value in row[1:]] for row in table}
     used = {name: presets.sampling(ENGLISH, name) for name in presets.PRESETS}
     assert listed == {name: [each.exaggeration, each.cfg_weight, each.temperature] for name, each in used.items()}

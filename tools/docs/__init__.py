@@ -1,0 +1,1 @@
+"""The documents: the generated table of settings, and the checks of links and words that `make check` runs."""
