@@ -65,7 +65,8 @@ class T3:
 
     @property
     def state(self) -> set[int]:
-        return memory_of(self.runner, self.runner.slots, self.runner.cache)
+        batches = self.runner._prefill_batch, self.runner._decode_batch
+        return memory_of(self.runner, self.runner.slots, self.runner.cache, *batches)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_no_step_waits_for_the_device(checkpoint_of: CheckpointOf, cuda: Pretend
     assert {memory for graph in cuda.graphs for memory, write in graph.uses if write} <= state
     gated = {"_swiglu_kernel"} if name == "tiny" else set()
     more_rows = {"_project_kernel"} if graphs or name == "tiny" else set()  # more than four, or padded to more
-    assert cuda.kernels == {"_decode_kernel", "_sum_kernel", "_draw_kernel", *more_rows, *gated}
+    assert cuda.kernels == {"_decode_kernel", "_sum_kernel", "_sample_kernel", *more_rows, *gated}
 
 
 @pytest.mark.full
