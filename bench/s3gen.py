@@ -122,7 +122,7 @@ def captured(cases: Sequence[Case]) -> list[tuple[int, int, int]]:
 def flops(s3gen: S3Gen, case: Case) -> float:
     """Floating-point operations of the products and convolutions of one utterance, on a GPU at its exact size."""
     jobs = make_jobs(s3gen, case, 1)
-    if s3gen.rows_together:
+    if s3gen.batching.together:
         size = (1, case.prompt * TOKENS_PER_SECOND, case.speech * TOKENS_PER_SECOND)
         s3gen.capture(Graphs(s3gen.device, enabled=False), [size])
     return count_flops(lambda: s3gen.synthesise(jobs))

@@ -94,7 +94,7 @@ def build(
         segment_chars=config.segment_chars,
         vocoder_graphs=Graphs(device, enabled=config.cuda_graphs),
         # rows that are vocoded one after the other are answered one after the other
-        vocoder_batch=config.vocoder_batch if s3gen.rows_together else 1,
+        vocoder_batch=config.vocoder_batch if s3gen.batching.together else 1,
         vocoder_memory=vocoder_memory(device),
         vocoder_delay=config.vocoder_delay,
         vocoder_threads=vocoder_threads(config.cpu_threads, device),

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LoRACompatibleLinear:FutureWar
 def load(dims: S3GenDims) -> S3Gen:
     """Upstream's random weights, in batches as on a GPU."""
     s3gen = S3Gen.from_state_dict(build_upstream(dims).state_dict(), dims, device=torch.device("cpu"))
-    s3gen.rows_together = True
+    s3gen.batching.together = True
     return s3gen
 
 
@@ -103,11 +103,11 @@ def test_the_largest_batches_are_captured_first() -> None:
 def test_a_cpu_takes_the_rows_of_a_batch_one_after_the_other(s3gen: S3Gen, voices: list[PreparedVoice]) -> None:
     jobs = [VocoderJob(random_tokens(TINY, 5 + 8 * n, n), voice, seed=n) for n, voice in enumerate(voices)]
     together = s3gen.synthesise(jobs)
-    s3gen.rows_together = False
+    s3gen.batching.together = False
     try:
         alone = s3gen.synthesise(jobs)
     finally:
-        s3gen.rows_together = True
+        s3gen.batching.together = True
     for one, other in zip(alone, together, strict=True):
         assert one.shape == other.shape
         assert (one - other).norm() / other.norm() < 1e-4
