@@ -116,7 +116,7 @@ def make_runner(model: Transformer, utterances: int, family: Family = ENGLISH) -
 
 
 def step_seconds(runner: Runner, checkpoint: Checkpoint, count: int, steps: int) -> tuple[float, float]:
-    """Wall seconds of a decode step of `count` utterances, and of the prefill of all of them behind a known prefix."""
+    """Wall seconds of a decode step of `count` utterances, and of the prefill of all of them after a known prefix."""
     model = runner.model
     allocator = ExtentAllocator(runner.cache.scratch)
     conditionals = checkpoint.conditionals()

@@ -34,7 +34,7 @@ _ALIASES = {
 
 _SWITCH = "use_optimizations"
 _PLAIN: Mapping[str, Any] = {"cuda_graphs": False, "compile": False, "dtype": "float32", "quantization": "none"}
-"""What the switch means when it is off; on, it leaves every setting as it is."""
+"""What the switch sets when it is off; on, it changes nothing."""
 
 
 QUANTIZATIONS = ("none", "int8", "float8")
@@ -72,7 +72,7 @@ class Config:
     """T3's blocks in `int8` (weights only) or `float8` (products too, on GPUs that have it), or `none`."""
     cpu_threads: int = 0
     """Threads of one network on a CPU; 0 takes half of the cores, since T3 and S3Gen run at the same time and two
-    OpenMP teams as large as the machine spin against each other."""
+    OpenMP teams as large as the machine busy-wait against each other."""
     max_slots: int = 0
     """Utterances decoded together; 0 chooses up to 64 on a GPU and 16 on a CPU, as the memory allows."""
     max_cache_len: int = 1200
@@ -82,7 +82,7 @@ class Config:
     max_prefills: int = 4
     """Utterances that may join in one step, so that running ones do not stutter."""
     request_timeout: float = 300.0
-    """Seconds from arrival after which a request is given up with 503."""
+    """Seconds from arrival after which a request ends with 503."""
     max_text_chars: int = 10_000
     segment_chars: int = 300
     """Longer text is split at sentences into segments of about this many characters."""
@@ -101,8 +101,8 @@ class Config:
     cfm_steps: int = 0
     """Euler steps of the flow."""
     prompt_seconds: float = 10.0
-    """Seconds of a voice's clip that S3Gen hears, as upstream. It computes them for every utterance and every chunk
-    of a stream anew, so fewer are cheaper."""
+    """Seconds of a voice's clip that S3Gen uses, as upstream. They are computed again for every utterance and every
+    chunk of a stream, so fewer are cheaper."""
     vocoder_batch: int = 16
     """Segments turned into audio together on a GPU; a CPU takes one after the other."""
     vocoder_delay: float = 0.0
@@ -147,7 +147,7 @@ class Setting:
 def resolve(
     parameters: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None
 ) -> dict[str, Setting]:
-    """Every setting that some source gives; the last source wins.
+    """Every setting that a source gives; the last source wins.
 
     Raises ConfigError for an unknown name, a value that does not parse, and two names of one source that contradict
     each other.

@@ -29,7 +29,7 @@ CACHE_LEN = 256
 
 @dataclass(eq=False)
 class Request:
-    """One utterance: what it asks for, the step in which it comes, and after how many more (if ever) it is given up."""
+    """One utterance: its parameters, the step in which it comes, and after how many more, if any, it is cancelled."""
 
     text_length: int
     sampling: SamplingParams
@@ -39,7 +39,7 @@ class Request:
     cancelled_after: int | None = None
     prefix: int = 34
     prompt_tokens: int | None = None
-    """How many of the voice's speech tokens T3 hears: a voice of its own."""
+    """How many of the voice's speech tokens T3 uses, which makes it another voice."""
     first: bool = True
     place: Place | None = None
     prompt: Prompt | None = None
@@ -110,9 +110,9 @@ class Loop:
         return launched
 
     def _prefix(self, request: Request) -> Tensor:
-        heard, exaggeration = request.prompt_tokens, request.sampling.exaggeration
-        voice = replace(self.voice, prompt_tokens=self.voice.prompt_tokens[:heard])
-        return self.prefixes.get((heard, exaggeration), lambda: self.model.prefix(voice, exaggeration))
+        kept, exaggeration = request.prompt_tokens, request.sampling.exaggeration
+        voice = replace(self.voice, prompt_tokens=self.voice.prompt_tokens[:kept])
+        return self.prefixes.get((kept, exaggeration), lambda: self.model.prefix(voice, exaggeration))
 
     def _publish(self, pending: list[tuple[list[Request], Drawn]]) -> None:
         for requests, drawn in pending:
@@ -158,8 +158,8 @@ class Served:
     def loop(self, **sizes: int) -> Loop:
         return Loop(self.model, self.voice, family=self.family, **sizes)
 
-    def heeded(self, request: Request) -> Request:
-        """The request with its family's values for what the family does not heed, and its prefix."""
+    def supported(self, request: Request) -> Request:
+        """The request with its family's prefix, and its defaults for parameters that it does not support."""
         names = [item.name for item in fields(SamplingParams) if item.name not in self.family.inputs]
         kept = {name: getattr(self.family.sampling, name) for name in names}
         return replace(request, sampling=replace(request.sampling, **kept), prefix=self.model.dims.prefix)

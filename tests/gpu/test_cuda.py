@@ -168,7 +168,7 @@ def loop_on(
 def requests(checkpoint: Checkpoint) -> list[Request]:
     served = Served.of(checkpoint)
     return [
-        served.heeded(
+        served.supported(
             Request(
                 text_length=10 + 9 * number,
                 sampling=SamplingParams(cfg_weight=[0.5, 0.0, 1.0][number % 3], top_p=[1.0, 0.8][number % 2]),

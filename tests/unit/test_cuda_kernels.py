@@ -69,10 +69,10 @@ def test_the_kernel_of_a_decode_steps_attention_compiles(dtype: str, splits: int
     given = {name: kind for name, kind in types.items() if name not in unused}
     constants = sizes | unused | {"block": attention_cuda.BLOCK, "overlapping": True}
     ptx = compiled(attention_cuda._decode_kernel, given, constants, num_warps=1).asm["ptx"]
-    ahead, behind = ptx.split("griddepcontrol.wait")
-    assert "st.global" not in ahead
-    assert ahead.count("ld.global.v4") >= 2, "the first keys and values are loaded ahead"
-    assert behind.index("griddepcontrol.launch_dependents") < behind.index("ld.global")
+    before, after = ptx.split("griddepcontrol.wait")
+    assert "st.global" not in before
+    assert before.count("ld.global.v4") >= 2, "the first keys and values are loaded ahead"
+    assert after.index("griddepcontrol.launch_dependents") < after.index("ld.global")
     if splits > 1:  # what all threads of a split stored is there before it counts, and is read past the first cache
         before, after = ptx.split("atom.global.gpu.acq_rel")
         assert before.rindex("bar.sync") > before.rindex("st.global")
@@ -104,12 +104,12 @@ def test_the_kernel_of_the_fewest_rows_reads_its_matrix_before_it_waits(
     assert not spilled(kernel)
     ptx = kernel.asm["ptx"]
     if capability >= 90:
-        ahead, behind = ptx.split("griddepcontrol.wait")
+        before, after = ptx.split("griddepcontrol.wait")
         matrix = outputs * inputs * (2 if activation == "swiglu" else 1)
         loads = matrix // (outputs // width) // (8 * 32 * warps)  # of 16 bytes, by each thread
-        assert ahead.count(".v4") == ahead.count("ld.global.v4") >= loads * inputs // size
-        assert "st.global" not in ahead
-        assert "ld.global" in behind
+        assert before.count(".v4") == before.count("ld.global.v4") >= loads * inputs // size
+        assert "st.global" not in before
+        assert "ld.global" in after
 
 
 @pytest.mark.parametrize("capability", [80, 90])

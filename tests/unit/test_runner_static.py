@@ -36,7 +36,7 @@ def request(length: int, arrives: int, cfg_weight: float, prompt_tokens: int | N
     ],
 )
 def test_padded_buckets_over_static_buffers_change_no_tokens(served: Served, wanted: list[tuple[Any, ...]]) -> None:
-    expected, got = ([served.heeded(request(*w)) for w in wanted] for _ in range(2))
+    expected, got = ([served.supported(request(*w)) for w in wanted] for _ in range(2))
     served.loop(cache_len=512).run(expected)
     padded = served.loop(cache_len=512)
     padded.runner = Runner(served.model, padded.cache, SLOTS, family=served.family, graphs=PretendGraphs())

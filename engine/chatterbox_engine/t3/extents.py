@@ -30,7 +30,7 @@ class ExtentAllocator:
 
     def __init__(self, positions: int) -> None:
         self.capacity = positions // GRAIN * GRAIN
-        self._free = [Extent(0, self.capacity)]  # ordered by start, never touching
+        self._free = [Extent(0, self.capacity)]  # ordered by start, never adjacent
 
     @property
     def free_positions(self) -> int:
@@ -38,7 +38,7 @@ class ExtentAllocator:
         return sum(hole.size for hole in self._free)
 
     def can_allocate(self, sizes: list[int]) -> bool:
-        """Whether all of these extents fit now, together."""
+        """Whether extents of all these sizes fit together now."""
         holes = [hole.size for hole in self._free]
         for size in map(round_up, sizes):
             fit = next((i for i, hole in enumerate(holes) if hole >= size), None)
@@ -48,7 +48,7 @@ class ExtentAllocator:
         return True
 
     def allocate(self, size: int) -> Extent:
-        """Takes the first hole that is large enough; `can_allocate` must have said so."""
+        """Takes the first hole that is large enough; only after `can_allocate` returned True."""
         size = round_up(size)
         for index, hole in enumerate(self._free):
             if hole.size >= size:
@@ -58,7 +58,7 @@ class ExtentAllocator:
         raise AssertionError(f"no extent of {size} positions is free")
 
     def free(self, extent: Extent) -> None:
-        """Gives an extent back and joins it with its neighbours."""
+        """Returns an extent and merges it with neighbouring holes."""
         holes = sorted([*self._free, extent], key=lambda hole: hole.start)
         joined = [holes[0]]
         for hole in holes[1:]:

@@ -9,7 +9,7 @@ from chatterbox_engine.checkpoint.dims import T3Dims
 from chatterbox_engine.t3.extents import GRAIN, Extent
 
 SPLIT_PAIRS = 1024
-"""Pairs of a row and a head up to which a GPU splits a row's positions over several programs (`attention_cuda`)."""
+"""Maximum number of pairs of row and head for which a GPU splits a row over several programs (`attention_cuda`)."""
 
 
 class KVCache:
@@ -22,13 +22,13 @@ class KVCache:
         positions = positions // GRAIN * GRAIN
         self.scratch = positions
         shape = (dims.layers, 2, positions + GRAIN, dims.heads, dims.head_dim)
-        # empty, not zeros: a CPU then commits only the pages that are used; every position is written before it is read
+        # empty, not zeros: a CPU then commits only pages that are used; every position is written before it is read
         self.data = torch.empty(shape, device=device, dtype=dtype)
         # how many splits of each pair are done; zero between steps
         self.arrived = torch.zeros(SPLIT_PAIRS, device=device, dtype=torch.int32)
 
     def fill(self, extent: Extent, prefix: Tensor) -> None:
-        """Copies keys and values [layers, 2, n, heads, head_dim] to the head of an extent."""
+        """Copies keys and values [layers, 2, n, heads, head_dim] to the start of an extent."""
         self.data[:, :, extent.start : extent.start + prefix.shape[2]] = prefix
 
 
