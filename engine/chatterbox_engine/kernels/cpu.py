@@ -114,7 +114,8 @@ class SnakeCall(ctypes.Structure):
 
 _PROJECT, _ATTEND, _SNAKE = np.dtype(ProjectCall), np.dtype(AttendCall), np.dtype(SnakeCall)
 """The same tables for numba."""
-_BEGUN, _DONE = ProjectCall.begun.offset, ProjectCall.done.offset
+_BEGUN, _DONE = ctypes.sizeof(c_int64), 2 * ctypes.sizeof(c_int64)
+"""Offsets of the counters after `next`."""
 
 
 # LLVM instructions that numba does not expose. bfloat16 is uint16 to it.
