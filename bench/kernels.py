@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.report import Report, Row, say
-from chatterbox_engine.kernels.linear import Activation, project
+from chatterbox_engine.kernels.linear import Projection
+from chatterbox_engine.kernels.shapes import Activation
 from chatterbox_engine.t3.attention import decode_attention
 from chatterbox_engine.t3.kv_cache import SPLIT_PAIRS
 
@@ -27,17 +28,17 @@ ROWS = (1, 2, 4, 8, 15, 16)
 Product = tuple[int, int, Activation, frozenset[str]]
 PRODUCTS: dict[str, Product] = {
     "Llama's query, key, value": (3072, 1024, "none", frozenset({"gain"})),
-    "Llama's output": (1024, 1024, "none", frozenset({"to"})),
+    "Llama's output": (1024, 1024, "none", frozenset({"residual"})),
     "Llama's gate and up": (4096, 1024, "swiglu", frozenset({"gain"})),
-    "Llama's down": (1024, 4096, "none", frozenset({"to"})),
+    "Llama's down": (1024, 4096, "none", frozenset({"residual"})),
     "Llama's head": (8194, 1024, "none", frozenset({"gain"})),
     "Turbo's query, key, value": (3072, 1024, "none", frozenset({"bias", "gain", "shift"})),
     "Turbo's up": (4096, 1024, "gelu", frozenset({"bias", "gain", "shift"})),
-    "Turbo's down": (1024, 4096, "none", frozenset({"bias", "to"})),
+    "Turbo's down": (1024, 4096, "none", frozenset({"bias", "residual"})),
     "Nano's up": (3072, 768, "gelu", frozenset({"bias", "gain", "shift"})),
-    "Nano's down": (768, 3072, "none", frozenset({"bias", "to"})),
+    "Nano's down": (768, 3072, "none", frozenset({"bias", "residual"})),
 }
-"""Outputs, inputs, what follows, and which of the optional arguments of `project` there are."""
+"""Outputs, inputs, activation, and which of the optional parts of a `Projection` there are."""
 COLD = 256 << 20
 """Bytes that are read in turns, more than any GPU's cache holds."""
 HELD = (200, 1000)
@@ -84,23 +85,37 @@ def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 def in_turns(tensor: Tensor) -> Callable[[], Tensor]:
     """Copies of a tensor, another one in each call, so many that none is in the cache."""
-    copies = itertools.cycle([tensor.clone() for _ in range(max(1, COLD // tensor.nbytes))])
+    copies = itertools.cycle([tensor.clone() for _ in range(copies_of(tensor))])
     return lambda: next(copies)
 
 
+def copies_of(tensor: Tensor) -> int:
+    """How many copies of a tensor do not fit into the cache together."""
+    return max(1, COLD // tensor.nbytes)
+
+
 def products() -> Iterator[Case]:
-    for name, (outputs, inputs, then, optional) in PRODUCTS.items():
-        weights = in_turns(random(outputs * (2 if then == "swiglu" else 1), inputs))
+    for name, (outputs, inputs, activation, optional) in PRODUCTS.items():
+        weight = random(outputs * (2 if activation == "swiglu" else 1), inputs)
+        parts = {"bias": random(outputs), "gain": random(inputs), "shift": random(inputs)}
+        parts = {key: value for key, value in parts.items() if key in optional}
+        weights = [weight.clone() for _ in range(copies_of(weight))]
+        projections = itertools.cycle([Projection(each, **parts, eps=EPS, activation=activation) for each in weights])
+        matrices = itertools.cycle(weights)
         for rows in ROWS:
-            x = random(rows, inputs)
-            given: dict[str, Any] = {"bias": random(outputs), "gain": random(inputs), "shift": random(inputs)}
-            given = {key: value for key, value in (given | {"to": random(rows, outputs)}).items() if key in optional}
+            x, residual = random(rows, inputs), random(rows, outputs) if "residual" in optional else None
 
-            def ours(x: Tensor = x, weights: Any = weights, then: Activation = then, given: Any = given) -> object:
-                return project(x, weights(), eps=EPS, then=then, **given)
+            def ours(x: Tensor = x, residual: Tensor | None = residual, projections: Any = projections) -> object:
+                return next(projections)(x, residual)
 
-            def torchs(x: Tensor = x, weights: Any = weights, then: Activation = then, given: Any = given) -> object:
-                return plain_product(x, weights(), then, **given)
+            def torchs(
+                x: Tensor = x,
+                residual: Tensor | None = residual,
+                matrices: Any = matrices,
+                activation: Activation = activation,
+                parts: Any = parts,
+            ) -> object:
+                return plain_product(x, next(matrices), activation, **parts, residual=residual)
 
             yield Case("product", f"{name}, {rows} rows", ours, torchs)
 
@@ -108,25 +123,25 @@ def products() -> Iterator[Case]:
 def plain_product(
     x: Tensor,
     weight: Tensor,
-    then: Activation,
+    activation: Activation,
     *,
     bias: Tensor | None = None,
     gain: Tensor | None = None,
     shift: Tensor | None = None,
-    to: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """`project` in torch's own operators."""
+    """A `Projection` in torch's own operators."""
     if shift is not None and gain is not None:
         x = F.layer_norm(x, gain.shape, gain, shift, EPS)
     elif gain is not None:
         x = F.rms_norm(x, gain.shape, gain, EPS)
     y = F.linear(x, weight, bias)
-    if then == "swiglu":
+    if activation == "swiglu":
         gate, up = y.chunk(2, dim=-1)
         y = F.silu(gate) * up
-    elif then == "gelu":
+    elif activation == "gelu":
         y = F.gelu(y, approximate="tanh")
-    return y if to is None else to + y
+    return y if residual is None else residual + y
 
 
 def decode_attentions() -> Iterator[Case]:

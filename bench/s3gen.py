@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import chatterbox_engine.s3gen.attention_cuda  # noqa: F401  registers its operator
 from bench.report import Report, Row, say, seconds, synchronize
-from chatterbox_engine.assemble import choose_dtypes
 from chatterbox_engine.checkpoint.dims import S3GenDims
+from chatterbox_engine.hardware import choose_dtypes
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
 from chatterbox_engine.s3gen.model import draw_source
@@ -122,7 +122,7 @@ def captured(cases: Sequence[Case]) -> list[tuple[int, int, int]]:
 def flops(s3gen: S3Gen, case: Case) -> float:
     """Floating-point operations of the products and convolutions of one utterance, on a GPU at its exact size."""
     jobs = make_jobs(s3gen, case, 1)
-    if s3gen.rows_together:
+    if s3gen.batching.together:
         size = (1, case.prompt * TOKENS_PER_SECOND, case.speech * TOKENS_PER_SECOND)
         s3gen.capture(Graphs(s3gen.device, enabled=False), [size])
     return count_flops(lambda: s3gen.synthesise(jobs))

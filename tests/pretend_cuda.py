@@ -106,8 +106,10 @@ class PretendCuda(Elsewhere):
         super().__init__(torch.device("cuda", 0))
         self.streams: list[Stream] = []
         self.graphs: list[Graph] = []
-        self.kernels: set[str] = set()
-        """Those of Triton that were launched."""
+        self.launches = 0
+        """Of Triton's kernels, by the host and while graphs were captured."""
+        self.operators: set[str] = set()
+        """Those of torch that were called, by the host and while graphs were captured."""
         self.faults: list[str] = []
         """What was wrong where nothing could be raised."""
         self.tick = 0
@@ -183,6 +185,7 @@ class PretendCuda(Elsewhere):
 
     def away(self, function: Any, types: Any, args: Any, kwargs: Any, tensors: list[Tensor], target: Any) -> Any:
         self.tick += 1
+        self.operators.add(function._schema.name)
         host = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor)]
         if host and self.capturing:
             raise RuntimeError(f"{function} uses a tensor of the host while a graph is captured")
@@ -229,7 +232,7 @@ class PretendCuda(Elsewhere):
                 assert isinstance(argument, FakeTensor), "a kernel is given a tensor of the host"
                 assert argument.is_contiguous()
                 self.use(argument.untyped_storage(), name in written)
-        self.kernels.add(kernel.__name__)
+        self.launches += 1
 
     def wait(self, function: Any) -> None:
         if self.capturing:

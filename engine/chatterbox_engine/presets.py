@@ -1,8 +1,7 @@
-"""Named sets of sampling parameters: of how a model is used elsewhere, and of moods.
+"""Named sets of sampling parameters: those of other servers, and moods.
 
-A request's own parameters win over its preset. `exaggeration` and `cfg_weight` are what upstream's README turns for
-expression (more of the one, and less of the other against the haste that it brings). The moods are points along that
-line, not measured emotions.
+A request's own parameters win over its preset. For more expression upstream's README raises `exaggeration`, and lowers
+`cfg_weight` against the faster speech that this causes. The moods are points along that line, not measured emotions.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 def sampling(family: Family, preset: str) -> SamplingParams:
     """The defaults of a family under a preset.
 
-    Raises InvalidRequest for a preset that does not exist, or that sets what the family does not heed.
+    Raises InvalidRequest for a preset that does not exist, or that sets a parameter which the family does not support.
     """
     if preset not in PRESETS:
         raise InvalidRequest(f"preset is {quote(preset)}; it must be one of {', '.join(PRESETS)}")
     chosen = PRESETS[preset]
     if idle := [name for name in chosen if name not in family.inputs]:
-        raise InvalidRequest(f"preset {preset!r} sets {', '.join(idle)}, which {family.title} does not heed")
+        raise InvalidRequest(f"preset {preset!r} sets {', '.join(idle)}, which {family.title} does not support")
     return replace(family.sampling, **chosen)

@@ -30,7 +30,7 @@ Samples = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ReferenceClip:
-    """A clip as the encoders hear it: mono, [n] float32."""
+    """A clip as the encoders read it: mono, [n] float32."""
 
     wide: Samples  # 24 kHz
     narrow: Samples  # 16 kHz, of the same length in seconds
@@ -38,7 +38,7 @@ class ReferenceClip:
 
 @dataclass(frozen=True)
 class T3Conditionals:
-    """A voice as T3 hears it."""
+    """A voice as T3 uses it."""
 
     speaker: torch.Tensor  # [speaker_embed] float32, voice encoder output
     prompt_tokens: torch.Tensor  # [n] int64, n at most T3Dims.prompt_tokens
@@ -46,7 +46,7 @@ class T3Conditionals:
 
 @dataclass(frozen=True)
 class S3GenConditionals:
-    """A voice as S3Gen hears it."""
+    """A voice as S3Gen uses it."""
 
     prompt_tokens: torch.Tensor  # [n] int64
     prompt_mel: torch.Tensor  # [2 n, 80] float32, log mel at 50 frames a second

@@ -13,7 +13,8 @@ from chatterbox_engine.checkpoint.families import ENGLISH, Family
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.synthesis.scheduler import Place, Scheduler
 from chatterbox_engine.t3.attention import Context
-from chatterbox_engine.t3.kv_cache import Extent, KVCache
+from chatterbox_engine.t3.extents import Extent
+from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.quantize import quantize
 from chatterbox_engine.t3.runner import Drawn, Prompt, Runner
 from chatterbox_engine.t3.transformer import Transformer
@@ -28,7 +29,7 @@ CACHE_LEN = 256
 
 @dataclass(eq=False)
 class Request:
-    """One utterance: what it asks for, the step in which it comes, and after how many more (if ever) it is given up."""
+    """One utterance: its parameters, the step in which it comes, and after how many more, if any, it is cancelled."""
 
     text_length: int
     sampling: SamplingParams
@@ -38,7 +39,7 @@ class Request:
     cancelled_after: int | None = None
     prefix: int = 34
     prompt_tokens: int | None = None
-    """How many of the voice's speech tokens T3 hears: a voice of its own."""
+    """How many of the voice's speech tokens T3 uses, which makes it another voice."""
     first: bool = True
     place: Place | None = None
     prompt: Prompt | None = None
@@ -109,9 +110,9 @@ class Loop:
         return launched
 
     def _prefix(self, request: Request) -> Tensor:
-        heard, exaggeration = request.prompt_tokens, request.sampling.exaggeration
-        voice = replace(self.voice, prompt_tokens=self.voice.prompt_tokens[:heard])
-        return self.prefixes.get((heard, exaggeration), lambda: self.model.prefix(voice, exaggeration))
+        kept, exaggeration = request.prompt_tokens, request.sampling.exaggeration
+        voice = replace(self.voice, prompt_tokens=self.voice.prompt_tokens[:kept])
+        return self.prefixes.get((kept, exaggeration), lambda: self.model.prefix(voice, exaggeration))
 
     def _publish(self, pending: list[tuple[list[Request], Drawn]]) -> None:
         for requests, drawn in pending:
@@ -157,8 +158,8 @@ class Served:
     def loop(self, **sizes: int) -> Loop:
         return Loop(self.model, self.voice, family=self.family, **sizes)
 
-    def heeded(self, request: Request) -> Request:
-        """The request with its family's values for what the family does not heed, and its prefix."""
+    def supported(self, request: Request) -> Request:
+        """The request with its family's prefix, and its defaults for parameters that it does not support."""
         names = [item.name for item in fields(SamplingParams) if item.name not in self.family.inputs]
         kept = {name: getattr(self.family.sampling, name) for name in names}
         return replace(request, sampling=replace(request.sampling, **kept), prefix=self.model.dims.prefix)

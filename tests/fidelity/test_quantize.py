@@ -1,4 +1,4 @@
-"""T3 with int8 weights against itself in float32, and against itself in other company."""
+"""T3 with int8 weights against itself in float32, and against itself in other batches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def int8(checkpoint: Checkpoint) -> Served:
 def greedy(served: Served) -> list[Request]:
     """Requests of the best tokens, of different lengths, that come while others are under way."""
     params = SamplingParams(temperature=0.0)
-    return [served.heeded(Request(9 + 8 * i, params, seed=i, max_tokens=30, arrives=4 * i)) for i in range(SLOTS)]
+    return [served.supported(Request(9 + 8 * i, params, seed=i, max_tokens=30, arrives=4 * i)) for i in range(SLOTS)]
 
 
 def test_int8_logits_stay_near_float32_and_the_best_token_is_the_same(checkpoint: Checkpoint, int8: Served) -> None:
@@ -51,7 +51,7 @@ def test_int8_logits_stay_near_float32_and_the_best_token_is_the_same(checkpoint
     assert torch.equal(rounded.argmax(dim=-1), exact.argmax(dim=-1))
 
 
-def test_greedy_tokens_of_int8_do_not_depend_on_the_company(checkpoint: Checkpoint, int8: Served) -> None:
+def test_greedy_tokens_of_int8_do_not_depend_on_the_batch(checkpoint: Checkpoint, int8: Served) -> None:
     together = greedy(int8)
     int8.loop(cache_len=640).run(together)
     lonely = int8.loop(slots=1, cache_len=640)
@@ -77,7 +77,7 @@ def test_compilation_changes_no_tokens_of_int8_but_at_an_edge(int8: Served) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_of_an_int8_product_has_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
+def test_a_row_of_an_int8_product_has_the_same_bits_regardless_of_the_batch(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(96, 64, generator=generator).to(dtype), torch.randn(37, 64, generator=generator).to(dtype)
     bias = torch.randn(96, generator=generator).to(dtype)

@@ -19,6 +19,7 @@ from tests.fidelity.s3gen_reference import (
     upstream_mel,
     upstream_wave,
 )
+from tests.fidelity.t3_loop import relative_error
 
 CPU = torch.device("cpu")
 FULL = S3GenDims()
@@ -32,10 +33,6 @@ SIZES = [
 ]
 # upstream builds its attention from a class that diffusers means to drop
 pytestmark = pytest.mark.filterwarnings("ignore:.*LoRACompatibleLinear:FutureWarning")
-
-
-def relative_error(mine: torch.Tensor, reference: torch.Tensor) -> float:
-    return float((mine - reference).norm() / reference.norm())
 
 
 def mel_error(dims: S3GenDims, steps: int, prompt: int, count: int, dtype: torch.dtype) -> float:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LoRACompatibleLinear:FutureWar
 def load(dims: S3GenDims) -> S3Gen:
     """Upstream's random weights, in batches as on a GPU."""
     s3gen = S3Gen.from_state_dict(build_upstream(dims).state_dict(), dims, device=torch.device("cpu"))
-    s3gen.rows_together = True
+    s3gen.batching.together = True
     return s3gen
 
 
@@ -39,7 +39,7 @@ def voices(s3gen: S3Gen) -> list[PreparedVoice]:
 
 @pytest.fixture(scope="module")
 def bucketed(s3gen: S3Gen) -> S3Gen:
-    """The same weights behind static memory of three sizes; one of them too small for most batches."""
+    """The same weights with static memory of three sizes; one of them too small for most batches."""
     other = load(TINY)
     other.capture(Graphs(other.device, enabled=True), [(1, 9, 10), (2, 30, 40), (4, 30, 40)])
     return other
@@ -57,18 +57,18 @@ def test_a_row_of_a_batch_equals_the_row_alone(
         assert (together - alone).norm() / alone.norm() < 1e-4
 
 
-def test_of_a_long_prompt_its_beginning_is_heard(s3gen: S3Gen) -> None:
+def test_a_long_prompt_is_cropped(s3gen: S3Gen) -> None:
     long = random_conditionals(TINY, 300)
     shorter = S3Gen.from_state_dict(
         build_upstream(TINY).state_dict(), TINY, device=torch.device("cpu"), prompt_tokens=12
     )
     cut = dataclasses.replace(long, prompt_tokens=long.prompt_tokens[:12], prompt_mel=long.prompt_mel[:24])
     tokens = random_tokens(TINY, 20)
-    heard, expected = (
+    cropped, expected = (
         model.synthesise([VocoderJob(tokens, model.prepare(voice), 3)])[0]
         for model, voice in ((shorter, long), (s3gen, cut))
     )
-    assert (heard - expected).norm() / expected.norm() < 1e-4
+    assert (cropped - expected).norm() / expected.norm() < 1e-4
     assert s3gen.prepare(long).frames == 500  # ten seconds, as upstream
 
 
@@ -103,11 +103,11 @@ def test_the_largest_batches_are_captured_first() -> None:
 def test_a_cpu_takes_the_rows_of_a_batch_one_after_the_other(s3gen: S3Gen, voices: list[PreparedVoice]) -> None:
     jobs = [VocoderJob(random_tokens(TINY, 5 + 8 * n, n), voice, seed=n) for n, voice in enumerate(voices)]
     together = s3gen.synthesise(jobs)
-    s3gen.rows_together = False
+    s3gen.batching.together = False
     try:
         alone = s3gen.synthesise(jobs)
     finally:
-        s3gen.rows_together = True
+        s3gen.batching.together = True
     for one, other in zip(alone, together, strict=True):
         assert one.shape == other.shape
         assert (one - other).norm() / other.norm() < 1e-4

@@ -13,7 +13,8 @@ from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.checkpoint.dims import LlamaDims
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.t3.attention import Context
-from chatterbox_engine.t3.kv_cache import Extent, KVCache
+from chatterbox_engine.t3.extents import Extent
+from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.llama import T3
 from chatterbox_engine.t3.runner import Prompt, Runner
 from chatterbox_engine.types import Conditionals, SamplingParams, T3Conditionals
@@ -168,14 +169,14 @@ class OneBos(T3):
 
 
 class LatePrompt(T3):
-    """Text and BOS one position too far behind the prefix."""
+    """Text and BOS one position too far after the prefix."""
 
     def prefill(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:
         return super().prefill(x, replace(context, position=context.position + 1), cache)
 
 
 class ForgottenVoice(T3):
-    """Text and BOS behind a prefix of which nothing is known."""
+    """Text and BOS after an empty prefix."""
 
     def prefix(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
         return torch.zeros_like(super().prefix(voice, exaggeration))

@@ -23,7 +23,7 @@ def served(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Serve
 
 @pytest.fixture(scope="module")
 def loop(served: Served) -> Iterator[Loop]:
-    """One loop for all examples, so that what an earlier one leaves behind would disturb the next."""
+    """One loop for all examples, so that what an earlier one leaves would disturb the next."""
     it = served.loop(cache_len=256 if served.family.guided else 400)
     yield it
     assert it.scheduler.free_slots == SLOTS
@@ -32,7 +32,7 @@ def loop(served: Served) -> Iterator[Loop]:
 
 @pytest.fixture(scope="module")
 def lonely(served: Served) -> Loop:
-    """It computes every request's prefix anew."""
+    """It computes the prefix again for every request."""
     return served.loop(slots=1, cache_len=1024, prefixes=0)
 
 
@@ -63,7 +63,7 @@ REQUESTS = st.builds(
 def test_50_random_requests_give_the_tokens_that_each_gives_alone(
     served: Served, loop: Loop, lonely: Loop, requests: list[Request]
 ) -> None:
-    requests = [served.heeded(request) for request in requests]
+    requests = [served.supported(request) for request in requests]
     loop.run(requests)
     for request in requests:
         assert request.ending in ("stop", "length", "cancelled")
@@ -77,7 +77,7 @@ def test_50_random_requests_give_the_tokens_that_each_gives_alone(
 def test_compilation_changes_no_tokens(served: Served) -> None:
     def requests() -> list[Request]:
         params = SamplingParams(top_p=0.9)
-        return [served.heeded(Request(5 + i, params, seed=i, max_tokens=40, arrives=3 * i)) for i in range(6)]
+        return [served.supported(Request(5 + i, params, seed=i, max_tokens=40, arrives=3 * i)) for i in range(6)]
 
     expected, got = requests(), requests()
     served.loop(cache_len=512).run(expected)

@@ -16,7 +16,7 @@ from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.checkpoint.dims import LlamaDims, S3GenDims
 from chatterbox_engine.config import Config
 from chatterbox_engine.kernels.graphs import Graphs
-from chatterbox_engine.kernels.linear import project
+from chatterbox_engine.kernels.linear import Projection
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
 from chatterbox_engine.s3gen.attention_cuda import attend
 from chatterbox_engine.s3gen.model import draw_source
@@ -78,20 +78,28 @@ def test_splits_are_joined_by_the_last_one_in_a_thousand_steps() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("product", kernels.PRODUCTS.values(), ids=kernels.PRODUCTS)
 def test_products_agree_with_the_cpus(product: kernels.Product, dtype: torch.dtype, rows: int) -> None:
-    outputs, inputs, then, optional = product
+    outputs, inputs, activation, optional = product
     generator = torch.Generator().manual_seed(rows)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    x, weight = random(rows, inputs), random(outputs * (2 if then == "swiglu" else 1), inputs) * inputs**-0.5
-    around = {"bias": random(outputs), "to": random(rows, outputs), "gain": random(inputs), "shift": random(inputs)}
-    around = {name: value for name, value in around.items() if name in optional}
-    exact = project(x.float(), weight.float(), then=then, **{name: value.float() for name, value in around.items()})
-    got = project(x.cuda(), weight.cuda(), then=then, **{name: value.cuda() for name, value in around.items()})
+    x, weight = random(rows, inputs), random(outputs * (2 if activation == "swiglu" else 1), inputs) * inputs**-0.5
+    parts = {
+        "bias": random(outputs),
+        "residual": random(rows, outputs),
+        "gain": random(inputs),
+        "shift": random(inputs),
+    }
+    parts = {name: value for name, value in parts.items() if name in optional}
+    residual = parts.pop("residual", None)
+    own, added = {name: value.cuda() for name, value in parts.items()}, None if residual is None else residual.cuda()
+    got = Projection(weight.cuda(), **own, activation=activation)(x.cuda(), added)
+    wide, added = {name: value.float() for name, value in parts.items()}, None if residual is None else residual.float()
+    exact = Projection(weight.float(), **wide, activation=activation)(x.float(), added)
     error = relative_error(got.float().cpu(), exact)
     # cuBLAS computes GELU in the product's kernel, how exactly is not known
-    exactly = 1e-4 if then == "gelu" else 1e-5
+    exactly = 1e-4 if activation == "gelu" else 1e-5
     assert error < (exactly if dtype == torch.float32 else 1e-2), f"{error:.2e}"
 
 
@@ -160,7 +168,7 @@ def loop_on(
 def requests(checkpoint: Checkpoint) -> list[Request]:
     served = Served.of(checkpoint)
     return [
-        served.heeded(
+        served.supported(
             Request(
                 text_length=10 + 9 * number,
                 sampling=SamplingParams(cfg_weight=[0.5, 0.0, 1.0][number % 3], top_p=[1.0, 0.8][number % 2]),

@@ -24,7 +24,7 @@ def main() -> None:
     checkpoint = Checkpoint.open(Path(sys.argv[1]))
     dims = checkpoint.dims.s3gen
     s3gen = S3Gen.from_state_dict(checkpoint.s3gen_state(), dims, device=torch.device("cpu"), cfm_steps=2)
-    s3gen.rows_together = True
+    s3gen.batching.together = True
 
     def job(prompt: int, tokens: int) -> VocoderJob:
         return VocoderJob(random_tokens(dims, tokens), s3gen.prepare(random_conditionals(dims, prompt)), 1)

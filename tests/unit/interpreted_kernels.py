@@ -6,7 +6,6 @@ Prints a line `kernel case error bound` for each case: the largest difference to
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -16,18 +15,18 @@ import torch.nn.functional as F
 
 from chatterbox_engine.checkpoint.families import ENGLISH, TURBO, Family
 from chatterbox_engine.kernels import linear_cuda
-from chatterbox_engine.kernels.linear import Activation, project
+from chatterbox_engine.kernels.linear import Projection
 from chatterbox_engine.kernels.linear_cuda import swiglu
+from chatterbox_engine.kernels.shapes import Activation
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
 from chatterbox_engine.s3gen.attention_cuda import attend
 from chatterbox_engine.s3gen.norm_cuda import add_norm, norm, norm_mish, norm_mish_norm
 from chatterbox_engine.s3gen.snake_cuda import snake
-from chatterbox_engine.t3 import attention_cuda
+from chatterbox_engine.t3 import attention_cuda, sampling, sampling_cuda
 from chatterbox_engine.t3.attention import decode_attention
 from chatterbox_engine.t3.attention_cuda import split_decode
 from chatterbox_engine.t3.kv_cache import SPLIT_PAIRS
-from chatterbox_engine.t3.runner import Runner, Slots
-from chatterbox_engine.t3.sampling_cuda import draw_rows
+from chatterbox_engine.t3.slots import Slots
 
 VOCAB = 300
 
@@ -38,18 +37,18 @@ PROJECT: list[tuple[int, int, int, Activation, str]] = [
     (16, 512, 128, "none", "gain"),
     (3, 256, 40, "swiglu", "gain"),
     (2, 64, 16, "gelu", "bias"),
-    (5, 768, 33, "none", "bias to"),
-    (2, 300, 260, "swiglu", "gain to"),
+    (5, 768, 33, "none", "bias residual"),
+    (2, 300, 260, "swiglu", "gain residual"),
     (15, 300, 33, "gelu", "bias gain shift"),
-    (1, 512, 128, "none", "gain shift to"),
+    (1, 512, 128, "none", "gain shift residual"),
     (2, 300, 33, "gelu", "bias gain shift"),
-    (3, 300, 33, "none", "bias gain shift to"),
+    (3, 300, 33, "none", "bias gain shift residual"),
     (4, 512, 40, "swiglu", "gain"),
-    (4, 768, 33, "none", "bias to"),
-    (5, 300, 260, "swiglu", "gain to"),
+    (4, 768, 33, "none", "bias residual"),
+    (5, 300, 260, "swiglu", "gain residual"),
     (7, 256, 40, "swiglu", "gain"),
     (8, 64, 16, "gelu", "bias"),
-    (6, 512, 260, "none", "gain shift to"),
+    (6, 512, 260, "none", "gain shift residual"),
 ]
 NORM = [(1, 33, 256, True, 2), (3, 5, 256, False, 2), (2, 50, 24, True, 0)]
 SNAKE = [((2, 40, 64), "mask"), ((1, 33, 24), ""), ((2, 40, 64), "bias mask"), ((1, 50, 64), "bias change mask")]
@@ -59,7 +58,7 @@ ATTEND = [
     for dtype in (torch.float32, torch.float16)
     for heads, size, positions, lengths in (
         (2, 32, 70, [70, 33]),
-        (1, 64, 200, [1, 128, 200]),  # a whole number of tiles, and programs behind the end
+        (1, 64, 200, [1, 128, 200]),  # a whole number of tiles, and programs after the end
         (2, 16, 129, [129, 64]),
     )
 ]
@@ -89,22 +88,23 @@ def swiglu_error(rows: int, width: int) -> float:
     return float((swiglu(x) - F.silu(gate) * up).abs().max())
 
 
-def project_error(rows: int, inputs: int, outputs: int, then: Activation, parts: str) -> float:
-    """The largest difference to what `project` does on a CPU, with some of its optional parts."""
+def project_error(rows: int, inputs: int, outputs: int, activation: Activation, parts: str) -> float:
+    """The largest difference to what a `Projection` does on a CPU, with some of its optional parts."""
     generator = torch.Generator().manual_seed(outputs)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    x, weight = 3 + random(rows, inputs), random(outputs * (2 if then == "swiglu" else 1), inputs) * inputs**-0.5
-    optional = {"bias": random(len(weight)), "to": random(rows, outputs)}
+    x, weight = 3 + random(rows, inputs), random(outputs * (2 if activation == "swiglu" else 1), inputs) * inputs**-0.5
+    optional = {"bias": random(len(weight)), "residual": random(rows, outputs)}
     optional |= {"gain": random(inputs), "shift": random(inputs)}
-    given = {name: value for name, value in optional.items() if name in parts}
-    exact = project(x, weight, **given, eps=0.1, then=then)
-    missing = dict.fromkeys(set(optional) - set(given))
-    half = {name: None if value is None else value.half() for name, value in (given | missing).items()}
-    got = linear_cuda.project(x.half(), weight.half(), half.pop("bias"), **half, eps=0.1, then=then)
-    assert half["to"] is None or got is half["to"]
+    given = {name: value if name in parts.split() else None for name, value in optional.items()}
+    half = {name: None if value is None else value.half() for name, value in given.items()}
+    bias, residual = half.pop("bias"), half["residual"]
+    got = linear_cuda.project(x.half(), weight.half(), bias, **half, eps=0.1, activation=activation)
+    assert residual is None or got is residual
+    residual = given.pop("residual")
+    exact = Projection(weight, **given, eps=0.1, activation=activation)(x, residual)
     return float((got.float() - exact).abs().max())
 
 
@@ -147,64 +147,55 @@ def snake_error(shape: tuple[int, int, int], parts: str) -> float:
     return float((active - (exact * mask if "mask" in parts else exact)).abs().max())
 
 
-def draw_error(family: Family, count: int, use_top: bool) -> float:
+def sample_error(family: Family, count: int, use_top: bool) -> float:
     """How many of the slots' entries and drawn tokens differ from what torch's operators leave, after four steps."""
     generator = torch.Generator().manual_seed(count)
-    runners = [draw_runner(family, count) for _ in range(2)]
+    ours, exact = sampling_slots(count), sampling_slots(count)
+    order = torch.arange(count)
+    rows = torch.stack([order, order, order + count * (family.rows - 1)])
+    got, expected = torch.zeros(2, count, dtype=torch.int64)
+    how: dict[str, Any] = {"use_top": use_top, "bos_once": 1 if family.bos_once else None}
     wrong = 0
     for _ in range(4):
         logits = 0.5 * torch.randn(2 * count, VOCAB, generator=generator)  # so flat that every token kept changes draws
-        for runner in runners:
-            runner._logits = logits.clone()
-        ours, exact = runners
-        where = (ours._batch[:, :count], ours.slots, ours._drawn[:count])
-        forgotten = 1 if family.bos_once else None
-        draw_rows(ours._logits, *where, family.processors, use_top=use_top, forgotten=forgotten)
-        Runner._sample_rows(exact, count, use_top)
-        tensors = ("token", "step", "seen")
-        wrong += sum(int((getattr(ours.slots, name) != getattr(exact.slots, name)).sum()) for name in tensors)
-        wrong += int((ours._drawn != exact._drawn).sum())
-    assert len(set(exact._drawn.tolist())) > count // 2, "the draws differ"
+        sampling_cuda.sample(logits, rows, ours, got, family.processors, **how)
+        sampling.sample(logits, rows, exact, expected, family.processors, **how)
+        wrong += sum(int((getattr(ours, name) != getattr(exact, name)).sum()) for name in ("token", "step", "seen"))
+        wrong += int((got != expected).sum())
+    assert len(set(expected.tolist())) > count // 2, "the draws differ"
     return wrong
 
 
-def draw_runner(family: Family, count: int) -> Any:
-    """What `Runner._sample_rows` reads of a runner: slots in use, one of them greedy, and a dummy one at the end."""
+def sampling_slots(count: int) -> Slots:
+    """Slots in use, one of them greedy, and a dummy one at the end."""
     generator = torch.Generator().manual_seed(7)
     slots = Slots(count - 1, VOCAB, 5, torch.device("cpu"))
     slots.alive[:-1] = 1
-    slots.cfg[:] = torch.rand(count, generator=generator)
+    slots.cfg_weight[:] = torch.rand(count, generator=generator)
     slots.temperature[:] = 0.5 + torch.rand(count, generator=generator)
     slots.temperature[1] = 0
-    slots.penalty[:] = 1 + torch.rand(count, generator=generator)
+    slots.repetition_penalty[:] = 1 + torch.rand(count, generator=generator)
     slots.min_p[:] = 0.2 * torch.rand(count, generator=generator)
     slots.top_k[:] = torch.tensor([2, 1, 5, 40, VOCAB, 0])[:count]
     slots.top_p[:] = torch.tensor([1.0, 0.5, 1.0, 0.95, 0.3, 0.0])[:count]
     slots.uniforms[:] = torch.rand(slots.uniforms.shape, generator=generator)
     slots.seen[:] = torch.rand(count, VOCAB, generator=generator) < 0.3
     slots.seen[:, 1] = True
-    order = torch.arange(count)
-    return SimpleNamespace(
-        slots=slots,
-        _batch=torch.stack([order, order, order + count * (family.rows - 1)]),
-        _drawn=torch.zeros(count, dtype=torch.int64),
-        model=SimpleNamespace(dims=SimpleNamespace(start_speech=1)),
-        family=family,
-    )
+    return slots
 
 
 def attend_error(heads: int, size: int, positions: int, lengths: list[int], dtype: torch.dtype) -> float:
     generator = torch.Generator().manual_seed(positions)
     qkv = torch.randn(len(lengths), positions, 3, heads, size, generator=generator).to(dtype)
     for row, length in enumerate(lengths):
-        qkv[row, length:] = torch.nan  # what nobody may hear
+        qkv[row, length:] = torch.nan  # padding
     out = attend(qkv, torch.tensor(lengths)).float()
     worst = 0.0
     for row, length in enumerate(lengths):
         q, k, v = qkv[row, :length].float().permute(1, 2, 0, 3)
         exact = F.scaled_dot_product_attention(q[None], k[None], v[None])[0].transpose(0, 1).flatten(1)
         worst = max(worst, float((out[row, :length] - exact).abs().max()))
-    assert out.isfinite().all(), "numbers behind a row's end must stay finite"
+    assert out.isfinite().all(), "padding must stay finite"
     return worst
 
 
@@ -228,7 +219,7 @@ if __name__ == "__main__":
         report("snake", (shape, parts), snake_error(shape, parts), 2e-5)
     for family in (ENGLISH, TURBO):
         for use_top in (False, True):
-            report("draw", (family.name, use_top), draw_error(family, 6, use_top), 1)
+            report("sample", (family.name, use_top), sample_error(family, 6, use_top), 1)
     for few in (flow_attention.FEW_PROGRAMS, 0):  # with the smaller tiles and with the larger ones
         flow_attention.FEW_PROGRAMS = few
         for heads, size, positions, lengths, dtype in ATTEND:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chatterbox_engine.config import Config, cores, ignored, resolve
+from chatterbox_engine.config import Config, ignored, resolve
 from chatterbox_engine.errors import ConfigError
 
 
@@ -102,14 +102,6 @@ def test_an_unknown_parameter_of_a_model_is_refused() -> None:
 def test_settings_of_other_parts_are_left_alone() -> None:
     names = ("CHATTERBOX_URL", "CHATTERBOX_GRPC_URL", "CHATTERBOX_OPENAI_KEYS", "CHATTERBOX_CACHE")
     assert Config.load({}, dict.fromkeys(names, "x")) == Config()
-
-
-def test_the_networks_get_no_more_cores_than_openmp_is_told_to_use() -> None:
-    there = cores({})
-    assert there >= 1
-    assert cores({"OMP_NUM_THREADS": "1"}) == cores({"OMP_NUM_THREADS": "1,4"}) == 1
-    for text in ("100000", "0", "x", ""):
-        assert cores({"OMP_NUM_THREADS": text}) == there
 
 
 def test_what_other_servers_call_half_precision_is_this_ones_dtype_where_it_means_something() -> None:

@@ -1,4 +1,4 @@
-"""The kernels for a CPU give what torch gives, and a row the same bits in any company."""
+"""The kernels for a CPU give what torch gives, and a row has the same bits regardless of the batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox_engine.kernels import cpu as cpu_kernels
-from chatterbox_engine.kernels.linear import Activation, project
+from chatterbox_engine.kernels.linear import Projection
+from chatterbox_engine.kernels.shapes import Activation
 from chatterbox_engine.t3.attention import rotate
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}  # of a result's size, at least one
@@ -33,10 +34,10 @@ def exactly(
     bias: Tensor | None,
     gain: Tensor | None,
     shift: Tensor | None,
-    then: Activation,
-    to: Tensor | None,
+    activation: Activation,
+    residual: Tensor | None,
 ) -> Tensor:
-    """`project` by torch in float64."""
+    """A `Projection` by torch in float64."""
 
     def wide(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.double()
@@ -47,59 +48,63 @@ def exactly(
     elif gain is not None:
         x = F.layer_norm(x, gain.shape, wide(gain), wide(shift), 1e-5)
     x = F.linear(x, weight.double(), wide(bias))
-    if then == "gelu":
+    if activation == "gelu":
         x = F.gelu(x, approximate="tanh")
-    elif then == "swiglu":
+    elif activation == "swiglu":
         gate, up = x.chunk(2, dim=1)
         x = F.silu(gate) * up
-    return x if to is None else x + to.double()
+    return x if residual is None else x + residual.double()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("then", ["none", "gelu", "swiglu"])
+@pytest.mark.parametrize("activation", ["none", "gelu", "swiglu"])
 @pytest.mark.parametrize("norm", ["", "gain", "gain shift"])
 @pytest.mark.parametrize(("rows", "outputs"), [(1, 70), (4, 24), (7, 2), (9, 194)])
-def test_a_product_is_torchs(dtype: torch.dtype, then: Activation, norm: str, rows: int, outputs: int) -> None:
-    inputs, results = 96, outputs // 2 if then == "swiglu" else outputs
-    x, to = numbers(rows, inputs, dtype=dtype, seed=1), numbers(rows, results, dtype=dtype, seed=2)
+def test_a_product_is_torchs(dtype: torch.dtype, activation: Activation, norm: str, rows: int, outputs: int) -> None:
+    inputs, results = 96, outputs // 2 if activation == "swiglu" else outputs
+    x, residual = numbers(rows, inputs, dtype=dtype, seed=1), numbers(rows, results, dtype=dtype, seed=2)
     weight, bias = numbers(outputs, inputs, dtype=dtype, seed=3) / 8, numbers(outputs, dtype=dtype, seed=4)
-    bias_or_none = None if then == "swiglu" else bias
+    bias_or_none = None if activation == "swiglu" else bias
     gain = numbers(inputs, dtype=dtype, seed=5) if "gain" in norm else None
     shift = numbers(inputs, dtype=dtype, seed=6) if "shift" in norm else None
-    for added in (None, to):
-        exact = exactly(x, weight, bias_or_none, gain, shift, then, added)
-        got = cpu_kernels.project(x, weight, bias_or_none, gain=gain, shift=shift, eps=1e-5, then=then, to=added)
+    for added in (None, residual):
+        exact = exactly(x, weight, bias_or_none, gain, shift, activation, added)
+        got = cpu_kernels.project(
+            x, weight, bias_or_none, gain=gain, shift=shift, eps=1e-5, activation=activation, residual=added
+        )
         assert got.dtype == dtype
+        assert added is None or got is added
         assert error(got, exact) < TOLERANCE[dtype], f"{error(got, exact):.2e}"
 
 
 @pytest.mark.usefixtures("threads_kept")
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_of_a_product_has_the_same_bits_in_any_company_on_any_number_of_threads(dtype: torch.dtype) -> None:
+def test_a_row_of_a_product_has_the_same_bits_regardless_of_batch_and_threads(dtype: torch.dtype) -> None:
     x, gain = numbers(64, 1024, dtype=dtype), numbers(1024, dtype=dtype, seed=1)
     weight, bias = numbers(771, 1024, dtype=dtype, seed=2), numbers(771, dtype=dtype, seed=3)
     torch.set_num_threads(1)
-    alone = torch.cat([cpu_kernels.project(row, weight, bias, gain=gain, then="gelu") for row in x.split(1)])
+    alone = torch.cat([cpu_kernels.project(row, weight, bias, gain=gain, activation="gelu") for row in x.split(1)])
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         for rows in (2, 3, 4, 5, 8, 17, 64):
-            got = cpu_kernels.project(x[:rows], weight, bias, gain=gain, then="gelu")
+            got = cpu_kernels.project(x[:rows], weight, bias, gain=gain, activation="gelu")
             assert torch.equal(got, alone[:rows]), f"{rows} rows on {threads} threads"
 
 
-@pytest.mark.parametrize("then", ["none", "gelu", "swiglu"])
-def test_large_sums_and_nan_stay_what_they_are(then: Activation) -> None:
+@pytest.mark.parametrize("activation", ["none", "gelu", "swiglu"])
+def test_large_sums_and_nan_stay_what_they_are(activation: Activation) -> None:
     x = numbers(6, 64)
     x[1], x[2], x[3, 5] = x[1] * 1e4, -x[1], torch.nan
     weight = numbers(66, 64, seed=1)
-    got = cpu_kernels.project(x, weight, None, then=then)
+    got = cpu_kernels.project(x, weight, None, activation=activation)
     assert got[3].isnan().all()
     rest = torch.tensor([0, 1, 2, 4, 5])
-    exact = exactly(x[rest], weight, None, None, None, then, None)
+    exact = exactly(x[rest], weight, None, None, None, activation, None)
     assert float(((got[rest] - exact).abs() / exact.abs().amax(dim=1, keepdim=True)).max()) < 1e-6
 
 
-def test_a_product_takes_the_kernel_unless_a_row_is_no_multiple_of_its_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the inputs that projections made from now on give to the kernel."""
     calls: list[tuple[int, ...]] = []
     kernel = cpu_kernels.project
 
@@ -108,10 +113,16 @@ def test_a_product_takes_the_kernel_unless_a_row_is_no_multiple_of_its_vectors(m
         return kernel(x, *args, **options)
 
     monkeypatch.setattr(cpu_kernels, "project", counted)
+    return calls
+
+
+def test_a_product_takes_the_kernel_unless_a_row_is_no_multiple_of_its_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = kernel_calls(monkeypatch)
     x, weight = numbers(3, 20), numbers(5, 20, seed=1)
-    torch.testing.assert_close(project(x, weight), F.linear(x, weight))
+    torch.testing.assert_close(Projection(weight)(x), F.linear(x, weight))
     assert not calls
-    torch.testing.assert_close(project(x[:, :16], weight[:, :16].contiguous()), F.linear(x[:, :16], weight[:, :16]))
+    x, weight = x[:, :16], weight[:, :16].contiguous()
+    torch.testing.assert_close(Projection(weight)(x), F.linear(x, weight))
     assert calls == [(3, 16)]
 
 
@@ -121,11 +132,27 @@ def test_prompts_take_the_kernel_where_the_processor_has_no_bfloat16(
     monkeypatch: pytest.MonkeyPatch, hardware: bool, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: hardware)
-    calls: list[str] = []
-    monkeypatch.setattr(cpu_kernels, "project", lambda x, *_args, **_options: (calls.append("kernel"), x)[1])
+    calls = kernel_calls(monkeypatch)
     x = numbers(2, 5, 16, dtype=dtype)
-    assert project(x, numbers(16, 16, dtype=dtype, seed=1)).shape == x.shape
+    assert Projection(numbers(16, 16, dtype=dtype, seed=1))(x).shape == x.shape
     assert bool(calls) == (dtype == torch.bfloat16 and not hardware)
+
+
+@pytest.mark.parametrize("inputs", [16, 20])  # by the kernel and by torch
+@pytest.mark.parametrize("hardware", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [(), (5,)])
+def test_the_residual_of_a_decode_step_becomes_the_result_and_a_prompts_stays(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inputs: int, length: tuple[int, ...], hardware: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: hardware)
+    x, weight = numbers(2, *length, inputs, dtype=dtype), numbers(6, inputs, dtype=dtype, seed=1)
+    residual = numbers(2, *length, 6, dtype=dtype, seed=2)
+    before = residual.clone()
+    got = Projection(weight)(x, residual)
+    assert error(got, F.linear(x.double(), weight.double()) + before.double()) < TOLERANCE[dtype]
+    assert (got is residual) == (not length)
+    assert torch.equal(residual, got if not length else before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -192,7 +219,7 @@ def test_snake_is_torchs(changed: bool, masked: bool) -> None:
 
 
 @pytest.mark.usefixtures("threads_kept")
-def test_a_released_team_is_made_anew() -> None:
+def test_a_released_team_is_made_again() -> None:
     def threads() -> int:
         return len(list(Path("/proc/self/task").iterdir()))
 

@@ -72,7 +72,9 @@ def test_the_engine_waits_for_nothing_but_tokens_and_samples(
 ) -> None:
     with started(config_of(checkpoint_of(name), tmp_path, cuda_graphs=graphs)) as (engine, cuda):
         answer, chunks = whole(engine), streamed(engine)
-        assert set(cuda.waits) == {"aten._to_copy.default in vocoder.py:_to_samples"}
+        # one download for each batch that was vocoded: the whole answer's, and each chunk's
+        assert 0 < len(cuda.waits) <= 1 + len(chunks)
+        assert {wait.partition(" in ")[0] for wait in cuda.waits} == {"aten._to_copy.default"}
         assert (len(cuda.graphs) > 0) == graphs
     assert len(chunks) > 2
     assert sum(len(chunk.samples) for chunk in chunks) == len(answer.samples)

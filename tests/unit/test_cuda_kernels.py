@@ -19,7 +19,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from bench import kernels
 from chatterbox_engine.kernels import linear_cuda
-from chatterbox_engine.kernels.linear import FEW_ROWS
+from chatterbox_engine.kernels.shapes import FEW_ROWS
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
 from chatterbox_engine.s3gen import norm_cuda, snake_cuda
 from chatterbox_engine.t3 import attention_cuda, sampling_cuda
@@ -32,7 +32,7 @@ def test_the_kernels_agree_with_torchs_operators() -> None:
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
-    assert {line[0] for line in lines} == {"decode", "project", "swiglu", "norm", "snake", "draw", "attend"}
+    assert {line[0] for line in lines} == {"decode", "project", "swiglu", "norm", "snake", "sample", "attend"}
     for line in lines:
         _, _, error, bound = line
         assert float(error) < float(bound), f"kernel, case, error, bound: {line}"
@@ -69,10 +69,10 @@ def test_the_kernel_of_a_decode_steps_attention_compiles(dtype: str, splits: int
     given = {name: kind for name, kind in types.items() if name not in unused}
     constants = sizes | unused | {"block": attention_cuda.BLOCK, "overlapping": True}
     ptx = compiled(attention_cuda._decode_kernel, given, constants, num_warps=1).asm["ptx"]
-    ahead, behind = ptx.split("griddepcontrol.wait")
-    assert "st.global" not in ahead
-    assert ahead.count("ld.global.v4") >= 2, "the first keys and values are loaded ahead"
-    assert behind.index("griddepcontrol.launch_dependents") < behind.index("ld.global")
+    before, after = ptx.split("griddepcontrol.wait")
+    assert "st.global" not in before
+    assert before.count("ld.global.v4") >= 2, "the first keys and values are loaded ahead"
+    assert after.index("griddepcontrol.launch_dependents") < after.index("ld.global")
     if splits > 1:  # what all threads of a split stored is there before it counts, and is read past the first cache
         before, after = ptx.split("atom.global.gpu.acq_rel")
         assert before.rindex("bar.sync") > before.rindex("st.global")
@@ -86,35 +86,48 @@ def test_the_kernel_of_a_decode_steps_attention_compiles(dtype: str, splits: int
 def test_the_kernel_of_the_fewest_rows_reads_its_matrix_before_it_waits(
     product: kernels.Product, capability: int, rows: int
 ) -> None:
-    outputs, inputs, then, optional = product
-    unused = dict.fromkeys({"bias", "gain", "shift", "to"} - optional)
+    outputs, inputs, activation, optional = product
+    unused = dict.fromkeys({"bias", "gain", "shift", "residual"} - optional)
     types = dict.fromkeys(["x", "weight", "out", *optional], "*bf16") | {"eps": "fp32"}
     size, width = triton.next_power_of_2(inputs), linear_cuda.SUM_WIDTH
-    constants = {"rows": rows, "inputs": inputs, "outputs": outputs, "then": then, "width": width, "size": size}
+    constants = {
+        "rows": rows,
+        "inputs": inputs,
+        "outputs": outputs,
+        "activation": activation,
+        "width": width,
+        "size": size,
+    }
     constants |= {"overlapping": capability >= 90} | unused
     warps = linear_cuda.sum_warps(size)
     kernel = compiled(linear_cuda._sum_kernel, types, constants, capability, num_warps=warps)
     assert not spilled(kernel)
     ptx = kernel.asm["ptx"]
     if capability >= 90:
-        ahead, behind = ptx.split("griddepcontrol.wait")
-        matrix = outputs * inputs * (2 if then == "swiglu" else 1)
+        before, after = ptx.split("griddepcontrol.wait")
+        matrix = outputs * inputs * (2 if activation == "swiglu" else 1)
         loads = matrix // (outputs // width) // (8 * 32 * warps)  # of 16 bytes, by each thread
-        assert ahead.count(".v4") == ahead.count("ld.global.v4") >= loads * inputs // size
-        assert "st.global" not in ahead
-        assert "ld.global" in behind
+        assert before.count(".v4") == before.count("ld.global.v4") >= loads * inputs // size
+        assert "st.global" not in before
+        assert "ld.global" in after
 
 
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("product", kernels.PRODUCTS.values(), ids=kernels.PRODUCTS)
 def test_the_kernel_of_a_product_loads_ahead_and_spills_nothing(product: kernels.Product, capability: int) -> None:
-    outputs, inputs, then, optional = product
-    unused = dict.fromkeys({"bias", "gain", "shift", "to"} - optional)
+    outputs, inputs, activation, optional = product
+    unused = dict.fromkeys({"bias", "gain", "shift", "residual"} - optional)
     types = dict.fromkeys(["x", "weight", "out", *optional], "*bf16") | {"rows": "i32", "eps": "fp32"}
     width = linear_cuda.tile_width(outputs)
-    constants = {"inputs": inputs, "outputs": outputs, "then": then, "height": FEW_ROWS, "width": width} | unused
+    constants = {
+        "inputs": inputs,
+        "outputs": outputs,
+        "activation": activation,
+        "height": FEW_ROWS,
+        "width": width,
+    } | unused
     constants |= {"parts": linear_cuda.WARPS, "step": linear_cuda.STEP}
-    stages = linear_cuda.stages(width * (2 if then == "swiglu" else 1))
+    stages = linear_cuda.stages(width * (2 if activation == "swiglu" else 1))
     options = {"num_warps": linear_cuda.WARPS, "num_stages": stages}
     kernel = compiled(linear_cuda._project_kernel, types, constants, capability, **options)
     assert all(name in kernel.asm["ptx"] for name in ("cp.async", "ldmatrix", "mma.sync"))
@@ -159,13 +172,13 @@ def test_the_kernel_of_snake_has_exact_sines() -> None:
 
 @pytest.mark.parametrize("has_top", [True, False])
 @pytest.mark.parametrize(("vocab", "guided"), [(8194, True), (6563, False)])
-def test_the_kernel_that_draws_compiles(vocab: int, guided: bool, has_top: bool) -> None:
-    integers = ("slot_of", "conditional_of", "unconditional_of", "top_k", "token", "step", "alive", "drawn")
-    floats = ("cfg", "temperature", "penalty", "min_p", "top_p", "uniforms")
+def test_the_kernel_that_samples_compiles(vocab: int, guided: bool, has_top: bool) -> None:
+    integers = ("slot_of", "conditional_row", "unconditional_row", "top_k", "token", "step", "alive", "tokens")
+    floats = ("cfg_weight", "temperature", "repetition_penalty", "min_p", "top_p", "uniforms")
     types = {"logits": "*bf16", "seen": "*u8"} | dict.fromkeys(integers, "*i64") | dict.fromkeys(floats, "*fp32")
-    constants = {"vocab": vocab, "steps": 4098, "forgotten": -1 if guided else 6561, "block": 1 << vocab.bit_length()}
+    constants = {"vocab": vocab, "steps": 4098, "bos_once": -1 if guided else 6561, "block": 1 << vocab.bit_length()}
     constants |= {"penalty_last": not guided, "has_min_p": guided, "has_top": has_top}
-    assert compiled(sampling_cuda._draw_kernel, types, constants, num_warps=sampling_cuda.WARPS).asm["cubin"]
+    assert compiled(sampling_cuda._sample_kernel, types, constants, num_warps=sampling_cuda.WARPS).asm["cubin"]
 
 
 @pytest.mark.parametrize("few", [False, True])

@@ -12,7 +12,8 @@ from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.kernels.device import own_stream
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.t3 import runner
-from chatterbox_engine.t3.kv_cache import Extent, KVCache
+from chatterbox_engine.t3.extents import Extent
+from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.runner import Drawn, Prompt, Runner
 from chatterbox_engine.types import SamplingParams
 from tests.conftest import CheckpointOf
@@ -64,7 +65,8 @@ class T3:
 
     @property
     def state(self) -> set[int]:
-        return memory_of(self.runner, self.runner.slots, self.runner.cache)
+        batches = self.runner._prefill_batch, self.runner._decode_batch
+        return memory_of(self.runner, self.runner.slots, self.runner.cache, *batches)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +86,21 @@ def test_no_step_waits_for_the_device(checkpoint_of: CheckpointOf, cuda: Pretend
     assert [tokens.read() for tokens in drawn] == [[0] * count for count in (2, 2, 2, 1, 3, 3, 1, 4, 4)]
     assert t3.state == state, "graphs use memory that stays where it is"
     assert {memory for graph in cuda.graphs for memory, write in graph.uses if write} <= state
-    gated = {"_swiglu_kernel"} if name == "tiny" else set()
-    more_rows = {"_project_kernel"} if graphs or name == "tiny" else set()  # more than four, or padded to more
-    assert cuda.kernels == {"_decode_kernel", "_sum_kernel", "_draw_kernel", *more_rows, *gated}
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-turbo"])
+def test_a_step_of_few_rows_is_made_of_fused_kernels(checkpoint_of: CheckpointOf, cuda: PretendCuda, name: str) -> None:
+    """torch's operators for products, norms, attention and sampling are several times slower there."""
+    t3 = T3(cuda, checkpoint_of(name), graphs=False)
+    running = [t3.prompt(0, 9, PLAIN), t3.prompt(1, 9, UNGUIDED)]
+    t3.runner.prefill(running, [t3.served.model.prefix(t3.served.voice, 0.5) for _ in running])
+    cuda.operators.clear()
+    before = cuda.launches
+    t3.runner.decode(running).read()
+    layers = t3.served.model.dims.layers
+    assert cuda.launches - before == 5 * layers + 2  # four products and the attention; the head and the sampling
+    slow = ("mm", "norm", "softmax", "attention", "sort", "cumsum", "argmax")
+    assert not [name for name in cuda.operators if any(part in name for part in slow)]
 
 
 @pytest.mark.full

@@ -42,7 +42,7 @@ def test_every_value_of_a_preset_is_one_that_a_request_may_have(name: str) -> No
 
 
 def test_what_a_family_does_not_heed_is_refused_and_upstreams_defaults_suit_all() -> None:
-    with pytest.raises(InvalidRequest, match="sets exaggeration, cfg_weight, which Chatterbox Turbo does not heed"):
+    with pytest.raises(InvalidRequest, match="sets exaggeration, cfg_weight, which Chatterbox Turbo does not support"):
         presets.sampling(TURBO, "happy")
     assert all(presets.sampling(family, "upstream") == family.sampling for family in FAMILIES)
 

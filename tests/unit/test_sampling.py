@@ -62,7 +62,7 @@ def test_rows_with_their_own_parameters_do_not_disturb_each_other() -> None:
     seen = torch.zeros(3, 50, dtype=torch.bool)
     columns = {
         "temperature": torch.tensor([0.0, 0.7, 1.4]),
-        "penalty": torch.tensor([1.0, 1.2, 2.0]),
+        "repetition_penalty": torch.tensor([1.0, 1.2, 2.0]),
         "min_p": torch.tensor([0.1, 0.0, 0.2]),
         "top_p": torch.tensor([1.0, 0.6, 1.0]),
         "top_k": torch.tensor([0, 7, 20]),

@@ -14,7 +14,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from chatterbox_engine.config import CHOICES, PREFIX, RANGES, Config
+from chatterbox_engine.config import CHOICES, RANGES, Config
+from chatterbox_engine.environment import PREFIX
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 BEGIN = "<!-- begin: written by `make settings` from engine/chatterbox_engine/config.py -->\n"

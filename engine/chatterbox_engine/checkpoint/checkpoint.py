@@ -33,7 +33,7 @@ from tqdm import tqdm
 from chatterbox_engine.checkpoint import layout, random_checkpoint, weight_files
 from chatterbox_engine.checkpoint.dims import Dims
 from chatterbox_engine.checkpoint.families import Family, candidates, detect, missing
-from chatterbox_engine.config import cache_folder
+from chatterbox_engine.environment import cache_folder
 from chatterbox_engine.errors import CheckpointError
 from chatterbox_engine.types import Conditionals, S3GenConditionals, T3Conditionals
 
@@ -44,7 +44,7 @@ _DEMO_FOLDER = Path(__file__).parents[1] / "demo_voice"
 _log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 5.0
-"""How often a download says how far it is."""
+"""Interval between the progress lines of a download."""
 
 
 def locate(
@@ -61,10 +61,10 @@ def locate(
 
     `name` is `DEMO`, one of `random_checkpoint.TINY` (random weights that are made on the spot), a folder, or a Hugging
     Face repository `owner/name`. Of a repository the files of one family are fetched, chosen as `Checkpoint.open`
-    chooses; the file names `beside` are had elsewhere. An interrupted download goes on where it stopped, and without
-    the hub (`HF_HUB_OFFLINE`) what lies in `HF_HOME` is used. `cache_dir` is where random checkpoints are kept:
-    `$CHATTERBOX_CACHE` or `~/.cache/chatterbox-triton` by default. `report` takes lines: what is fetched, and `every`
-    so many seconds how far it is. Raises CheckpointError, before it downloads when the repository lacks a file, and
+    chooses; the files `beside` come from elsewhere. An interrupted download goes on where it stopped, and without
+    the hub (`HF_HUB_OFFLINE`) the contents of `HF_HOME` are used. `cache_dir` is where random checkpoints are kept:
+    `$CHATTERBOX_CACHE` or `~/.cache/chatterbox-triton` by default. `report` receives lines: what is fetched, and every
+    `every` seconds how far it is. Raises CheckpointError, before it downloads when the repository lacks a file, and
     ConfigError for a family that does not exist.
     """
     if folder := _local(name, cache_dir):
@@ -95,8 +95,8 @@ def file_names(name: str, *, revision: str | None = None) -> list[str]:
 
 
 def _bar(report: Callable[[float, float], None], every: float) -> type[tqdm]:
-    """A progress bar for `snapshot_download` that says what it would draw, as a server's log is no terminal:
-    `report(bytes, bytes in all)` at most once `every` so many seconds."""
+    """A progress bar for `snapshot_download` that reports instead of drawing, as a server's log is no terminal:
+    `report(bytes, bytes in all)` at most once in `every` seconds."""
     last = time.monotonic()
 
     class Bar(tqdm):
@@ -166,11 +166,11 @@ class Checkpoint:
 
     path: Path
     base: Path | None
-    """Where the files are that `path` lacks."""
+    """Folder of the files that `path` lacks."""
     family: Family
     dims: Dims
     random: bool
-    """Random weights: what it says is noise."""
+    """Random weights: its speech is noise."""
 
     @classmethod
     def open(cls, path: Path, base: Path | None = None, *, family: str = "auto") -> Checkpoint:
@@ -205,22 +205,22 @@ class Checkpoint:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer's own file; what else it needs lies beside it."""
+        """The tokenizer's own file; its other files are beside it."""
         return self.file(self.family.files.text[0])
 
     def t3_state(self) -> dict[str, torch.Tensor]:
-        """Weights of T3 by upstream's names, on the CPU, float32."""
+        """Weights of T3 with upstream's names, on the CPU, float32."""
         return self._read(self.family.files.t3)
 
     def s3gen_state(self, prefix: str = "") -> dict[str, torch.Tensor]:
-        """Weights of S3Gen by upstream's names, on the CPU, float32, without `layout.RECOMPUTED`.
+        """Weights of S3Gen with upstream's names, on the CPU, float32, without `layout.RECOMPUTED`.
 
         With a `prefix` (`flow.`, `mel2wav.`, `tokenizer.`, `speaker_encoder.`) only what is under it, without it.
         """
         return self._read(self.family.files.s3gen, prefix)
 
     def voice_encoder_state(self) -> dict[str, torch.Tensor]:
-        """Weights of the voice encoder by upstream's names, on the CPU, float32."""
+        """Weights of the voice encoder with upstream's names, on the CPU, float32."""
         return self._read(self.family.files.voice_encoder)
 
     def _read(self, name: str, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -247,7 +247,7 @@ class Checkpoint:
 def conditionals_from_upstream(raw: dict[str, dict[str, Any]]) -> Conditionals:
     """Converts the contents of a `conds.pt` (upstream `Conditionals.save`), dropping batch dimensions.
 
-    Upstream keeps an odd last mel frame of the prompt, and then makes one frame too few of everything it speaks. Here a
+    Upstream keeps an odd last mel frame of the prompt, and then makes one frame too few of every utterance. Here a
     token is always two frames, so that frame is dropped.
     """
     t3, gen = raw["t3"], raw["gen"]

@@ -19,7 +19,7 @@ from chatterbox_engine.errors import CheckpointError
 
 @dataclass(frozen=True)
 class T3Dims(abc.ABC):
-    """Text to speech tokens: what its two backbones have in common."""
+    """Sizes of T3 (text to speech tokens) that its two backbones have in common."""
 
     hidden: int = 1024
     layers: int = 30
@@ -36,7 +36,7 @@ class T3Dims(abc.ABC):
     prompt_tokens: int = 150
 
     bos: ClassVar[int]
-    """How often BOS stands at the end of the prompt."""
+    """BOS tokens at the end of the prompt."""
 
     @property
     @abc.abstractmethod
@@ -54,7 +54,7 @@ class T3Dims(abc.ABC):
 
     @abc.abstractmethod
     def frame(self, text: list[int]) -> list[int]:
-        """A text's token ids as they stand in the sequence."""
+        """A text's token ids with the start and stop tokens that the sequence has."""
 
 
 @dataclass(frozen=True)

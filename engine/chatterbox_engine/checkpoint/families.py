@@ -1,7 +1,7 @@
-"""What tells the members of the Chatterbox family apart, as data. Imports no torch: the contract uses it too.
+"""How the members of the Chatterbox family differ, as data. Imports no torch: the contract uses it too.
 
-A family is known by the name of its T3 file. Where its members differ in what is computed, an entry here says which of
-two ways it is, and the module that computes it has both; nothing else asks which family it serves.
+A family is recognised by the name of its T3 file. Where members differ in what is computed, an entry here says which of
+two ways applies, and the module that computes it has both; nothing else asks which family it serves.
 
 Sources: chatterbox-tts 0.1.7 `tts.py`, `mtl_tts.py`, `tts_turbo.py`, `models/t3/t3.py`; Multilingual V3, its tail crop
 and Nano: the repository's main branch (commit 5de7a54), where `mtl_tts.py` has no alignment analyser any more.
@@ -36,18 +36,18 @@ _SILENCE = 4299  # upstream `S3GEN_SIL`
 
 @dataclass(frozen=True)
 class Files:
-    """Names in a checkpoint's folder."""
+    """File names in a checkpoint's folder."""
 
     t3: str
     s3gen: str
     voice_encoder: str
     text: tuple[str, ...]
-    """What the tokenizer needs; the first one is the tokenizer's own."""
+    """Files of the tokenizer; the first one is the tokenizer itself."""
     optional_text: tuple[str, ...] = ()
     conditionals: str = "conds.pt"
     """The built-in voice; a checkpoint may have none."""
     config: str = "config.json"
-    """Our own: other sizes than the official ones."""
+    """This project's own: sizes that differ from the official ones."""
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -64,14 +64,14 @@ class Files:
 
 @dataclass(frozen=True)
 class Reference:
-    """How a clip is prepared before the encoders hear it."""
+    """How a clip is prepared for the encoders."""
 
     min_seconds: float = 0.5
     """The shortest clip."""
     t3_seconds: int = 6
-    """What T3's prompt is made of."""
+    """Seconds of the clip that T3's prompt is made of."""
     loudness: float | None = None
-    """LUFS that a clip is brought to; None leaves it as it is."""
+    """LUFS that a clip is normalised to; None leaves it as it is."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Family:
     dims: Dims
     """The official sizes; the kind of `dims.t3` is T3's backbone."""
     inputs: tuple[str, ...]
-    """The sampling inputs that it heeds; any other one is refused."""
+    """The sampling inputs that it supports; any other one is refused."""
     sampling: SamplingParams
     """Upstream's defaults."""
     processors: tuple[Processor, ...]
@@ -97,7 +97,7 @@ class Family:
     appended: tuple[int, ...] = ()
     """Speech tokens that are vocoded after those that T3 drew."""
     cropped: int = 0
-    """Speech tokens at the end that are vocoded and not heard: they are noise."""
+    """Speech tokens at the end that are vocoded and then cropped: they are noise."""
 
     @property
     def guided(self) -> bool:
@@ -188,7 +188,7 @@ def candidates(name: str) -> tuple[Family, ...]:
 def detect(own: Collection[str], base: Collection[str] = (), among: Collection[Family] = FAMILIES) -> Family:
     """The family of a folder with the files `own`, whose missing ones may be among `base`.
 
-    The one whose T3 is there and of which least is missing, the first of several. A T3 under another name
+    The one whose T3 is there and of which the fewest files are missing; the first of several. A T3 under another name
     (`t3*.safetensors`) belongs to the family of `base`, which is then returned with that name. `missing` tells whether
     the folder is complete.
     """

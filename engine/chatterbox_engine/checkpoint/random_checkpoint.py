@@ -32,7 +32,7 @@ from chatterbox_engine.checkpoint.families import ENGLISH, FAMILIES, MULTILINGUA
 Size = Literal["tiny", "full"]
 
 FORMAT = 2
-"""Raised whenever the same arguments give other files, so that cached ones are made anew."""
+"""Raised whenever the same arguments give other files, so that cached ones are made again."""
 
 MARK = "random_weights"
 """Metadata entry of the weight files that says so."""
@@ -102,7 +102,7 @@ _GAINS = (  # (pattern, gain over a unit-variance linear map): first match wins,
     (r"spkr_enc\.weight$", 16.0),  # speaker embeddings have unit length: entries near 1/16
     (r"speech_head\.weight$", 2.0),  # spread of the logits
     (r"(linear_out|w_2|to_out\.0|ff\.net\.2|attn\.out|mlp\.2|res_conv)\.weight$", 0.5),
-    (r"speaker_encoder\..*(conv|linear)", 1.4),  # each is behind a ReLU
+    (r"speaker_encoder\..*(conv|linear)", 1.4),  # each follows a ReLU
     (r"project_down\.weight$", 0.6),
     (r"lstm\.weight_ih_l0$", 5.0),
     (r"mel2wav\.ups\.", 1.5),
@@ -189,7 +189,7 @@ def _t3_states(dims: T3Dims, seed: int, *, stops: bool) -> dict[str, torch.Tenso
 def _arrange_stop(
     states: dict[str, torch.Tensor], dims: T3Dims, positions: str, norm: str, first: int, *, stops: bool
 ) -> None:
-    """Makes the stop token come by itself, if it is to, and no other token beyond the speech vocabulary.
+    """Lets an utterance end by itself, if it should, and suppresses all other tokens outside of the speech vocabulary.
 
     Two coordinates of the residual stream are written by the positions alone and read by the head alone: one rises
     along the positions and adds to the stop token's logit alone, the other is constant and holds down the logits of the
@@ -254,7 +254,7 @@ def _conditionals(dims: Dims, prompt: int, seed: int) -> dict[str, dict[str, obj
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(description="Write a checkpoint of random weights: what it says is noise.")
+    parser = argparse.ArgumentParser(description="Write a checkpoint of random weights: its speech is noise.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=("tiny", "full"), default="tiny")
     parser.add_argument("--seed", type=int, default=0)

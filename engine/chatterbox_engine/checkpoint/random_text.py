@@ -92,7 +92,7 @@ def _graphemes(dims: LlamaDims, special_tokens: list[str], alphabet: list[str]) 
 
 
 def _write_gpt2(dims: T3Dims, folder: Path) -> None:
-    """A byte-level tokenizer in the files of transformers' `GPT2Tokenizer`, the tags added behind its vocabulary."""
+    """A byte-level tokenizer in the files of transformers' `GPT2Tokenizer`, the tags added after its vocabulary."""
     size = dims.text_vocab - len(_TAGS) - 1
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)

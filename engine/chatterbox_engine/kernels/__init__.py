@@ -1,1 +1,1 @@
-"""What T3 and S3Gen share on a device: matrix products, CUDA graphs, streams, the CPU's kernels."""
+"""Device code that T3 and S3Gen share: matrix products, CUDA graphs, streams, the CPU's kernels."""

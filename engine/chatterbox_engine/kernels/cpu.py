@@ -1,20 +1,23 @@
-"""Kernels of our own for a CPU, in numba: what torch and its libraries are slow at there.
+"""Kernels for a CPU, in numba, where torch and its libraries are slow.
 
-numba compiles the loops for the processor that it finds and keeps the code, in `NUMBA_CACHE_DIR` or beside this file;
-it notices changes of this file alone, so they are all here. The innermost loop of a product is written in LLVM's own
-vectors, as what counts in it is what stays in registers. A kernel is a C function of one array of int64: counters, then
-numbers and addresses of tensors. Each thread of torch's own OpenMP team runs it, and takes the next piece of work by
-the first counter until none is left: a thread that another process holds up leaves what it has not begun to the others.
-The other two count the threads that have begun and those that are done, as what a thread raises goes no further.
+numba compiles the loops for the processor that it finds and caches the code, in `NUMBA_CACHE_DIR` or beside this file.
+It compiles a cached kernel again when this file changes, and would miss a change of a file that it imports: so all
+kernels are here. The innermost loop of a product is written in LLVM's vectors, because its speed depends on what stays
+in registers.
 
-In which order a result's products are added does not depend on how many results there are: a row has the same bits in
-any company. Tensors are float32, or all of a call bfloat16, which needs no hardware for it; sums are float32.
+A kernel is a C function of one argument, the address of a call: a `ctypes.Structure` with its work counters, sizes and
+addresses of tensors by name. Each thread of torch's own OpenMP team runs it, and takes the next piece of work by the
+counter `next` until none is left: a thread that another process delays leaves the pieces it has not begun to the
+others. `begun` and `done` count threads, as an exception in a thread does not propagate.
+
+The order in which products are added does not depend on the number of rows: a row has the same bits regardless of the
+batch. Tensors are float32, or all of a call bfloat16, which needs no hardware support; sums are float32.
 """
 
 from __future__ import annotations
 
 import ctypes
-import struct
+from ctypes import c_float, c_int64
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -26,25 +29,96 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from chatterbox_engine.kernels.linear import Activation
+from chatterbox_engine.kernels.shapes import Activation
 
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
-"""Floats of a vector."""
+"""Floats per vector."""
 ROWS, OUTPUTS = 4, 3
-"""Of one turn over a matrix: twelve sums, three vectors of weights and one of inputs are sixteen registers."""
+"""Rows of inputs and of weights in one call of `dots`: twelve sums, three vectors of weights and one of inputs are
+sixteen registers."""
 PIECE = 8 * OUTPUTS
-"""Outputs of a piece of work: their weights stay in the cache while all rows are multiplied with them."""
+"""Outputs in a piece of work of a product: their weights stay in the cache while all rows are multiplied with them."""
 HEADS = 6
-"""Of a piece of attention: neighbours in memory, which reads them in one go."""
+"""Heads in a piece of work of the attention: they are neighbours in memory, so their keys are read in one go."""
 NUMBERS = 1 << 14
-"""Of a piece of an activation."""
+"""Numbers in a piece of work of an activation."""
 
-_FAST = {"reassoc", "contract", "nsz"}  # LLVM may add in another order, but NaN and infinity stay
+_FAST = {"reassoc", "contract", "nsz"}  # LLVM may reorder sums; NaN and infinity keep their meaning
 _I16, _I32, _I64, _FLOAT = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 
 
-# LLVM instructions that numba has no words for. bfloat16 is uint16 to it.
+# The arguments of each kernel, one table each. Addresses are 0 where a tensor is absent. `size` is that of a number in
+# bytes: 4 for float32, 2 for bfloat16.
+
+_COUNTERS = [("next", c_int64), ("begun", c_int64), ("done", c_int64)]
+
+
+class ProjectCall(ctypes.Structure):
+    """out = residual + activation(norm(x) @ weight.T + bias)"""
+
+    _fields_ = (
+        *_COUNTERS,
+        ("size", c_int64),
+        ("rows", c_int64),
+        ("inputs", c_int64),
+        ("outputs", c_int64),  # of the result: the matrix has twice as many for swiglu
+        ("x", c_int64),  # [rows, inputs]
+        ("weight", c_int64),  # [outputs or 2 outputs, inputs]
+        ("bias", c_int64),  # [outputs]
+        ("gain", c_int64),  # [inputs]
+        ("shift", c_int64),  # [inputs]
+        ("residual", c_int64),  # [rows, outputs], may be out
+        ("out", c_int64),  # [rows, outputs]
+        ("norm", c_int64),  # 0, _NORM or _SHIFTED_NORM
+        ("activation", c_int64),  # one of _ACTIVATIONS
+        ("eps", c_float),
+    )
+
+
+class AttendCall(ctypes.Structure):
+    """out = softmax(query @ keys.T / sqrt(head_dim)) @ values, for the one new position of each row"""
+
+    _fields_ = (
+        *_COUNTERS,
+        ("size", c_int64),
+        ("rows", c_int64),
+        ("heads", c_int64),
+        ("head_dim", c_int64),
+        ("positions", c_int64),  # of the pool
+        ("qkv", c_int64),  # [rows, 3, heads, head_dim]
+        ("rotation", c_int64),  # [rows, 2, head_dim / 2]
+        ("keys", c_int64),  # [positions, heads, head_dim]
+        ("values", c_int64),  # [positions, heads, head_dim]
+        ("start", c_int64),  # [rows] int64
+        ("position", c_int64),  # [rows] int64
+        ("out", c_int64),  # [rows, heads, head_dim]
+    )
+
+
+class SnakeCall(ctypes.Structure):
+    """active = y + sin(alpha y)^2 inverse where the mask is True, else 0; y = x + change"""
+
+    _fields_ = (
+        *_COUNTERS,
+        ("positions", c_int64),
+        ("channels", c_int64),
+        ("x", c_int64),  # [positions, channels]
+        ("change", c_int64),  # [positions, channels], overwritten by y
+        ("mask", c_int64),  # [positions] bool
+        ("alpha", c_int64),  # [channels]
+        ("inverse", c_int64),  # [channels]
+        ("active", c_int64),  # [positions, channels]
+    )
+
+
+_PROJECT, _ATTEND, _SNAKE = np.dtype(ProjectCall), np.dtype(AttendCall), np.dtype(SnakeCall)
+"""The same tables for numba."""
+_BEGUN, _DONE = ctypes.sizeof(c_int64), 2 * ctypes.sizeof(c_int64)
+"""Offsets of the counters after `next`."""
+
+
+# LLVM instructions that numba does not expose. bfloat16 is uint16 to it.
 
 
 def _number_to_pointer(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -65,23 +139,19 @@ booleans_at, integers_at = _pointer_to(types.uint8), _pointer_to(types.int64)
 
 @intrinsic
 def at(_context, address, kind):  # type: ignore[no-untyped-def]
-    """The address as a pointer of the kind of another one."""
+    """The address as a pointer of the same type as `kind`."""
     return kind(types.int64, kind), _number_to_pointer
 
 
 @intrinsic
 def take(_context, counter):  # type: ignore[no-untyped-def]
-    """The number at an address, which becomes one more; the threads get different ones."""
+    """Increments the number at an address atomically and returns what it was: every thread gets another one."""
 
     def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         pointer = builder.inttoptr(arguments[0], _I64.as_pointer())
         return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "monotonic")
 
     return types.int64(types.int64), generate
-
-
-_BEGUN, _DONE = 8, 16
-"""Where the other counters are, in bytes behind the first one."""
 
 
 @intrinsic
@@ -96,10 +166,21 @@ def bits_of(_context, number):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def dots(_context, table, inputs, weights):  # type: ignore[no-untyped-def]
-    """The dot products of four rows and three rows of weights, `inputs` long.
+    """The dot products of ROWS rows of inputs with OUTPUTS rows of weights:
 
-    table: int64, the addresses of the rows of float32, of the weights and of the results, [4, PIECE] float32, of which
-    three of a row are written; weights: an array of their type.
+        result[r, o] = sum over i < inputs of row[r][i] * weight[o][i]
+
+    table: the address of int64 addresses: row 0 .. 3, weight 0 .. 2, result; rows are float32, result is [ROWS, PIECE]
+    float32, of which the first OUTPUTS of each row are written; weights: any array of the weights' type.
+
+    An iteration takes the next LANES inputs. It loads OUTPUTS vectors of weights, then a vector of each row in turn,
+    and adds their products to ROWS x OUTPUTS vectors of sums, which LLVM keeps in registers:
+
+        row[0] i..i+LANES  *  weight[0], [1], [2] i..i+LANES   ->  sum[0, 0], sum[0, 1], sum[0, 2]
+        row[1]             *  the same                         ->  sum[1, 0], sum[1, 1], sum[1, 2]
+        ...
+
+    At the end the lanes of each sum are added up. The weights of the next call, which follow in memory, are prefetched.
     """
     bfloat16, size = weights.dtype == types.uint16, weights.dtype.bitwidth // 8
 
@@ -110,7 +191,7 @@ def dots(_context, table, inputs, weights):  # type: ignore[no-untyped-def]
         def function(name: str, result: Any, *parameters: Any) -> Any:
             return known.get(name) or ir.Function(builder.module, ir.FunctionType(result, parameters), name)
 
-        def behind(address: Any, numbers: Any, size: int) -> Any:
+        def offset(address: Any, numbers: Any, size: int) -> Any:
             return builder.add(address, builder.mul(numbers, ir.Constant(_I64, size)))
 
         def load(address: Any, kind: Any, size: int) -> Any:
@@ -125,38 +206,38 @@ def dots(_context, table, inputs, weights):  # type: ignore[no-untyped-def]
             return builder.bitcast(builder.shl(wide, ir.Constant(wide.type, [16] * LANES)), _VECTOR)
 
         multiply_add = function(f"llvm.fmuladd.v{LANES}f32", _VECTOR, _VECTOR, _VECTOR, _VECTOR)
-        add_up = function(f"llvm.vector.reduce.fadd.v{LANES}f32", _FLOAT, _FLOAT, _VECTOR)
+        add_lanes = function(f"llvm.vector.reduce.fadd.v{LANES}f32", _FLOAT, _FLOAT, _VECTOR)
         byte = ir.IntType(8).as_pointer()
         prefetch = function("llvm.prefetch.p0", ir.VoidType(), byte, _I32, _I32, _I32)
         for_reading = [ir.Constant(_I32, flag) for flag in (0, 3, 1)]
 
-        addresses = [load(behind(table, ir.Constant(_I64, i), 8), _I64, 8) for i in range(ROWS + OUTPUTS + 1)]
+        addresses = [load(offset(table, ir.Constant(_I64, i), 8), _I64, 8) for i in range(ROWS + OUTPUTS + 1)]
         rows, matrix, results = addresses[:ROWS], addresses[ROWS:-1], addresses[-1]
         zeros = ir.Constant(_VECTOR, [0.0] * LANES)
-        sums = [[cgutils.alloca_once_value(builder, zeros) for _ in matrix] for _ in rows]  # registers in the end
+        sums = [[cgutils.alloca_once_value(builder, zeros) for _ in matrix] for _ in rows]
         step = ir.Constant(_I64, LANES)
         with cgutils.for_range(builder, builder.sdiv(inputs, step)) as loop:
-            place = builder.mul(loop.index, step)
-            factors = [load_weights(behind(one, place, size)) for one in matrix]
-            for one in matrix:  # memory brings the next turn's weights meanwhile
-                coming = behind(behind(one, place, size), inputs, OUTPUTS * size)
-                builder.call(prefetch, [builder.inttoptr(coming, byte), *for_reading])
-            for row, totals in zip(rows, sums, strict=True):
-                values = load(behind(row, place, 4), _VECTOR, 4)
-                for total, factor in zip(totals, factors, strict=True):
+            first = builder.mul(loop.index, step)
+            factors = [load_weights(offset(weight, first, size)) for weight in matrix]
+            for weight in matrix:
+                following = offset(offset(weight, first, size), inputs, OUTPUTS * size)
+                builder.call(prefetch, [builder.inttoptr(following, byte), *for_reading])
+            for row, row_sums in zip(rows, sums, strict=True):
+                values = load(offset(row, first, 4), _VECTOR, 4)
+                for total, factor in zip(row_sums, factors, strict=True):
                     builder.store(builder.call(multiply_add, [values, factor, builder.load(total)]), total)
-        for row, totals in enumerate(sums):
-            for output, total in enumerate(totals):
+        for row, row_sums in enumerate(sums):
+            for output, total in enumerate(row_sums):
                 arguments = [ir.Constant(_FLOAT, 0.0), builder.load(total)]
-                place = behind(results, ir.Constant(_I64, row * PIECE + output), 4)
-                added = builder.call(add_up, arguments, fastmath=("reassoc",))
-                builder.store(added, builder.inttoptr(place, _FLOAT.as_pointer()))
+                address = offset(results, ir.Constant(_I64, row * PIECE + output), 4)
+                added = builder.call(add_lanes, arguments, fastmath=("reassoc",))
+                builder.store(added, builder.inttoptr(address, _FLOAT.as_pointer()))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, weights), generate
 
 
-# Functions of one number, of which LLVM makes vectors.
+# Functions of one number, which LLVM vectorises.
 
 
 def _wide(_number: Any) -> Any:
@@ -171,7 +252,7 @@ def _wide_of(number):  # type: ignore[no-untyped-def]
 
 
 def _narrow(_number: Any, _like: Any) -> Any:
-    """A float32 as an array holds it: as it is, or the bits of the nearest bfloat16."""
+    """A float32 as the array `like` stores it: as it is, or the bits of the nearest bfloat16."""
 
 
 @overload(_narrow)
@@ -188,7 +269,7 @@ def _narrow_of(number, like):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=_FAST)
 def _exp(x):  # type: ignore[no-untyped-def]
-    """e^x of a float32, or of what is nearest within 87 of zero: a power of two times Taylor's polynomial."""
+    """e^x of a float32, clamped to -87 .. 87: a power of two times Taylor's polynomial."""
     x = min(max(x, np.float32(-87.0)), np.float32(87.0))
     whole = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
     x = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)  # ln 2 in two parts
@@ -210,7 +291,7 @@ def _sigmoid(x):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=_FAST)
 def _sine_squared(x):  # type: ignore[no-untyped-def]
-    """sin(x)^2 of a float32. Its period is pi, which is taken away in three parts (Cody and Waite)."""
+    """sin(x)^2 of a float32. Its period is pi, which is subtracted in three parts (Cody and Waite)."""
     whole = np.floor(x * np.float32(0.3183098861837907) + np.float32(0.5))
     x = x - whole * np.float32(3.140625)
     x = x - whole * np.float32(9.67502593994140625e-4)
@@ -225,27 +306,27 @@ def _sine_squared(x):  # type: ignore[no-untyped-def]
     return y * y
 
 
-# Kernels, each behind its parts. `given` is the array of numbers and addresses.
-# Those for both types choose by themselves: numba keeps no code of a function that is given another one.
+# Kernels, each after its parts. Those for both types choose by themselves: numba does not cache a function that takes
+# another one as an argument.
 
 
 def _compiled(kernel: Any) -> Any:
-    """The C function, kept where numba finds a folder to write to."""
-    declared = types.void(types.CPointer(types.int64))
+    """The C function, cached if numba finds a folder that it can write to."""
+    declared = types.void(types.voidptr)
     try:
         return cfunc(declared, cache=True)(kernel)
-    except RuntimeError:  # there is none: a read-only installation and no home
+    except RuntimeError:  # no such folder: a read-only installation and no home
         return cfunc(declared)(kernel)
 
 
 _NORM, _SHIFTED_NORM = 1, 2
-_THEN: dict[Activation, int] = {"none": 0, "gelu": 1, "swiglu": 2}
-_GELU, _SWIGLU = _THEN["gelu"], _THEN["swiglu"]
+_ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "swiglu": 2}
+_GELU, _SWIGLU = _ACTIVATIONS["gelu"], _ACTIVATIONS["swiglu"]
 
 
 @njit(fastmath=_FAST, error_model="numpy")
 def _prepare(x, gain, shift, eps, norm, prepared):  # type: ignore[no-untyped-def]
-    """A row as float32, normalised."""
+    """A row in float32, normalised: x [inputs] to prepared [inputs]."""
     size = np.float32(len(x))
     for i in range(len(x)):
         prepared[i] = _wide(x[i])
@@ -269,48 +350,49 @@ def _prepare(x, gain, shift, eps, norm, prepared):  # type: ignore[no-untyped-de
 
 
 @njit(fastmath=_FAST)
-def _finish(sums, gated, bias, has_bias, then, to, added, out):  # type: ignore[no-untyped-def]
-    """Sums of a row to its results; gated: what SwiGLU's first sums are the gate of."""
+def _finish(sums, up, bias, has_bias, activation, residual, has_residual, out):  # type: ignore[no-untyped-def]
+    """The results of one row's outputs from their sums; up: the second half of SwiGLU's sums, of which `sums` is the
+    gate."""
     if has_bias:
         for i in range(len(out)):
             sums[i] += _wide(bias[i])
-    if then == _GELU:
+    if activation == _GELU:
         for i in range(len(out)):
             y = sums[i]
             sums[i] = y * _sigmoid(np.float32(1.5957691216057308) * (y + np.float32(0.044715) * y * y * y))
-    if then == _SWIGLU:
+    if activation == _SWIGLU:
         for i in range(len(out)):
-            sums[i] = sums[i] * _sigmoid(sums[i]) * gated[i]
-    if added:
+            sums[i] = sums[i] * _sigmoid(sums[i]) * up[i]
+    if has_residual:
         for i in range(len(out)):
-            sums[i] += _wide(to[i])
+            sums[i] += _wide(residual[i])
     for i in range(len(out)):
         out[i] = _narrow(sums[i], out)
 
 
 @njit
-def _products(given, kind):  # type: ignore[no-untyped-def]
-    rows, inputs, outputs, x_at, weight_at, bias_at, gain_at, shift_at, eps_bits, norm, then, to_at, out_at = given[
-        3:-1
-    ]
-    x = carray(at(x_at, kind), (rows, inputs))
-    halves = 2 if then == _SWIGLU else 1
-    weight = carray(at(weight_at, kind), (halves * outputs, inputs))
-    bias = carray(at(bias_at, kind), outputs)
-    gain, shift = carray(at(gain_at, kind), inputs), carray(at(shift_at, kind), inputs)
-    to, out = carray(at(to_at, kind), (rows, outputs)), carray(at(out_at, kind), (rows, outputs))
-    prepared = np.empty((rows, inputs), np.float32)  # by every thread, which is quicker than to wait for another
+def _products(work, kind):  # type: ignore[no-untyped-def]
+    """A thread's pieces of a `ProjectCall`: PIECE outputs of all rows each. kind: a pointer of the tensors' type."""
+    call = work[0]
+    rows, inputs, outputs, activation = call.rows, call.inputs, call.outputs, call.activation
+    has_bias, has_residual = call.bias != 0, call.residual != 0
+    halves = 2 if activation == _SWIGLU else 1
+    x, weight = carray(at(call.x, kind), (rows, inputs)), carray(at(call.weight, kind), (halves * outputs, inputs))
+    bias = carray(at(call.bias, kind), outputs)
+    gain, shift = carray(at(call.gain, kind), inputs), carray(at(call.shift, kind), inputs)
+    residual, out = carray(at(call.residual, kind), (rows, outputs)), carray(at(call.out, kind), (rows, outputs))
+    prepared = np.empty((rows, inputs), np.float32)  # by every thread, which is faster than waiting for another
     for row in range(rows):
-        _prepare(x[row], gain, shift, float_of(np.int32(eps_bits)), norm, prepared[row])
+        _prepare(x[row], gain, shift, call.eps, call.norm, prepared[row])
     sums = np.empty((2, ROWS, PIECE), np.float32)
-    table = np.empty(ROWS + OUTPUTS + 1, np.int64)
+    table = np.empty(ROWS + OUTPUTS + 1, np.int64)  # as `dots` takes it
     while True:
-        first = take(given.ctypes.data) * PIECE
+        first = take(work.ctypes.data) * PIECE
         if first >= outputs:
             break
         last = min(first + PIECE, outputs)
         for base in range(0, rows, ROWS):
-            for i in range(ROWS):  # what there is not is the last one once more
+            for i in range(ROWS):  # padded by repeating the last row
                 table[i] = prepared[min(base + i, rows - 1)].ctypes.data
             for half in range(halves):
                 for output in range(first, last, OUTPUTS):
@@ -319,31 +401,32 @@ def _products(given, kind):  # type: ignore[no-untyped-def]
                     table[-1] = sums[half, 0, output - first :].ctypes.data
                     dots(table.ctypes.data, inputs, weight)
             for row in range(base, min(base + ROWS, rows)):
-                own, added = sums[:, row - base], to[row, first:last]
-                _finish(own[0], own[1], bias[first:last], bias_at != 0, then, added, to_at != 0, out[row, first:last])
+                own, up = sums[0, row - base], sums[1, row - base]
+                before, after = residual[row, first:last], out[row, first:last]
+                _finish(own, up, bias[first:last], has_bias, activation, before, has_residual, after)
 
 
 @_compiled
 def _project(arguments):  # type: ignore[no-untyped-def]
-    given = carray(arguments, 17)
-    take(given.ctypes.data + _BEGUN)
-    if given[-1] == 4:
-        _products(given, floats_at(0))
+    work = carray(arguments, 1, _PROJECT)
+    take(work.ctypes.data + _BEGUN)
+    if work[0].size == 4:
+        _products(work, floats_at(0))
     else:
-        _products(given, bfloat16s_at(0))
-    take(given.ctypes.data + _DONE)
+        _products(work, bfloat16s_at(0))
+    take(work.ctypes.data + _DONE)
 
 
 @njit(fastmath=_FAST)
-def _turn(vector, rotation, rotated, turned):  # type: ignore[no-untyped-def]
-    """A query or key of one head as float32, rotated in transformers' half-split form where there is a rotation."""
+def _rotate(vector, rotation, rotated, result):  # type: ignore[no-untyped-def]
+    """A query or key of one head in float32, with RoPE in transformers' half-split form if `rotated`."""
     half = len(vector) // 2
     for i in range(half):
         first, second = _wide(vector[i]), _wide(vector[half + i])
         if rotated:
             cos, sin = _wide(rotation[0, i]), _wide(rotation[1, i])
             first, second = first * cos - second * sin, second * cos + first * sin
-        turned[i], turned[half + i] = first, second
+        result[i], result[half + i] = first, second
 
 
 @njit(fastmath=_FAST)
@@ -374,26 +457,36 @@ def _softmax(scores):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=_FAST)
-def _add_share(share, value, mixed):  # type: ignore[no-untyped-def]
+def _add_weighted(weight, value, mixed):  # type: ignore[no-untyped-def]
     for i in range(len(mixed)):
-        mixed[i] += share * _wide(value[i])
+        mixed[i] += weight * _wide(value[i])
 
 
 @njit
-def _attend(given, kind):  # type: ignore[no-untyped-def]
-    rows, heads, size, positions, qkv_at, rotation_at, keys_at, values_at, start_at, position_at, out_at = given[3:-1]
-    qkv, out = carray(at(qkv_at, kind), (rows, 3, heads, size)), carray(at(out_at, kind), (rows, heads, size))
-    rotation = carray(at(rotation_at, kind), (rows, 2, size // 2))
+def _attend(work, kind):  # type: ignore[no-untyped-def]
+    """A thread's pieces of an `AttendCall`: up to HEADS heads of one row each. kind: a pointer of the tensors' type.
+
+    Row r owns the positions start[r] .. start[r] + position[r] of the pool, the last of which is new. For each head:
+
+        query = rotate(qkv[r, 0]) / sqrt(head_dim)
+        keys[last], values[last] = rotate(qkv[r, 1]), qkv[r, 2]
+        scores = softmax(keys @ query)
+        out[r] = sum over positions p of scores[p] * values[p]
+    """
+    call = work[0]
+    rows, heads, size, positions = call.rows, call.heads, call.head_dim, call.positions
+    qkv, out = carray(at(call.qkv, kind), (rows, 3, heads, size)), carray(at(call.out, kind), (rows, heads, size))
+    rotated, rotation = call.rotation != 0, carray(at(call.rotation, kind), (rows, 2, size // 2))
     pool = (positions, heads, size)
-    keys, values = carray(at(keys_at, kind), pool), carray(at(values_at, kind), pool)
-    start, position = carray(integers_at(start_at), rows), carray(integers_at(position_at), rows)
+    keys, values = carray(at(call.keys, kind), pool), carray(at(call.values, kind), pool)
+    start, position = carray(integers_at(call.start), rows), carray(integers_at(call.position), rows)
     scale = np.float32(1.0 / np.sqrt(size))
     query, mixed = np.empty((HEADS, size), np.float32), np.empty((HEADS, size), np.float32)
     key = np.empty(size, np.float32)
     scores = np.empty((HEADS, position.max() + 1), np.float32)
     groups = -(-heads // HEADS)
     while True:
-        piece = take(given.ctypes.data)
+        piece = take(work.ctypes.data)
         if piece >= rows * groups:
             break
         row, base = piece // groups, piece % groups * HEADS
@@ -402,8 +495,8 @@ def _attend(given, kind):  # type: ignore[no-untyped-def]
             raise IndexError("a row's positions are not in the pool")
         own_keys, own_values = keys[start[row] : start[row] + held], values[start[row] : start[row] + held]
         for i in range(count):
-            _turn(qkv[row, 0, base + i], rotation[row], rotation_at != 0, query[i])
-            _turn(qkv[row, 1, base + i], rotation[row], rotation_at != 0, key)
+            _rotate(qkv[row, 0, base + i], rotation[row], rotated, query[i])
+            _rotate(qkv[row, 1, base + i], rotation[row], rotated, key)
             for j in range(size):
                 query[i, j] *= scale
                 own_keys[held - 1, base + i, j] = _narrow(key[j], keys)
@@ -416,7 +509,7 @@ def _attend(given, kind):  # type: ignore[no-untyped-def]
             mixed[i] = np.float32(0.0)
         for place in range(held):
             for i in range(count):
-                _add_share(scores[i, place], own_values[place, base + i], mixed[i])
+                _add_weighted(scores[i, place], own_values[place, base + i], mixed[i])
         for i in range(count):
             for j in range(size):
                 out[row, base + i, j] = _narrow(mixed[i, j], out)
@@ -424,13 +517,13 @@ def _attend(given, kind):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _decode_attention(arguments):  # type: ignore[no-untyped-def]
-    given = carray(arguments, 15)
-    take(given.ctypes.data + _BEGUN)
-    if given[-1] == 4:
-        _attend(given, floats_at(0))
+    work = carray(arguments, 1, _ATTEND)
+    take(work.ctypes.data + _BEGUN)
+    if work[0].size == 4:
+        _attend(work, floats_at(0))
     else:
-        _attend(given, bfloat16s_at(0))
-    take(given.ctypes.data + _DONE)
+        _attend(work, bfloat16s_at(0))
+    take(work.ctypes.data + _DONE)
 
 
 @njit(fastmath=_FAST)
@@ -441,33 +534,32 @@ def _activate(values, alpha, inverse, active):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _snake(arguments):  # type: ignore[no-untyped-def]
-    given = carray(arguments, 11)
-    take(given.ctypes.data + _BEGUN)
-    positions, channels, x_at, change_at, mask_at, alpha_at, inverse_at, active_at = given[3:]
+    work = carray(arguments, 1, _SNAKE)
+    take(work.ctypes.data + _BEGUN)
+    call = work[0]
+    positions, channels = call.positions, call.channels
+    changed, masked = call.change != 0, call.mask != 0
     shape = (positions, channels)
-    x, sums, active = (
-        carray(floats_at(x_at), shape),
-        carray(floats_at(change_at), shape),
-        carray(floats_at(active_at), shape),
-    )
-    alpha, inverse = carray(floats_at(alpha_at), channels), carray(floats_at(inverse_at), channels)
-    inside = carray(booleans_at(mask_at), positions)
+    x, sums = carray(floats_at(call.x), shape), carray(floats_at(call.change), shape)
+    active = carray(floats_at(call.active), shape)
+    alpha, inverse = carray(floats_at(call.alpha), channels), carray(floats_at(call.inverse), channels)
+    inside = carray(booleans_at(call.mask), positions)
     block = max(1, NUMBERS // channels)
     while True:
-        first = take(given.ctypes.data) * block
+        first = take(work.ctypes.data) * block
         if first >= positions:
             break
         for position in range(first, min(first + block, positions)):
             values = x[position]
-            if change_at != 0:
+            if changed:
                 values = sums[position]
                 for i in range(channels):
                     values[i] += x[position, i]
-            if mask_at == 0 or inside[position]:
+            if not masked or inside[position]:
                 _activate(values, alpha, inverse, active[position])
             else:
                 active[position] = np.float32(0.0)
-    take(given.ctypes.data + _DONE)
+    take(work.ctypes.data + _DONE)
 
 
 # What the engine calls.
@@ -477,26 +569,30 @@ _openmp.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uin
 _PAUSE_SOFTLY = 1  # keeping its settings
 
 
-def _run(kernel: Any, *arguments: int | Tensor | None) -> None:
-    """Runs a kernel on as many threads as torch would take. Of a tensor it is told the address, and 0 for none.
+def _run(kernel: Any, call: Any) -> None:
+    """Runs a kernel on as many threads as torch would use.
 
-    Raises RuntimeError when a thread has not done its part; what it raised has been printed.
+    Raises RuntimeError when a thread has not done its part; its exception has been printed.
     """
-    tensors = [it for it in arguments if isinstance(it, Tensor)]
-    assert all(it.device.type == "cpu" and it.is_contiguous() for it in tensors), "a kernel reads memory as it lies"
-    numbers = [it.data_ptr() if isinstance(it, Tensor) else it or 0 for it in arguments]
-    given = (ctypes.c_int64 * (3 + len(numbers)))(0, 0, 0, *numbers)
-    _openmp.GOMP_parallel(kernel.address, given, torch.get_num_threads(), 0)
-    _, begun, done, *_ = given
-    if begun != done:
-        raise RuntimeError(f"{begun - done} of {begun} threads of a kernel failed")
+    _openmp.GOMP_parallel(kernel.address, ctypes.addressof(call), torch.get_num_threads(), 0)
+    if call.begun != call.done:
+        raise RuntimeError(f"{call.begun - call.done} of {call.begun} threads of a kernel failed")
+
+
+def _address(tensor: Tensor | None) -> int:
+    """Where a tensor's numbers are; 0 without one."""
+    if tensor is None:
+        return 0
+    assert tensor.device.type == "cpu"
+    assert tensor.is_contiguous()
+    return tensor.data_ptr()
 
 
 def release_threads() -> None:
-    """Ends the OpenMP team of the calling thread; its next region makes a new one.
+    """Ends the OpenMP team of the calling thread; its next parallel region makes a new one.
 
-    libgomp counts the threads of all teams, and where they are more than the cores none of them waits awake. Then each
-    region of one network waits for the system's scheduler twice, because of another's team that has nothing to do.
+    libgomp counts the threads of all teams, and if they are more than the cores, none of them busy-waits. Then each
+    region of one network waits for the system's scheduler twice, because of another's idle team.
     """
     _openmp.omp_pause_resource_all(_PAUSE_SOFTLY)
 
@@ -509,20 +605,34 @@ def project(
     gain: Tensor | None = None,
     shift: Tensor | None = None,
     eps: float = 0.0,
-    then: Activation = "none",
-    to: Tensor | None = None,
+    activation: Activation = "none",
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """As `linear.project`, of x [rows, inputs], inputs a multiple of `linear.CPU_GRAIN`; new, [rows, outputs]."""
-    assert all(it is None or it.dtype == x.dtype for it in (weight, bias, gain, shift, to)), "all of one type"
-    assert bias is None or then != "swiglu", "no gate has a bias"
+    """A `linear.Projection` of x, [rows, inputs], inputs a multiple of CPU_GRAIN. Returns [rows, outputs]: `residual`,
+    which is overwritten, or a new tensor without one."""
+    assert all(it is None or it.dtype == x.dtype for it in (weight, bias, gain, shift, residual)), "all of one type"
+    assert bias is None or activation != "swiglu", "a gate has no bias"
     rows, inputs = x.shape
-    outputs = len(weight) // (2 if then == "swiglu" else 1)
-    x, to = x.contiguous(), None if to is None else to.contiguous()
-    out = x.new_empty(rows, outputs)
-    norm = 0 if gain is None else _NORM if shift is None else _SHIFTED_NORM
-    (eps_bits,) = struct.unpack("=i", struct.pack("=f", eps))
-    numbers = (eps_bits, norm, _THEN[then])
-    _run(_project, rows, inputs, outputs, x, weight, bias, gain, shift, *numbers, to, out, x.element_size())
+    outputs = len(weight) // (2 if activation == "swiglu" else 1)
+    x = x.contiguous()
+    out = x.new_empty(rows, outputs) if residual is None else residual
+    call = ProjectCall(
+        size=x.element_size(),
+        rows=rows,
+        inputs=inputs,
+        outputs=outputs,
+        x=_address(x),
+        weight=_address(weight),
+        bias=_address(bias),
+        gain=_address(gain),
+        shift=_address(shift),
+        residual=_address(residual),
+        out=_address(out),
+        norm=0 if gain is None else _NORM if shift is None else _SHIFTED_NORM,
+        activation=_ACTIVATIONS[activation],
+        eps=eps,
+    )
+    _run(_project, call)
     return out
 
 
@@ -531,22 +641,46 @@ def decode_attention(
 ) -> Tensor:
     """As `attention.decode_attention`; keys, values: a layer's, [positions, heads, head_dim]."""
     qkv, rotation = qkv.contiguous(), None if rotation is None else rotation.contiguous()
+    start, position = start.contiguous(), position.contiguous()
     assert qkv.dtype == keys.dtype == values.dtype
     assert start.dtype == position.dtype == torch.int64
     rows, _, heads, head_dim = qkv.shape
     out = qkv.new_empty(rows, heads, head_dim)
-    tensors = (qkv, rotation, keys, values, start.contiguous(), position.contiguous(), out)
-    _run(_decode_attention, rows, heads, head_dim, len(keys), *tensors, qkv.element_size())
+    call = AttendCall(
+        size=qkv.element_size(),
+        rows=rows,
+        heads=heads,
+        head_dim=head_dim,
+        positions=len(keys),
+        qkv=_address(qkv),
+        rotation=_address(rotation),
+        keys=_address(keys),
+        values=_address(values),
+        start=_address(start),
+        position=_address(position),
+        out=_address(out),
+    )
+    _run(_decode_attention, call)
     return out
 
 
 def snake(
     x: Tensor, alpha: Tensor, inverse: Tensor, mask: Tensor | None, *, change: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """As `s3gen.snake_cuda.snake`; the change becomes the sum."""
+    """As `s3gen.snake_cuda.snake`; `change` is overwritten by the sum."""
     assert x.dtype == torch.float32
     x, active = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
     change = None if change is None else change.contiguous()
-    rows, positions, width = x.shape
-    _run(_snake, rows * positions, width, x, change, mask, alpha, inverse, active)
+    rows, positions, channels = x.shape
+    call = SnakeCall(
+        positions=rows * positions,
+        channels=channels,
+        x=_address(x),
+        change=_address(change),
+        mask=_address(mask),
+        alpha=_address(alpha),
+        inverse=_address(inverse),
+        active=_address(active),
+    )
+    _run(_snake, call)
     return x if change is None else change, active

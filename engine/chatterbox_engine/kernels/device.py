@@ -1,4 +1,4 @@
-"""Working on a GPU beside other threads: a stream for each thread, and uploads that wait for nothing."""
+"""Sharing a GPU between threads: a stream for each, and uploads that do not wait."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def own_stream(device: torch.device, priority: int = 0) -> None:
-    """Gives the calling thread a CUDA stream of its own, so that it neither waits for other threads' work nor they for
-    its; priority: -1 goes before 0. Nothing on a CPU."""
+    """Gives the calling thread a CUDA stream of its own, so that its work and that of other threads do not wait for
+    each other; priority: -1 goes before 0. Does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(device, priority=priority))
 
 
 def upload(values: Tensor | Sequence[int], device: torch.device) -> Tensor:
-    """Values on the device; from pinned memory, so that the host does not wait for what the device is doing. What is
-    there already stays as it is."""
+    """Values on the device, copied from pinned memory, so that the host does not wait for the device. Tensors that are
+    on the device already are returned as they are."""
     tensor = torch.as_tensor(values)
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()

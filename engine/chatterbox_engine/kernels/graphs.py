@@ -1,4 +1,4 @@
-"""CUDA graphs: captured once per key, replayed afterwards; the same function runs eagerly where none was captured."""
+"""CUDA graphs: captured once per key, then replayed; without a captured graph the same function runs eagerly."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 
 class Graphs:
-    """A set of captured functions of one thread. The functions read and write static tensors only.
+    """Captured functions of one thread, which read and write static tensors only.
 
-    `enabled` False (or a CPU) makes `run` call every function eagerly, the path that is always there.
+    With `enabled` False, or on a CPU, `run` calls every function eagerly.
     """
 
     def __init__(self, device: torch.device, *, enabled: bool) -> None:
@@ -29,7 +29,7 @@ class Graphs:
         """
         if not self.enabled:
             return
-        function()  # kernels are compiled and libraries choose theirs in the first call, which no capture allows
+        function()  # the first call compiles kernels and lets libraries choose theirs, which a capture does not allow
         torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
@@ -54,7 +54,7 @@ class Graphs:
 
 
 def buckets(limit: int) -> list[int]:
-    """Batch sizes that graphs are captured for: 1, 2, 4, 8, in steps of 8 to 64, of 32 above, and the limit."""
+    """Batch sizes that graphs are captured for: 1, 2, 4, multiples of 8 up to 64 and of 32 above, and the limit."""
     sizes = {1, 2, 4, *range(8, 65, 8), *range(96, limit, 32)}
     return sorted({size for size in sizes if size < limit} | {limit})
 

@@ -1,29 +1,119 @@
 """Matrix products of the transformer, with plain or quantised weights.
 
-Few rows take kernels of our own, on a GPU (`linear_cuda`) and on a CPU (`cpu_kernels`): there MKL gives a product of
-few rows to one thread alone, and oneDNN lays a bfloat16 matrix out anew for every product.
+`Projection` chooses its kernel when it is made, by the device and the type of the weights:
 
-Quantised weights are torchao's. Its product of an int8 matrix makes the whole matrix floating-point first, which on a
-CPU costs more than the product of a few rows. torch has a kernel that reads int8, and is made for few rows: decode
-steps take it, prompts torchao's.
+    weights             a decode step, [rows, inputs]            a prompt, [rows, length, inputs]
+    GPU, bfloat16       `linear_cuda` up to FEW_ROWS rows        torch
+    GPU, float32        torch                                    torch
+    CPU, bfloat16       `cpu`                                    torch, or `cpu` where the processor has no bfloat16
+    CPU, float32        `cpu`                                    torch
+    quantised           `linear`                                 `linear`
+
+On a CPU, MKL computes a product of few rows on one thread, and oneDNN repacks a bfloat16 matrix for every product: so
+there are kernels of our own. torch.compile generates its kernels from torch's operators.
+
+Quantised weights are torchao's. Its product with an int8 matrix first makes the whole matrix floating-point, which on a
+CPU costs more than the product of a few rows. torch has a kernel for few rows that reads int8: decode steps use it,
+prompts torchao's.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import sys
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Activation = Literal["none", "gelu", "swiglu"]
+from chatterbox_engine.kernels.shapes import CPU_GRAIN, FEW_ROWS, SHIFT_ROWS, Activation
 
-CPU_GRAIN = 16
-"""What the inputs of a matrix are a multiple of for our kernel on a CPU: its vectors' size."""
-FEW_ROWS = 16
-"""Up to which a GPU reads a matrix of bfloat16 by a kernel of our own: what its matrix instructions take at least."""
-SHIFT_ROWS = 1
-"""How many of these a layer norm takes."""
+
+class Projection:
+    """A matrix of a layer and what surrounds its product: `residual + activation(norm(x) @ weight.T + bias)`."""
+
+    def __init__(
+        self,
+        weight: Tensor,  # [outputs, inputs], twice as many outputs for swiglu
+        bias: Tensor | None = None,  # [outputs]
+        *,
+        gain: Tensor | None = None,  # [inputs]; None: no norm
+        shift: Tensor | None = None,  # [inputs]; None: the norm is a root-mean-square norm (arXiv 1910.07467)
+        eps: float = 0.0,
+        activation: Activation = "none",
+    ) -> None:
+        self.weight, self.bias = weight, bias
+        self.gain, self.shift, self.eps = gain, shift, eps
+        self.activation = activation
+        self._plain_on_cuda = _plain_on_cuda(weight)
+        self._kernel: Any = None
+        self._kernel_rows = 0  # how many rows the kernel takes at most in a decode step
+        self._kernel_prompts = False  # whether it takes prompts too
+        if self._plain_on_cuda and weight.dtype == torch.bfloat16:
+            from chatterbox_engine.kernels import linear_cuda
+
+            self._kernel, self._kernel_rows = linear_cuda.project, FEW_ROWS
+        elif _suits_cpu_kernel(weight):
+            from chatterbox_engine.kernels import cpu
+
+            self._kernel, self._kernel_rows = cpu.project, sys.maxsize
+            self._kernel_prompts = weight.dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported()
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x: [..., inputs], residual: [..., outputs]. Returns [..., outputs].
+
+        In a decode step, where x is [rows, inputs], `residual` is overwritten by the result; a prompt's is not. On a
+        GPU the kernel may read all but x and `residual` before the kernel that was launched last is done
+        (`overlap_cuda`), which must have made none of the others.
+        """
+        if not torch.compiler.is_compiling():
+            if x.dim() == 2:
+                if len(x) <= self._kernel_rows:
+                    return self._by_kernel(x, residual)
+            elif self._kernel_prompts:
+                rows = self._by_kernel(x.flatten(0, -2), None if residual is None else residual.flatten(0, -2).clone())
+                return rows.unflatten(0, x.shape[:-1])
+        return self._by_torch(x, residual)
+
+    def _by_kernel(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        gain, shift = self.gain, self.shift
+        if self._plain_on_cuda and shift is not None and len(x) > FEW_ROWS - SHIFT_ROWS:
+            x, gain, shift = self._normed(x), None, None
+        rows: Tensor = self._kernel(
+            x,
+            self.weight,
+            self.bias,
+            gain=gain,
+            shift=shift,
+            eps=self.eps,
+            activation=self.activation,
+            residual=residual,
+        )
+        return rows
+
+    def _by_torch(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        x = self._normed(x)
+        in_place = x.dim() == 2
+        alone = self.activation == "none" and self.bias is None and not torch.compiler.is_compiling()
+        if residual is not None and in_place and alone and self._plain_on_cuda:
+            return residual.addmm_(x, self.weight.T)
+        y = self._activated(x)
+        if residual is None:
+            return y
+        return residual.add_(y) if in_place else residual + y
+
+    def _normed(self, x: Tensor) -> Tensor:
+        if self.gain is None:
+            return x
+        if self.shift is None:
+            return F.rms_norm(x, self.gain.shape, self.gain, self.eps)
+        return F.layer_norm(x, self.gain.shape, self.gain, self.shift, self.eps)
+
+    def _activated(self, x: Tensor) -> Tensor:
+        if self.activation == "gelu":
+            return linear_gelu(x, self.weight, self.bias)
+        x = linear(x, self.weight, self.bias)
+        return _swiglu(x) if self.activation == "swiglu" else x
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -35,59 +125,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def project(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    gain: Tensor | None = None,
-    shift: Tensor | None = None,
-    eps: float = 0.0,
-    then: Activation = "none",
-    to: Tensor | None = None,
-) -> Tensor:
-    """`to + then(norm(x) @ weight.T + bias)`: what a layer does with one of its matrices.
-
-    x: [..., inputs]; gain, shift, eps: of a layer norm, without a shift of a root-mean-square norm (arXiv 1910.07467),
-    without a gain there is none; then: `gelu` in its tanh form, or `swiglu` (arXiv 2002.05202), SiLU of the first half
-    of the outputs times the second; to: like the result, [..., outputs], and in a decode step on a GPU it becomes the
-    result. There x is [rows, inputs], and few rows of bfloat16 take one kernel for all of it. It may read all but x and
-    `to` before the kernel that was launched last is done (`overlap_cuda`), which must have made none of the others.
-    """
-    eager = not torch.compiler.is_compiling()  # the compiler makes kernels of its own from what follows
-    if eager and x.dim() == 2 and len(x) <= FEW_ROWS and weight.dtype == torch.bfloat16 and _plain_on_cuda(weight):
-        from chatterbox_engine.kernels import linear_cuda
-
-        if shift is not None and len(x) > FEW_ROWS - SHIFT_ROWS:
-            x, gain, shift = _norm(x, gain, shift, eps), None, None
-        return linear_cuda.project(x, weight, bias, gain=gain, shift=shift, eps=eps, then=then, to=to)
-    if eager and _for_cpu_kernel(x, weight):
-        from chatterbox_engine.kernels import cpu as cpu_kernels
-
-        flat = x.flatten(0, -2), None if to is None else to.flatten(0, -2)
-        rows = cpu_kernels.project(flat[0], weight, bias, gain=gain, shift=shift, eps=eps, then=then, to=flat[1])
-        return rows.unflatten(0, x.shape[:-1])
-    x = _norm(x, gain, shift, eps)
-    if then == "none" and to is not None and bias is None and eager and x.dim() == 2 and _plain_on_cuda(weight):
-        return to.addmm_(x, weight.T)
-    if then == "gelu":
-        x = _gelu(x, weight, bias)
-    else:
-        x = linear(x, weight, bias)
-        x = _swiglu(x) if then == "swiglu" else x
-    return x if to is None else to + x
-
-
-def _norm(x: Tensor, gain: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
-    if gain is None:
-        return x
-    if shift is None:
-        return F.rms_norm(x, gain.shape, gain, eps)
-    return F.layer_norm(x, gain.shape, gain, shift, eps)
-
-
-def _gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """GELU of `linear(x, weight, bias)`; on a GPU the product's own kernel computes it."""
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """GELU, in its tanh form, of `linear(x, weight, bias)`; on a GPU the product's own kernel computes it."""
     if bias is not None and _plain_on_cuda(weight):
         flat: Tensor = torch._addmm_activation(bias, x.flatten(0, -2), weight.T, use_gelu=True)
         return flat.unflatten(0, x.shape[:-1])
@@ -104,13 +143,10 @@ def _swiglu(x: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def _for_cpu_kernel(x: Tensor, weight: Tensor) -> bool:
-    """Whether our own kernel is the fastest: of a step, and of a prompt in bfloat16 if the processor has none."""
-    if weight.device.type != "cpu" or is_quantized(weight) or x.shape[-1] % CPU_GRAIN or x.dtype != weight.dtype:
+def _suits_cpu_kernel(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or is_quantized(weight) or weight.shape[-1] % CPU_GRAIN:
         return False
-    if weight.dtype not in (torch.float32, torch.bfloat16) or not weight.is_contiguous():
-        return False
-    return x.dim() == 2 or (weight.dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported())
+    return weight.dtype in (torch.float32, torch.bfloat16) and weight.is_contiguous()
 
 
 def _plain_on_cuda(weight: Tensor) -> bool:
@@ -122,14 +158,14 @@ def is_quantized(weight: Tensor) -> bool:
     return hasattr(weight, "qdata")
 
 
-# An operator of our own, as inductor (torch 2.11) fails to compile what it calls behind anything else.
+# A custom operator, as inductor (torch 2.11) cannot compile what it calls together with what stands around it.
 @torch.library.custom_op("chatterbox::int8_rows", mutates_args=())
 def int8_rows(
     x: Tensor,  # [rows, inputs]
     weight: Tensor,  # [outputs, inputs] int8
     scale: Tensor,  # [outputs]
 ) -> Tensor:
-    """The product of an int8 matrix on a CPU: [rows, outputs], each row with the same bits in any company.
+    """The product with an int8 matrix on a CPU: [rows, outputs]. A row's bits do not depend on the other rows.
 
     torch's kernel is fast with bfloat16 rows only, and sums in float32. It is given no scales, as it would round them.
     """

@@ -1,15 +1,20 @@
-"""Triton kernels of a block's products: the whole of a product for few rows, and a gated layer's activation.
+"""Triton kernels of a block's products: a fused product for few rows, and a gated layer's activation.
 
-A decode step of few rows reads every matrix once and computes next to nothing. What it takes is memory's time and, of
-hundreds of kernels, the time between them. So the norm before a product and what comes behind it are parts of its
-kernel. A row's norm is a factor of the sum: squares are summed beside the products, and the result is scaled. There are
-two kernels:
+A decode step of few rows reads every matrix once and computes almost nothing: its time is that of memory and of the
+gaps between hundreds of kernels. So the norm before a product, and the bias, activation and residual after it, are
+parts of its kernel. Row r of the result is
 
-- One to four rows: sums of products in float32, without tensor cores. The matrix goes from memory to registers while
-  the kernel before this one is still at work (`overlap_cuda`), and each number of it is used for all rows.
-- Up to sixteen: tensor cores. A layer norm's mean is taken away first, as products of bfloat16 would round what it
-  hides, and what the norm adds is the matrix's product with its shift, one row more. The warps of a program share the
-  inputs between them, as there are too few outputs for all of them.
+    y[r] = residual[r] + activation(f[r] * (x[r] * gain) @ weight.T + shift @ weight.T + bias)
+    f[r] = 1 / sqrt(mean(x[r] ** 2) + eps)
+
+with x[r] less its mean where the norm has a shift. f is a factor of the sum, so the squares are summed beside the
+products and the result is scaled at the end. There are two kernels:
+
+- One to four rows: float32 sums of products, without tensor cores. The matrix goes from memory to registers while the
+  kernel before this one is still running (`overlap_cuda`), and each of its numbers is used for all rows.
+- Up to sixteen: tensor cores. The mean is subtracted first, as bfloat16 products would round away what it hides; shift
+  @ weight.T is one more row of the tile. The warps of a program split the inputs between them, as there are too few
+  outputs for all of them.
 
 `TRITON_INTERPRET=1` runs them on the CPU, which is how they are tested where there is no GPU.
 """
@@ -20,22 +25,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from chatterbox_engine.kernels.linear import FEW_ROWS, SHIFT_ROWS, Activation
 from chatterbox_engine.kernels.overlap_cuda import overlaps, start_next
+from chatterbox_engine.kernels.shapes import FEW_ROWS, SHIFT_ROWS, Activation
 
 FEWEST_ROWS = 4
-"""Up to which a matrix is multiplied without tensor cores: of English one step of two utterances."""
+"""Maximum number of rows for the kernel without tensor cores: a step of two guided utterances."""
 SUM_WIDTH = 4
-"""Outputs of a program of that kernel: its part of the matrix is held in registers."""
+"""Outputs per program of that kernel: its part of the matrix fits in registers."""
 SUM_WARP = 256
-"""Inputs of one of its warps."""
+"""Inputs per warp of that kernel."""
 WARPS = 4
 STEP = 64
-"""Inputs of one warp in one turn of its loop."""
+"""Inputs per warp and iteration of the kernel with tensor cores."""
 PROGRAMS = 192
-"""That keep the multiprocessors of a large GPU busy, where there are outputs enough."""
+"""Programs that keep the multiprocessors of a large GPU busy, where there are enough outputs."""
 SHARED = 80 << 10
-"""Bytes of shared memory for what is loaded ahead, at most: a program has 99 KiB on the smallest GPUs with bfloat16."""
+"""Bytes of shared memory for prefetched tiles, at most: a program has 99 KiB on the smallest GPUs with bfloat16."""
 BLOCK = 1024
 
 
@@ -63,10 +68,10 @@ def _means(x, row, place, rows, inputs: tl.constexpr, turn: tl.constexpr):  # ty
 
 
 @triton.jit
-def _activated(y, z, then: tl.constexpr):  # type: ignore[no-untyped-def]
-    if then == "swiglu":
+def _activated(y, z, activation: tl.constexpr):  # type: ignore[no-untyped-def]
+    if activation == "swiglu":
         y = y * tl.sigmoid(y) * z
-    elif then == "gelu":  # in its tanh form
+    elif activation == "gelu":  # in its tanh form
         y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
     return y
 
@@ -93,7 +98,7 @@ def _add4(a, b, c, d, e, f, g, h):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _sums(rows, axis: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of each tensor of a tuple, all in one reduction: the warps wait for each other once."""
+    """The sum of each tensor of a tuple, in one reduction: the warps synchronise once."""
     if len(rows) == 1:
         sums = (tl.reduce(rows[0], axis, _add1),)
     elif len(rows) == 2:
@@ -107,27 +112,27 @@ def _sums(rows, axis: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _rows_of(at, inside, stride, rows: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What stands there in each row, in float32: a tuple, as `stride` apart in memory."""
-    given = ()
+    """The rows that start `stride` apart in memory, in float32: a tuple."""
+    loaded = ()
     for row in tl.static_range(rows):
-        given = given + (tl.load(at + row * stride, mask=inside, other=0.0).to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
-    return given
+        loaded = loaded + (tl.load(at + row * stride, mask=inside, other=0.0).to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+    return loaded
 
 
 @triton.jit
-def _centred(given, inside, inputs: tl.constexpr):  # type: ignore[no-untyped-def]
+def _centred(rows, inside, inputs: tl.constexpr):  # type: ignore[no-untyped-def]
     """Rows less their means."""
-    total = _sums(given, 0)
+    total = _sums(rows, 0)
     centred = ()
-    for row in tl.static_range(len(given)):
-        centred = centred + (tl.where(inside, given[row] - total[row] / inputs, 0.0),)  # type: ignore[assignment]  # noqa: RUF005
+    for row in tl.static_range(len(rows)):
+        centred = centred + (tl.where(inside, rows[row] - total[row] / inputs, 0.0),)  # type: ignore[assignment]  # noqa: RUF005
     return centred
 
 
 @triton.jit
-def _products(matrix, given):  # type: ignore[no-untyped-def]
-    """Sums of a matrix [columns, inputs] times each row [inputs]: a tuple of [columns]."""
-    return _sums([matrix.to(tl.float32) * row[None, :] for row in given], 1)
+def _products(matrix, rows):  # type: ignore[no-untyped-def]
+    """The product of a matrix [columns, inputs] with each row [inputs]: a tuple of [columns]."""
+    return _sums([matrix.to(tl.float32) * row[None, :] for row in rows], 1)
 
 
 @triton.jit
@@ -137,13 +142,13 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
     bias,
     gain,
     shift,
-    to,
+    residual,
     out,
     eps,
     rows: tl.constexpr,
     inputs: tl.constexpr,
     outputs: tl.constexpr,
-    then: tl.constexpr,
+    activation: tl.constexpr,
     width: tl.constexpr,
     size: tl.constexpr,
     overlapping: tl.constexpr,
@@ -155,7 +160,7 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
     at = weight + column[:, None] * inputs + place[None, :]
     inside = written[:, None] & there[None, :]
     matrix = tl.load(at, mask=inside, other=0.0)
-    if then == "swiglu":
+    if activation == "swiglu":
         second = tl.load(at + outputs * inputs, mask=inside, other=0.0)
     if gain is not None:
         gains = tl.load(gain + place, mask=there, other=0.0).to(tl.float32)
@@ -166,29 +171,29 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
         shifts = tl.load(shift + place, mask=there, other=0.0).to(tl.float32)
         added += tl.sum(matrix.to(tl.float32) * shifts[None, :], axis=1)
     start_next(overlapping)
-    given = _rows_of(x + place, there, inputs, rows)
-    if to is not None:
-        before = _rows_of(to + column, written, outputs, rows)
+    values = _rows_of(x + place, there, inputs, rows)
+    if residual is not None:
+        residuals = _rows_of(residual + column, written, outputs, rows)
     if shift is not None:
-        given = _centred(given, there, inputs)
+        values = _centred(values, there, inputs)
     if gain is not None:
-        square = _sums([row * row for row in given], 0)
-        given = [row * gains for row in given]
-    y = _products(matrix, given)
-    if then == "swiglu":
-        z = _products(second, given)
+        square = _sums([row * row for row in values], 0)
+        values = [row * gains for row in values]
+    y = _products(matrix, values)
+    if activation == "swiglu":
+        z = _products(second, values)
     for row in tl.static_range(rows):
         result = y[row]
         other = result
-        if then == "swiglu":
+        if activation == "swiglu":
             other = z[row]
         if gain is not None:
             factor = tl.rsqrt(square[row] / inputs + eps)
             result = result * factor
             other = other * factor
-        result = _activated(result + added, other, then)
-        if to is not None:
-            result += before[row]
+        result = _activated(result + added, other, activation)
+        if residual is not None:
+            result += residuals[row]
         tl.store(out + row * outputs + column, result, mask=written)
 
 
@@ -199,13 +204,13 @@ def _project_kernel(  # type: ignore[no-untyped-def]
     bias,
     gain,
     shift,
-    to,
+    residual,
     out,
     rows,
     eps,
     inputs: tl.constexpr,
     outputs: tl.constexpr,
-    then: tl.constexpr,
+    activation: tl.constexpr,
     height: tl.constexpr,
     width: tl.constexpr,
     parts: tl.constexpr,
@@ -221,9 +226,9 @@ def _project_kernel(  # type: ignore[no-untyped-def]
         mean = _means(x, row, place, rows, inputs, parts * step)
     for offset in range(0, inputs, parts * step):
         at = offset + place
-        given = _inputs_of(x, row, at, rows, inputs)
+        values = _inputs_of(x, row, at, rows, inputs)
         if gain is not None:
-            wide = given.to(tl.float32)
+            wide = values.to(tl.float32)
             if shift is not None:
                 wide = tl.where(at[:, None, :] < inputs, wide - mean, 0.0)
             square += wide * wide
@@ -231,10 +236,10 @@ def _project_kernel(  # type: ignore[no-untyped-def]
             if shift is not None:
                 moved = tl.load(shift + at, mask=at < inputs, other=0.0).to(tl.float32)[:, None, :]
                 scaled = tl.where(row[None, :, None] == rows, moved, scaled)
-            given = scaled.to(x.dtype.element_ty)
-        total = tl.dot(given, _weights_of(weight, column, at, outputs, inputs), total)
-        if then == "swiglu":
-            other = tl.dot(given, _weights_of(weight, outputs + column, at, 2 * outputs, inputs), other)
+            values = scaled.to(x.dtype.element_ty)
+        total = tl.dot(values, _weights_of(weight, column, at, outputs, inputs), total)
+        if activation == "swiglu":
+            other = tl.dot(values, _weights_of(weight, outputs + column, at, 2 * outputs, inputs), other)
     y = tl.sum(total, axis=0)
     z = tl.sum(other, axis=0)
     if gain is not None:
@@ -246,11 +251,11 @@ def _project_kernel(  # type: ignore[no-untyped-def]
         z = z * factor
     if bias is not None:
         y += tl.load(bias + column, mask=column < outputs, other=0.0).to(tl.float32)[None, :]
-    y = _activated(y, z, then)
+    y = _activated(y, z, activation)
     inside = (row[:, None] < rows) & (column[None, :] < outputs)
     target = row[:, None] * outputs + column[None, :]
-    if to is not None:
-        y += tl.load(to + target, mask=inside, other=0.0).to(tl.float32)
+    if residual is not None:
+        y += tl.load(residual + target, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + target, y, mask=inside)
 
 
@@ -272,22 +277,22 @@ def project(
     gain: Tensor | None,
     shift: Tensor | None,
     eps: float,
-    then: Activation,
-    to: Tensor | None,
+    activation: Activation,
+    residual: Tensor | None,
 ) -> Tensor:
-    """`linear.project` for at most FEW_ROWS rows, one less for a layer norm.
+    """A `Projection` of at most FEW_ROWS rows, SHIFT_ROWS less for a layer norm.
 
     x: [rows, inputs]; weight: [outputs, inputs], twice as many outputs for swiglu, which has neither shift nor bias;
-    to: [rows, outputs], which becomes the result. All contiguous.
+    residual: [rows, outputs], overwritten by the result. All contiguous.
     """
     assert x.is_contiguous()
     assert weight.is_contiguous()
     assert len(x) <= FEW_ROWS - (0 if shift is None else SHIFT_ROWS)
-    assert then != "swiglu" or (bias is None and shift is None)
-    (rows, inputs), outputs = x.shape, len(weight) // (2 if then == "swiglu" else 1)
-    out = x.new_empty(rows, outputs) if to is None else to
+    assert activation != "swiglu" or (bias is None and shift is None)
+    (rows, inputs), outputs = x.shape, len(weight) // (2 if activation == "swiglu" else 1)
+    out = x.new_empty(rows, outputs) if residual is None else residual
     assert out.is_contiguous()
-    tensors = (x, weight, bias, gain, shift, to, out)
+    tensors = (x, weight, bias, gain, shift, residual, out)
     if rows <= FEWEST_ROWS:
         size, overlapping = triton.next_power_of_2(inputs), overlaps(x.device)
         _sum_kernel[(triton.cdiv(outputs, SUM_WIDTH),)](
@@ -296,7 +301,7 @@ def project(
             rows=rows,
             inputs=inputs,
             outputs=outputs,
-            then=then,
+            activation=activation,
             width=SUM_WIDTH,
             size=size,
             overlapping=overlapping,
@@ -311,30 +316,29 @@ def project(
         eps,
         inputs=inputs,
         outputs=outputs,
-        then=then,
+        activation=activation,
         height=FEW_ROWS,
         width=width,
         parts=WARPS,
         step=STEP,
         num_warps=WARPS,
-        num_stages=stages(2 * width if then == "swiglu" else width),
+        num_stages=stages(2 * width if activation == "swiglu" else width),
     )
     return out
 
 
 def sum_warps(size: int) -> int:
-    """Warps of a program of `_sum_kernel` that takes so many inputs."""
+    """Warps of a program of `_sum_kernel`. size: its inputs, padded to a power of two."""
     return max(1, min(8, size // SUM_WARP))
 
 
 def tile_width(outputs: int) -> int:
-    """Outputs of a program: a power of two from 8 to 32, so that there are PROGRAMS if possible."""
+    """Outputs of a program: a power of two from 8 to 32, so that there are PROGRAMS programs if possible."""
     return max(8, min(32, 1 << (outputs // PROGRAMS).bit_length() >> 1))
 
 
 def stages(columns: int) -> int:
-    """Turns of the loop whose bfloat16 numbers, those of the inputs and of so many of the matrix's rows, are loaded
-    ahead."""
+    """Iterations of `_project_kernel` whose bfloat16 tiles are loaded ahead. columns: rows of the matrix in a tile."""
     return min(4, SHARED // (2 * WARPS * STEP * (FEW_ROWS + columns)))
 
 

@@ -1,14 +1,14 @@
-"""Programmatic dependent launch: a kernel begins while the one before it is still at work.
+"""Programmatic dependent launch: a kernel begins while the previous one is still running.
 
 Between two kernels of a graph a GPU is idle for a microsecond, and the next one's first loads take another. A kernel
-that is launched so begins as soon as the one before allows it, reads what does not depend on that one, and waits for
-its results only then. CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"; GPUs of compute
-capability 9 and above.
+that is launched this way begins as soon as the previous one allows it, loads what does not depend on that one, and only
+then waits for its results. CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"; GPUs of
+compute capability 9 and above.
 
-All our kernels keep one rule: they allow the next one to begin when they themselves have waited. So whatever was there
-before the kernel before, two kernels ago, may be read ahead: weights, and keys and values of earlier steps. What the
-kernel just before makes may not be among them. That one is ours, or is launched as usual: a foreign one, launched so
-too, may let ours begin before it has waited.
+All kernels here follow one rule: a kernel allows the next one to begin when it has itself waited. So what existed
+before the previous kernel began may be loaded early: weights, and keys and values of earlier steps, but nothing that
+the previous kernel makes. The previous kernel must be one of these or be launched as usual: another library's, launched
+this way, may let the next one begin before it has waited.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 CAPABILITY = (9, 0)
-"""Of the first GPUs that have it: Hopper."""
+"""Compute capability of the first GPUs that support it: Hopper."""
 
 
 @triton.jit
 def start_next(overlapping: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Waits for the kernel before this one, and lets the next one begin. What stands behind it may depend on the former
-    and may write."""
+    """Waits for the previous kernel, and lets the next one begin. Only after this may a kernel read the previous one's
+    results, and write."""
     if overlapping:
         gdc_wait()
         gdc_launch_dependents()
 
 
 def overlaps(device: torch.device) -> bool:
-    """Whether the device can; the interpreter cannot."""
+    """Whether the device supports it; the interpreter does not."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY

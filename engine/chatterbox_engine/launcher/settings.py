@@ -16,7 +16,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from chatterbox_engine.config import CACHE_VARIABLE, Config, Setting, resolve
+from chatterbox_engine.config import Config, Setting, resolve
+from chatterbox_engine.environment import CACHE_VARIABLE
 from chatterbox_engine.errors import ConfigError
 
 _HIDDEN = "***"

@@ -1,7 +1,7 @@
-"""Triton kernel of the flow's attention: all positions of a row see all of its own, and none behind its end.
+"""Triton kernel of the flow's attention: every position of a row attends to all of the row, without its padding.
 
-torch's fast attention kernels take no mask, and the one that takes a mask has half their speed. A row's length is no
-mask: it ends the loop over the keys, so padding costs nothing. The method is FlashAttention-2 (arXiv 2307.08691).
+torch's fast attention kernels take no mask, and the one that takes a mask has half their speed. Here the loop
+over the keys ends with the row, so padding costs nothing. The method is FlashAttention-2 (arXiv 2307.08691).
 
 `TRITON_INTERPRET=1` runs the kernel on the CPU, which is how it is tested where there is no GPU.
 """
@@ -18,30 +18,30 @@ from torch import Tensor
 
 
 class Tiles(NamedTuple):
-    """How the work is cut up."""
+    """Tile sizes of a launch."""
 
     queries: int
-    """Of a program."""
+    """Per program."""
     keys: int
-    """Of one turn of its loop."""
+    """Per iteration of its loop."""
     warps: int
     stages: int
-    """Turns whose keys are loaded ahead."""
+    """Iterations whose keys are loaded ahead."""
 
 
 TILES = {2: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)), 4: (Tiles(32, 32, 8, 2),) * 2}
-"""By the bytes of a number, for many programs and for few. With two bytes, 64 KiB of shared memory and 111 registers on
+"""By the bytes per number, for many programs and for few. With two bytes, 64 KiB of shared memory and 111 registers on
 compute capability 9 (181 on 8.0): two programs of eight warps share a multiprocessor."""
 
 FEW_PROGRAMS = 400
-"""Of the larger tiles: up to three for each multiprocessor of a large GPU."""
+"""Programs with the larger tiles below which the smaller ones are used: three per multiprocessor of a large GPU."""
 
 
 @triton.jit
-def _turn(  # type: ignore[no-untyped-def]
+def _add_tile(  # type: ignore[no-untyped-def]
     q, k_at, v_at, inside, acc, best, weight, scale, masked: tl.constexpr, precision: tl.constexpr
 ):
-    """Adds the values of one tile of keys, by their scores, to what has been summed so far."""
+    """Adds the values of one tile of keys, weighted by their scores, to the running sum."""
     if masked:
         k = tl.load(k_at, mask=inside[None, :], other=0.0)
         v = tl.load(v_at, mask=inside[:, None], other=0.0)
@@ -57,7 +57,7 @@ def _turn(  # type: ignore[no-untyped-def]
     return acc, higher, weight * shrink + tl.sum(share, axis=1)
 
 
-# The code is the same for all numbers of positions, but would be compiled anew at the first multiple of 16.
+# The code is the same for all numbers of positions, but would be compiled again at the first multiple of 16.
 @triton.jit(do_not_specialize=("positions",))
 def _attend_kernel(  # type: ignore[no-untyped-def]
     qkv,
@@ -75,7 +75,7 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     head = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)  # 2^31 elements are 40 rows of 30,000 positions
     length = tl.load(lengths + row).to(tl.int32)
-    # Programs behind the row's end have nothing to do.
+    # programs after the row's end have nothing to do
     end = tl.where(first < length, length, 0)
 
     lane = tl.arange(0, size)
@@ -92,14 +92,14 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     acc = tl.zeros([queries, size], dtype=tl.float32)
     full = end // keys * keys
     for offset in range(0, full, keys):
-        acc, best, weight = _turn(
+        acc, best, weight = _add_tile(
             q, k_at + offset * step, v_at + offset * step, key, acc, best, weight, scale, False, precision
         )
     if full < end:
-        acc, best, weight = _turn(
+        acc, best, weight = _add_tile(
             q, k_at + full * step, v_at + full * step, full + key < end, acc, best, weight, scale, True, precision
         )
-    # The best key alone weighs 1, so only the weight of nothing is far below it.
+    # the best key alone weighs 1, so the weight is below 1 only where there are no keys
     result = acc / tl.maximum(weight, 1.0)[:, None]
     to = out + (row * positions + query[:, None]) * (heads * size) + head * size + lane[None, :]
     tl.store(to, result, mask=query[:, None] < positions)
@@ -107,7 +107,7 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
 
 @torch.library.custom_op("chatterbox::attend", mutates_args=())
 def attend(qkv: Tensor, lengths: Tensor) -> Tensor:
-    """Attention of every row to itself, up to its end; what stands behind it is finite and means nothing.
+    """Attention of every row to itself; the padding's results are finite and meaningless.
 
     qkv: [rows, positions, 3, heads, size], contiguous, size a power of two of at least 16; lengths: [rows] integers.
     Returns [rows, positions, heads * size].

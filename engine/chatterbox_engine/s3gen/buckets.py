@@ -11,10 +11,10 @@ from chatterbox_engine.kernels.graphs import Graphs
 
 
 class Buckets:
-    """The captured sizes of one function. Its rows must not hear each other, nor what lies behind their ends.
+    """The captured sizes of one function, whose rows must depend neither on each other nor on their padding.
 
-    A batch is copied into the smallest bucket that holds it. What is not heard, behind the rows' ends and in further
-    rows, is zero: an earlier batch's numbers would do unless they were not finite, which a mask does not keep away.
+    A batch is copied into the smallest bucket that holds it. Padding is zero: an earlier batch's numbers would do as
+    well unless they were not finite, since a mask does not remove a NaN.
     """
 
     def __init__(self, name: str, function: Callable[..., Tensor]) -> None:
@@ -49,7 +49,7 @@ class _Bucket:
     def run(self, *inputs: Tensor) -> Tensor:
         """A copy of the function's value for the rows of the inputs, as many positions as the bucket has."""
         for target, source in zip(self._inputs, inputs, strict=True):
-            if target.is_floating_point():  # the lengths and tokens of rows beyond stay valid ones
+            if target.is_floating_point():  # lengths and tokens of unused rows stay valid ones
                 target.zero_()
             target[tuple(slice(size) for size in source.shape)].copy_(source, non_blocking=True)
         self._graphs.run(self._key, self._call)

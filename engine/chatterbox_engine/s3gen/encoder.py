@@ -2,7 +2,7 @@
 
 Follows upstream `transformer/upsample_encoder.py`; relative positions as in Transformer-XL (arXiv 1901.02860).
 Tensors are [rows, positions, width]. A row of a padded batch equals the row alone: the lookahead convolution is the
-only layer that reads to the right, attention masks the keys, everything else looks at its own position or to the left.
+only layer that reads to the right, attention masks the keys, everything else its own position or those to the left.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from chatterbox_engine.s3gen.weights import Weights
 
 _LOOKAHEAD = 3
 _QUERIES = 128
-"""That a CPU compares with the keys in one go: the scores stay in the cache, and half of the distances are not met."""
+"""Queries whose scores a CPU computes in one go: they stay in the cache, and half of the distances are skipped."""
 
 
 class Encoder:
     """Token ids to the mean of the flow, 80 values per mel frame.
 
-    In the weights' type: in bfloat16 the mean is 1% off, which the mel does not show (0.0125 from float32 with a
-    bfloat16 flow behind a float32 and behind a bfloat16 encoder, full size, random weights).
+    Computed in the weights' type: in bfloat16 the mean is 1% off, which the mel does not show (0.0125 from float32
+    with a bfloat16 flow, both after a float32 and after a bfloat16 encoder; full size, random weights).
     """
 
     def __init__(self, weights: Weights, dims: S3GenDims) -> None:
@@ -36,7 +36,7 @@ class Encoder:
         self._table = _Embed(encoder.part("embed"), width)(table)  # per token, so applied to the whole vocabulary here
         ahead = encoder.part("pre_lookahead_layer")
         self._ahead = ahead.conv("conv1", width, width, _LOOKAHEAD + 1)
-        self._behind = ahead.conv("conv2", width, width, 3)
+        self._conv = ahead.conv("conv2", width, width, 3)
         self._layers = [_Layer(encoder.part(f"encoders.{i}"), dims) for i in range(dims.encoder_blocks)]
         self._up = encoder.conv("up_layer.conv", width, width, 5)
         self._up_embed = _Embed(encoder.part("up_embed"), width)
@@ -51,7 +51,7 @@ class Encoder:
         """
         x = F.embedding(tokens, self._table)
         x = cut(x, None if lengths is None else length_mask(lengths, x.shape[1])[..., None])
-        x = x + self._behind.causal(F.leaky_relu(self._ahead(x, right=_LOOKAHEAD)))
+        x = x + self._conv.causal(F.leaky_relu(self._ahead(x, right=_LOOKAHEAD)))
         x = _run(self._layers, x, lengths)
         x = self._up.causal(x.repeat_interleave(2, dim=1))
         x = _run(self._up_layers, self._up_embed(x), None if lengths is None else 2 * lengths)
@@ -71,7 +71,7 @@ class _Embed:
 
 
 class _Layer:
-    """Self-attention with relative positions, then a feed-forward layer, each behind a norm."""
+    """Self-attention with relative positions, then a feed-forward layer, each with a norm before it."""
 
     def __init__(self, weights: Weights, dims: S3GenDims) -> None:
         width, units = dims.encoder, dims.encoder_units
@@ -104,8 +104,8 @@ class _Layer:
         for first in range(0, size, some):
             queries = q[:, :, first : first + some]
             count = queries.shape[2]
-            heard = p[:, :, size - count - first : 2 * size - 1 - first]  # the distances of their keys
-            bias = _by_key((queries + self._position_bias) @ heard.mT, size) / math.sqrt(self._size)
+            distances = p[:, :, size - count - first : 2 * size - 1 - first]  # to their keys
+            bias = _by_key((queries + self._position_bias) @ distances.mT, size) / math.sqrt(self._size)
             if mask is not None:
                 bias = bias + mask
             mixed.append(attention(queries + self._content_bias, k, v, bias))

@@ -1,11 +1,17 @@
 """Features to mel: the flow-matching UNet and its Euler solver.
 
 Follows upstream `decoder.py` (one channel level, so no change of length) and `flow_matching.py`. Tensors are
-[rows, frames, width]. Nothing here has to be masked but the attention keys: all convolutions are causal.
+[rows, frames, width]. Only the attention keys need a mask: all convolutions are causal.
 
-What does not change between steps is computed once: time embeddings and their projections when the weights are
-loaded, and per solve the first convolution of mean, speaker and prompt, which is linear, so that a step adds only the
-part of the noisy mel, the same for both halves of classifier-free guidance.
+`flow_reference` has the same network in plain steps. Here it is arranged for speed:
+
+- What does not change between steps is computed once: time embeddings and their projections when the weights are
+  loaded, and per solve the first convolution of mean, speaker and prompt. That is linear, so a step adds only the part
+  of the noisy mel, which is the same for both halves of classifier-free guidance.
+- Both halves are one batch: conditional rows first, then unconditional ones.
+- A residual sum, and the bias of a convolution, are computed by the norm that follows (`Norm.of_sum`, `mish`,
+  `mish_norm`), one kernel on a GPU. So a block returns its last sum in two parts, and a residual block returns its
+  result together with the norm that the next block begins with.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from chatterbox_engine.checkpoint.dims import S3GenDims
 from chatterbox_engine.s3gen.layers import Conv, Linear, Norm, mish, self_attention
 from chatterbox_engine.s3gen.weights import Weights
 
-_GUIDANCE = 0.7
+GUIDANCE = 0.7
 _TIME_SCALE = 1000.0
 
 
@@ -32,7 +38,7 @@ class Flow:
     def __init__(self, weights: Weights, dims: S3GenDims, dtype: torch.dtype, steps: int) -> None:
         """weights: the `flow.decoder.estimator` part."""
         self._guided = not dims.meanflow
-        self._times = _schedule(steps, cosine=self._guided)
+        self._times = schedule(steps, cosine=self._guided)
         self._dtype = dtype
         self._unet = _UNet(weights.cast(dtype), dims, self._times)
 
@@ -48,22 +54,22 @@ class Flow:
         x = noise
         for step, (now, then) in enumerate(pairwise(self._times)):
             change, span = self._unet(x.to(self._dtype), fixed, step, lengths), then - now
-            if self._guided:  # (1 + guidance) given - guidance free, in float32 as x
-                given, free = change.chunk(2)
-                x = x.add(given, alpha=span * (1.0 + _GUIDANCE)).sub_(free, alpha=span * _GUIDANCE)
+            if self._guided:  # in float32, as x
+                conditional, unconditional = change.chunk(2)
+                x = x.add(conditional, alpha=span * (1.0 + GUIDANCE)).sub_(unconditional, alpha=span * GUIDANCE)
             else:
                 x = x.add(change, alpha=span)
         return x
 
 
 class _UNet:
-    """The network that says how the mel changes at one of the solver's times."""
+    """The network: the mel's rate of change at one of the solver's times."""
 
     def __init__(self, weights: Weights, dims: S3GenDims, times: list[float]) -> None:
         width, inputs = dims.decoder, 4 * dims.mel
-        embedded = _embed_times(weights.cast(torch.float32), dims, times)
+        embedded = embed_times(weights.cast(torch.float32), dims, times)
         self._down = _Resnet(weights, "down_blocks.0.0", inputs, width, embedded)
-        self._noisy, self._given = self._down.enter.split(dims.mel)
+        self._enter_noisy, self._enter_fixed = self._down.enter.split(dims.mel)
         self._down_blocks = _blocks(weights.part("down_blocks.0.1"), dims)
         self._down_conv = weights.conv("down_blocks.0.2", width, width, 3)
         self._middle = [
@@ -83,18 +89,18 @@ class _UNet:
 
     def prepare(self, constant: Tensor, *, guided: bool) -> tuple[Tensor, Tensor]:
         """What mean, speaker and prompt add to the first layer. constant: [rows, frames, 3 mel]."""
-        if guided:  # the second half sees neither of them
+        if guided:  # the unconditional half has none of them
             constant = torch.cat([constant, torch.zeros_like(constant)])
-        return self._given(constant)
+        return self._enter_fixed(constant)
 
     def __call__(self, x: Tensor, fixed: tuple[Tensor, Tensor], step: int, lengths: Tensor | None) -> Tensor:
         """x: [rows, frames, mel]; fixed: what `prepare` returned. Returns [rows or 2 rows, frames, mel]."""
-        # each part to both halves
-        first, around = (
+        # the noisy mel's part is added to both halves
+        first, skipped = (
             (part + other.unflatten(0, (-1, len(part)))).flatten(0, 1)
-            for part, other in zip(self._noisy(x), fixed, strict=True)
+            for part, other in zip(self._enter_noisy(x), fixed, strict=True)
         )
-        skip = _run(self._down_blocks, *self._down.leave(first, around, step, self._down_blocks[0].norm), lengths)
+        skip = _run(self._down_blocks, *self._down.leave(first, skipped, step, self._down_blocks[0].norm), lengths)
         h = self._down_conv.causal(skip)
         for resnet, blocks in self._middle:
             h = _run(blocks, *resnet(h, step, blocks[0].norm), lengths)
@@ -105,28 +111,28 @@ class _UNet:
 
 @dataclass(frozen=True)
 class _Enter:
-    """The first convolution of a residual block and the linear way around it."""
+    """The first convolution of a residual block and its linear skip connection."""
 
     first: Conv
-    around: Linear
+    skip: Linear
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.first.causal(x), self.around(x)
+        return self.first.causal(x), self.skip(x)
 
     def split(self, channels: int) -> tuple[_Enter, _Enter]:
-        """What the first input channels add, and what the others and the biases add."""
+        """The parts of the first input channels, and of the other channels with the biases: their sum is the whole."""
         front, back = slice(0, channels), slice(channels, None)
         return (
-            _Enter(self.first.inputs(front, bias=False), self.around.inputs(front, bias=False)),
-            _Enter(self.first.inputs(back, bias=True), self.around.inputs(back, bias=True)),
+            _Enter(self.first.inputs(front, bias=False), self.skip.inputs(front, bias=False)),
+            _Enter(self.first.inputs(back, bias=True), self.skip.inputs(back, bias=True)),
         )
 
 
 class _Resnet:
-    """Two convolutions with norm and Mish, the time added between them, and a linear way around."""
+    """Two convolutions with norm and Mish, the time added between them, and a linear skip connection."""
 
     def __init__(self, weights: Weights, name: str, inputs: int, outputs: int, embedded: Tensor) -> None:
-        """embedded: [steps, time width] float32, to which this block's own projection is applied here."""
+        """embedded: [steps, time width] float32, of which the block's own projection is computed here."""
         part = weights.part(name)
         self.enter = _Enter(
             part.conv("block1.block.0", inputs, outputs, 3), part.pointwise("res_conv", inputs, outputs)
@@ -140,19 +146,19 @@ class _Resnet:
     def __call__(self, x: Tensor, step: int, following: Norm) -> tuple[Tensor, Tensor]:
         """The result, and the following norm of it."""
         first, bias = self.enter.first.causal_in_parts(x)
-        return self.leave(first, self.enter.around(x), step, following, bias)
+        return self.leave(first, self.enter.skip(x), step, following, bias)
 
     def leave(
-        self, first: Tensor, around: Tensor, step: int, following: Norm, bias: Tensor | None = None
+        self, first: Tensor, skipped: Tensor, step: int, following: Norm, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Everything after `enter`. bias: to be added to `first`."""
-        h = self._first_norm.mish(first, self._times[step], offset=bias, lead=self._second.seen_before)
+        """Everything after `enter`, whose two results are `first` and `skipped`. bias: still to be added to `first`."""
+        h = self._first_norm.mish(first, self._times[step], offset=bias, lead=self._second.history)
         second, bias = self._second.in_parts(h)
-        return self._second_norm.mish_norm(second, around, following, offset=bias)
+        return self._second_norm.mish_norm(second, skipped, following, offset=bias)
 
 
 class _Block:
-    """Transformer block: attention over all frames, then a feed-forward layer, each behind a norm."""
+    """Attention over all frames, then a feed-forward layer, each with a norm before it."""
 
     def __init__(self, weights: Weights, dims: S3GenDims) -> None:
         width, self._heads, self._size = dims.decoder, dims.decoder_heads, dims.decoder_head_dim
@@ -165,7 +171,7 @@ class _Block:
         self._units_out = weights.linear("ff.net.2", 4 * width, width)
 
     def __call__(self, x: Tensor, normed: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """normed: `norm` of x. Returns what is left to be added: a sum so far and the last change to it."""
+        """normed: `norm` of x. Returns the block's result in two parts that are still to be added."""
         qkv = self._qkv(normed).unflatten(-1, (3, self._heads, self._size))
         x, normed = self._norm_units.of_sum(x, self._attention_out(self_attention(qkv, lengths)))
         return x, self._units_out(self._units_in.gelu(normed))
@@ -176,21 +182,21 @@ def _blocks(weights: Weights, dims: S3GenDims) -> list[_Block]:
 
 
 def _run(blocks: list[_Block], x: Tensor, normed: Tensor, lengths: Tensor | None) -> Tensor:
-    """Blocks one after the other; the sum at the end of each is a part of the next one's first norm. normed: the first
-    one's norm of x."""
+    """Blocks one after the other; the sum at the end of each is computed with the next one's first norm. normed: the
+    first one's norm of x."""
     for block, following in pairwise(blocks):
         x, normed = following.norm.of_sum(*block(x, normed, lengths))
     x, change = blocks[-1](x, normed, lengths)
     return x + change
 
 
-def _schedule(steps: int, *, cosine: bool) -> list[float]:
+def schedule(steps: int, *, cosine: bool) -> list[float]:
     """The times of the Euler steps, from 0 to 1: steps + 1 of them."""
     times = torch.linspace(0, 1, steps + 1)
     return (1 - torch.cos(times * 0.5 * torch.pi) if cosine else times).tolist()
 
 
-def _embed_times(weights: Weights, dims: S3GenDims, times: list[float]) -> Tensor:
+def embed_times(weights: Weights, dims: S3GenDims, times: list[float]) -> Tensor:
     """The embedding of every step's start, mixed with its end's for MeanFlow. Returns [steps, 4 decoder]."""
     inputs, width = 4 * dims.mel, 4 * dims.decoder
     first, second = (

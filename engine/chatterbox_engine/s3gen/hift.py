@@ -1,8 +1,8 @@
 """Mel to waveform: a neural source filter with an inverse Fourier transform at its end (arXiv 2309.09493).
 
 Follows upstream `hifigan.py` and `f0_predictor.py`; always float32; tensors are [rows, positions, channels]. Nothing
-in it is causal, so in a padded batch every convolution's input is set to zero behind the row's end: that is what the
-row alone would have as zero padding there. Both Fourier transforms are convolutions, which can be captured in a graph.
+in it is causal, so in a padded batch every convolution's input is set to zero after the row's end: the same as the
+zero padding of the row alone. Both Fourier transforms are convolutions, which can be captured in a graph.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Hift:
         """Synthesises padded rows.
 
         mel: [rows, n, mel]; phases: [rows, HARMONICS]; noise: [rows, 480 n]; frames: [rows] int64, None when every row
-        has n. Returns [rows, 480 n] in [-0.99, 0.99]; what lies behind a row's end is not part of it.
+        has n. Returns [rows, 480 n] in [-0.99, 0.99]; what lies after a row's end is not part of it.
         """
         ends = _Ends(frames, mel.shape[1])
         mel = ends.cut(mel)
@@ -83,7 +83,7 @@ class _Ends:
         return length_mask(self.frames * rate + extra, self.size * rate + extra)[..., None]
 
     def cut(self, x: Tensor, rate: int = 1, extra: int = 0) -> Tensor:
-        """Zeroes what lies behind the rows' ends."""
+        """Zeroes the padding of the rows."""
         return cut(x, self.mask(rate, extra))
 
 
@@ -165,7 +165,7 @@ class _Stage:
 
 
 class _Stack:
-    """Three residual pairs of convolutions with growing dilation behind Snake activations (arXiv 2006.08195)."""
+    """Three residual pairs of convolutions with growing dilation, each after a Snake activation (arXiv 2006.08195)."""
 
     def __init__(self, weights: Weights, width: int, kernel: int) -> None:
         self._pairs = [
@@ -179,12 +179,12 @@ class _Stack:
         ]
 
     def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """What lies behind a row's end is kept from the convolutions, and stays in the result."""
+        """The convolutions read no padding; the result's padding is not zeroed."""
         active = self._pairs[0][0](x, mask)
         for (_, conv1, snake2, conv2), (following, *_) in pairwise(self._pairs):
-            x, active = following.of_sum(x, conv2, snake2.behind(conv1, active, mask), mask)
+            x, active = following.of_sum(x, conv2, snake2.after(conv1, active, mask), mask)
         _, conv1, snake2, conv2 = self._pairs[-1]
-        return x + conv2(snake2.behind(conv1, active, mask))
+        return x + conv2(snake2.after(conv1, active, mask))
 
 
 class _Snake:
@@ -197,13 +197,13 @@ class _Snake:
     def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return self._of(x, mask)[1]
 
-    def behind(self, conv: Conv, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Of a convolution of x."""
+    def after(self, conv: Conv, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Snake of a convolution of x."""
         product, bias = conv.in_parts(x)
         return self._of(product, mask, bias)[1]
 
     def of_sum(self, x: Tensor, conv: Conv, active: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x and a convolution of `active`, added up, and Snake of it."""
+        """The sum of x and a convolution of `active`, and Snake of the sum."""
         product, bias = conv.in_parts(active)
         return self._of(x, mask, bias, product)
 
@@ -214,7 +214,7 @@ class _Snake:
             from chatterbox_engine.s3gen.snake_cuda import snake
 
             return snake(x, self._alpha, self._inverse, mask, bias=bias, change=change)
-        assert bias is None, "a convolution on a CPU has added it"
+        assert bias is None, "on a CPU the convolution adds it"
         from chatterbox_engine.kernels import cpu as cpu_kernels
 
         return cpu_kernels.snake(x, self._alpha, self._inverse, mask, change=change)

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_engine.kernels.linear import project
+from chatterbox_engine.kernels.linear import linear_gelu
 
 _HEADS_AT_A_TIME = 2
 
 
 def on_gpu(x: Tensor) -> bool:
-    """Whether our kernels compute what follows, and convolutions are cuDNN's. A test says yes and interprets them."""
+    """Whether Triton kernels are used, and cuDNN's convolutions. A test patches this and interprets the kernels."""
     return x.is_cuda
 
 
@@ -41,11 +41,11 @@ class Linear:
         flow is written once and never read for it. The form changes a mel by 1.3e-4, bfloat16 by 8.7e-3.
         """
         if x.device.type == "cuda" and x.dtype == torch.bfloat16:
-            return project(x, self.weight, self.bias, then="gelu")
+            return linear_gelu(x, self.weight, self.bias)
         return F.gelu(self(x))
 
     def inputs(self, channels: slice, *, bias: bool) -> Linear:
-        """The part that some of the input channels have in it."""
+        """The part of the result that comes from some of the input channels."""
         return Linear(self.weight[:, channels].contiguous(), self.bias if bias else None)
 
 
@@ -74,7 +74,7 @@ class Norm:
         return x, self(x)
 
     def mish(self, x: Tensor, after: Tensor, *, offset: Tensor | None = None, lead: int = 0) -> Tensor:
-        """Mish of the norm of `x + offset`, plus `after`: like x, [rows, positions, width], or [width]; behind `lead`
+        """Mish of the norm of `x + offset`, plus `after`: like x, [rows, positions, width], or [width]; after `lead`
         positions of zeros. One kernel on a GPU."""
         if on_gpu(x):
             from chatterbox_engine.s3gen.norm_cuda import norm_mish
@@ -99,7 +99,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution along positions, zeros around the row."""
+    """A convolution along positions, padded with zeros."""
 
     weight: Tensor  # [outputs, inputs, kernel]
     bias: Tensor | None
@@ -108,22 +108,22 @@ class Conv:
     padding: int = 0  # on both sides
 
     def __call__(self, x: Tensor, *, left: int = 0, right: int = 0) -> Tensor:
-        """left, right: zeros beyond `padding`."""
+        """left, right: zeros in addition to `padding`."""
         return self._product(x, self.bias, left, right)
 
     def in_parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The result, and a bias [outputs] that is still to be added: on a GPU, where it would be a kernel of its own,
-        so that the next one adds it."""
+        """The result, and a bias [outputs] that is still to be added: on a GPU, where adding it would be a kernel of
+        its own, so that the next kernel adds it. None on a CPU."""
         if on_gpu(x):
             return self._product(x, None, 0, 0), self.bias
         return self._product(x, self.bias, 0, 0), None
 
     def causal_in_parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`causal` as `in_parts` gives it. On a GPU the zeros are cuDNN's own, on both sides, so that they need no
-        kernel, and what the ones at the end gave is left out: rows of the result are further apart than their length.
+        """`causal` in two parts, as `in_parts`. On a GPU cuDNN pads both sides itself, which needs no kernel, and the
+        outputs of the padding at the end are left out: rows of the result are further apart than their length.
         """
         if on_gpu(x):
-            both = replace(self, padding=self.seen_before)
+            both = replace(self, padding=self.history)
             return both._product(x, None, 0, 0)[:, : x.shape[1]], self.bias
         return self.causal(x), None
 
@@ -133,22 +133,22 @@ class Conv:
         return _rows(F.conv2d(_image(x), self.weight.unsqueeze(2), bias, (1, self.stride), padding, dilation))
 
     @property
-    def seen_before(self) -> int:
-        """Positions before the first that see it, if the convolution is causal: of zeros."""
+    def history(self) -> int:
+        """Positions before an output that a causal convolution reads; zeros before the first."""
         return self.weight.shape[2] - 1
 
     def causal(self, x: Tensor) -> Tensor:
-        """The same, seeing a position and those before it."""
-        return self(x, left=self.seen_before)
+        """The same, reading a position and those before it."""
+        return self(x, left=self.history)
 
     def inputs(self, channels: slice, *, bias: bool) -> Conv:
-        """The part that some of the input channels have in it."""
+        """The part of the result that comes from some of the input channels."""
         return Conv(image_weight(self.weight[:, channels]), self.bias if bias else None)
 
 
 @dataclass(frozen=True)
 class ConvTransposed:
-    """A transposed convolution along positions: `stride` times as many come out."""
+    """A transposed convolution along positions, of which there are `stride` times as many afterwards."""
 
     weight: Tensor  # [inputs, outputs, kernel]
     bias: Tensor
@@ -161,7 +161,7 @@ class ConvTransposed:
 
 
 def image_weight(weight: Tensor) -> Tensor:
-    """The same weight, [outputs, inputs, kernel], in the memory order that convolutions want."""
+    """The same weight, [outputs, inputs, kernel], in the memory order that is fast for convolutions."""
     return weight.transpose(1, 2).contiguous().transpose(1, 2)
 
 
@@ -191,7 +191,7 @@ def self_attention(qkv: Tensor, lengths: Tensor | None) -> Tensor:
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     if lengths is None:
         return attention(q, k, v, None)
-    # without what lies behind its end each row needs no mask, with which torch's kernel takes a third longer
+    # cropped to its length a row needs no mask, with which torch's kernel takes a third longer
     ends = enumerate(lengths.tolist())
     return torch.cat([attention(q[i, None], k[i, None, :, :end], v[i, None, :, :end], None) for i, end in ends])
 
@@ -234,13 +234,13 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
 
 
 def key_mask(lengths: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """What attention adds to the scores: zero, or minus infinity behind a row's end. Returns [rows, 1, 1, size]."""
+    """What attention adds to the scores: zero, or minus infinity for padding. Returns [rows, 1, 1, size]."""
     inside = length_mask(lengths, size)[:, None, None]
     return torch.zeros(inside.shape, dtype=dtype, device=lengths.device).masked_fill(~inside, -math.inf)
 
 
 def cut(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Zeroes what lies behind the rows' ends. mask: [rows, positions, 1], or None when no row is padded."""
+    """Zeroes the padding of the rows. mask: [rows, positions, 1], or None when no row is padded."""
     return x if mask is None else x * mask
 
 

@@ -1,8 +1,7 @@
-"""S3Gen: speech tokens of many utterances to their waveforms, in one batch."""
+"""S3Gen: speech tokens of a batch of utterances to their waveforms."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from chatterbox_engine.checkpoint.dims import S3GenDims
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.kernels.device import upload
 from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.s3gen.batching import Batching
 from chatterbox_engine.s3gen.buckets import Buckets
 from chatterbox_engine.s3gen.encoder import Encoder
 from chatterbox_engine.s3gen.flow import Flow
@@ -25,12 +25,13 @@ from chatterbox_engine.s3gen.weights import Weights
 from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, TOKENS_PER_SECOND, S3GenConditionals
 
 PROMPT_TOKENS = 10 * TOKENS_PER_SECOND
-"""What upstream takes of a voice's clip (DEC_COND_LEN in models/s3gen and tts.py)."""
+"""Tokens that upstream uses of a voice's clip (DEC_COND_LEN in models/s3gen and tts.py)."""
 
 _FRAMES_PER_TOKEN = SAMPLES_PER_TOKEN // SAMPLES_PER_FRAME
 _MUTED = SAMPLE_RATE // 50
-_GPU_GRAIN = 64
-_MEL_STEPS, _WAVE_STEPS = 16, 4  # the flow takes twenty times as long as HiFT, which has the larger kernels
+_MEL_STEPS, _WAVE_STEPS = 16, 4
+"""Lengths per power of two on a CPU (`Batching.size`): more for the encoder and the flow, which take twenty times as
+long as HiFT."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,8 @@ class S3Gen:
     ) -> None:
         self.dims, self.device = dims, weights.device
         self.prompt_tokens = prompt_tokens
-        """The most of a voice's prompt that is heard."""
-        self.rows_together = weights.device.type != "cpu"
-        """Whether the networks take several rows at once. One row keeps a CPU's cores busy, and its activations fit
-        into the cache: 8 utterances of 3 s take 1.2 times as long together (docs/performance.md)."""
+        """Tokens of a voice's prompt that are used at most."""
+        self.batching = Batching(self.device)
         flow = weights.part("flow")
         self._project_speaker = flow.linear("spk_embed_affine_layer", dims.speaker_embed, dims.mel)
         self.encoder = Encoder(flow.cast(dtype), dims)
@@ -105,7 +104,7 @@ class S3Gen:
         """Loads the `flow.` and `mel2wav.` tensors of an official state dict and ignores all others.
 
         dtype: of the encoder and the flow's UNet, the rest is float32; cfm_steps: upstream's number by default, ten, or
-        two for MeanFlow; prompt_tokens: how much of a voice's prompt is heard at most.
+        two for MeanFlow; prompt_tokens: how much of a voice's prompt is used at most.
 
         Raises CheckpointError that names tensors that are missing, unknown or of another shape.
         """
@@ -118,7 +117,7 @@ class S3Gen:
 
     @torch.inference_mode()
     def prepare(self, conditionals: S3GenConditionals) -> PreparedVoice:
-        """Moves what is heard of a voice to the device and projects its speaker embedding.
+        """Moves a voice to the device, its prompt cropped, and projects its speaker embedding.
 
         Raises InvalidRequest when the prompt is empty or its mel does not have two frames per token.
         """
@@ -140,14 +139,12 @@ class S3Gen:
 
     @torch.inference_mode()
     def mel(self, jobs: Sequence[VocoderJob], noise: Sequence[Tensor] | None = None) -> Tensor:
-        """Log mels of the jobs' utterances, without their prompts: [rows, longest, mel], zero behind a row's end.
+        """Log mels of the jobs' utterances, without their prompts: [rows, longest, mel], padded with zeros.
 
         noise: where the flow starts, [prompt + utterance frames, mel] per job; by default from the job's seed.
         """
-        if not self.rows_together:
-            own = [None] * len(jobs) if noise is None else [[row] for row in noise]
-            return self._pad([self._mel([job], start)[0] for job, start in zip(jobs, own, strict=True)])
-        return self._mel(jobs, noise)
+        groups = self.batching.groups(len(jobs))
+        return self._join([self._mel(jobs[group], noise[group] if noise else None) for group in groups])
 
     def _mel(self, jobs: Sequence[VocoderJob], noise: Sequence[Tensor] | None) -> Tensor:
         voices = [job.voice for job in jobs]
@@ -155,7 +152,7 @@ class S3Gen:
         totals = [job.voice.frames + job.frames for job in jobs]
         size = max(totals) // _FRAMES_PER_TOKEN
         bucket = self._to_mel.find(len(jobs), size)
-        size = size if bucket else self._size(size, _MEL_STEPS)
+        size = size if bucket else self.batching.size(size, _MEL_STEPS)
         frames = _FRAMES_PER_TOKEN * size
         tokens = self._pad([torch.cat([job.voice.tokens, upload(job.tokens, self.device)]) for job in jobs], size)
         start = self._start(jobs, frames) if noise is None else self._pad(noise, frames)
@@ -164,7 +161,7 @@ class S3Gen:
         if bucket:
             x = bucket.run(*inputs, upload(totals, self.device))
         else:
-            x = self._solve(*inputs, self._lengths(totals, frames))
+            x = self._solve(*inputs, self.batching.lengths(totals, frames))
         return self._crop(x, prompts, [job.frames for job in jobs])
 
     def _start(self, jobs: Sequence[VocoderJob], frames: int) -> Tensor:
@@ -181,29 +178,28 @@ class S3Gen:
 
         mel: [rows, longest, mel]; frames: of every row; source: of as many rows and frames.
         """
-        if not self.rows_together:
-            waves = []
-            for row, count in enumerate(frames):
-                samples = source.samples[row, None, : SAMPLES_PER_FRAME * count]
-                own = SourceNoise(source.phases[row, None], samples)
-                waves.append(self._vocode(mel[row, None, :count], [count], own)[0])
-            return self._pad([wave[: SAMPLES_PER_FRAME * count] for wave, count in zip(waves, frames, strict=True)])
-        return self._vocode(mel, frames, source)
+        waves = []
+        for group in self.batching.groups(len(frames)):
+            longest = max(frames[group])
+            samples = SAMPLES_PER_FRAME * longest
+            own = SourceNoise(source.phases[group], source.samples[group, :samples])
+            waves.append(self._vocode(mel[group, :longest], frames[group], own)[:, :samples])
+        return self._join(waves)
 
     def _vocode(self, mel: Tensor, frames: Sequence[int], source: SourceNoise) -> Tensor:
         bucket = self._to_wave.find(*mel.shape[:2])
-        size = mel.shape[1] if bucket else self._size(mel.shape[1], _WAVE_STEPS)
+        size = mel.shape[1] if bucket else self.batching.size(mel.shape[1], _WAVE_STEPS)
         samples = F.pad(source.samples, (0, SAMPLES_PER_FRAME * (size - mel.shape[1])))
         inputs = (self._widen(mel, size), source.phases, samples)
         if bucket:
             return bucket.run(*inputs, upload(frames, self.device))
-        return self.hift(*inputs, self._lengths(frames, size))
+        return self.hift(*inputs, self.batching.lengths(frames, size))
 
     @torch.inference_mode()
     def pitch(self, mel: Tensor, frames: Sequence[int]) -> Tensor:
         """Fundamental frequencies of mels in Hz: [rows, longest]. Takes what `vocode` takes."""
-        size = self._size(mel.shape[1], _WAVE_STEPS)
-        return self.hift.pitch(self._widen(mel, size), self._lengths(frames, size))[:, : mel.shape[1]]
+        size = self.batching.size(mel.shape[1], _WAVE_STEPS)
+        return self.hift.pitch(self._widen(mel, size), self.batching.lengths(frames, size))[:, : mel.shape[1]]
 
     @torch.inference_mode()
     def capture(
@@ -235,24 +231,15 @@ class S3Gen:
     def _full(self, rows: int, length: int) -> Tensor:
         return torch.full((rows,), length, device=self.device)
 
-    def _size(self, longest: int, steps: int) -> int:
-        """Positions that a batch outside of all buckets is padded to.
-
-        For every new length oneDNN compiles its kernels, which takes 0.1 s and 10 MB, and cuDNN looks for plans. So on
-        a CPU there are only so many lengths between a power of two and the next, and on a GPU multiples of 64.
-        """
-        step = _GPU_GRAIN if self.rows_together else max(1, 2 ** longest.bit_length() // (2 * steps))
-        return math.ceil(longest / step) * step
-
     def _widen(self, mel: Tensor, size: int) -> Tensor:
         return F.pad(mel, (0, 0, 0, size - mel.shape[1])) if mel.shape[1] < size else mel
 
-    def _lengths(self, lengths: Sequence[int], size: int) -> Tensor | None:
-        """[rows] int64 on the device. On a CPU None when no row is padded; a GPU has one variant of its kernels."""
-        return upload(lengths, self.device) if self.rows_together or set(lengths) != {size} else None
+    def _join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The rows of all groups, [rows, longest, ...], padded with zeros; parts: [rows of the group, n, ...]."""
+        return parts[0] if len(parts) == 1 else self._pad([row for part in parts for row in part])
 
     def _pad(self, rows: Sequence[Tensor], size: int | None = None) -> Tensor:
-        """Stacks rows of different first dimension, zeros behind them, on the device."""
+        """Stacks rows of different first dimension, padded with zeros, on the device."""
         size = size or max(row.shape[0] for row in rows)
         out = rows[0].new_zeros((len(rows), size, *rows[0].shape[1:]))
         for target, row in zip(out, rows, strict=True):
@@ -260,7 +247,7 @@ class S3Gen:
         return upload(out, self.device)
 
     def _crop(self, x: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
-        """Takes `sizes` frames from `starts` on out of every row. x: [rows, n, mel]; returns [rows, longest, mel]."""
+        """`sizes` frames of every row, from `starts` on. x: [rows, n, mel]; returns [rows, longest, mel]."""
         out = x.new_zeros((len(sizes), max(sizes), x.shape[2]))
         for target, row, start, size in zip(out, x, starts, sizes, strict=True):
             target[:size] = row[start : start + size]
@@ -268,6 +255,6 @@ class S3Gen:
 
 
 def draw_source(jobs: Sequence[VocoderJob], device: torch.device) -> SourceNoise:
-    """The source's random numbers of the jobs, as many frames as the longest has."""
+    """The source's random numbers for the jobs, as many frames as the longest has."""
     longest = max(job.frames for job in jobs)
     return source_noise([job.seed for job in jobs], [_FRAMES_PER_TOKEN * job.first for job in jobs], longest, device)

@@ -1,7 +1,7 @@
-"""The random numbers of utterances: each is a function of its utterance's seed and of its own place, of nothing else.
+"""The random numbers of utterances: each is a function of its utterance's seed and of its index, and of nothing else.
 
-So a frame keeps its noise however many frames follow, and a window in the middle of an utterance draws its own part
-without what stands before it. All rows of a batch are drawn at once, on the device. The numbers are SplitMix64's
+So a frame's noise does not depend on how many frames follow, and a window in the middle of an utterance draws its part
+without the frames before it. All rows of a batch are drawn at once, on the device. The numbers are SplitMix64's
 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), whose n-th is a hash of the seed and n
 times a constant, made normal two by two (Box and Muller 1958).
 """

@@ -1,8 +1,8 @@
-"""Triton kernel of a layer norm with what stands around it in the flow: a sum before it, Mish, a sum and the next norm
-behind.
+"""Triton kernel of a layer norm fused with its neighbours in the flow: a sum before it; Mish, a sum and the next norm
+after it.
 
-The flow has a thousand of them in a solve, which read and write all positions; torch has a kernel for each part, adds
-the bias of a convolution of cuDNN's by one more, and puts the zeros before the next one by two.
+A solve has a thousand of them, which read and write all positions. torch would take a kernel for each part, one for the
+bias of cuDNN's convolution, and two for the zero padding of the next one.
 
 `TRITON_INTERPRET=1` runs it on the CPU, which is how it is tested where there is no GPU.
 """
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 NUMBERS = 4096
-"""Of one program: several positions side by side."""
+"""Numbers per program: several positions side by side."""
 
 
 @triton.jit
@@ -61,16 +61,16 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
     block: tl.constexpr,
 ):
     lane = tl.arange(0, size)
-    place = tl.program_id(0) * block + tl.arange(0, block)  # in what is written, with what leads each row
+    place = tl.program_id(0) * block + tl.arange(0, block)  # in the output, whose rows begin with the lead
     row, position = place // (positions + lead), place % (positions + lead) - lead
     at = (row * positions + position).to(tl.int64)[:, None] * width + lane[None, :]
-    given = (row * reach + position).to(tl.int64)[:, None] * width + lane[None, :]
+    source = (row * reach + position).to(tl.int64)[:, None] * width + lane[None, :]
     written = (row[:, None] < rows) & (lane[None, :] < width)
     inside = written & (position[:, None] >= 0)
-    y = tl.load(x + given, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(x + source, mask=inside, other=0.0).to(tl.float32)
     if change is not None:
         y += tl.load(change + at, mask=inside, other=0.0).to(tl.float32)
-        y = y.to(x.dtype.element_ty)  # as it is stored
+        y = y.to(x.dtype.element_ty)  # rounded as it is stored
         tl.store(total + at, y, mask=inside)
         y = y.to(tl.float32)
     if offset is not None:
@@ -91,7 +91,7 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
 
 
 Gains = tuple[Tensor, Tensor, float]
-"""Of a layer norm: weight and bias, [width], and what keeps it from dividing by zero."""
+"""The parameters of a layer norm: weight and bias, [width], and epsilon."""
 
 
 def norm(x: Tensor, gains: Gains) -> Tensor:
@@ -106,7 +106,7 @@ def add_norm(x: Tensor, change: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
 
 
 def norm_mish(x: Tensor, gains: Gains, after: Tensor, *, offset: Tensor | None = None, lead: int = 0) -> Tensor:
-    """`mish(layer_norm(x + offset)) + after` behind `lead` positions of zeros: [rows, lead + positions, width].
+    """`mish(layer_norm(x + offset)) + after`, preceded by `lead` positions of zeros: [rows, lead + positions, width].
 
     x: [rows, positions, width], rows further apart than their positions, if it is a part of a longer one; after: like
     x, or [width]; offset: [width].
@@ -117,7 +117,7 @@ def norm_mish(x: Tensor, gains: Gains, after: Tensor, *, offset: Tensor | None =
 def norm_mish_norm(
     x: Tensor, gains: Gains, after: Tensor, following: Gains, *, offset: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What `norm_mish` gives without a lead, and the next layer norm of it."""
+    """`norm_mish` without a lead, and the following layer norm of it."""
     normed = x.new_empty(x.shape)
     return _launch(x, gains, offset=offset, after=after, activated=True, following=following, normed=normed), normed
 

@@ -1,4 +1,4 @@
-"""Triton kernel of HiFT's activation with what stands before it: a convolution's bias, a residual sum, a row's end.
+"""Triton kernel of HiFT's activation fused with what precedes it: a convolution's bias and a residual sum.
 
 `TRITON_INTERPRET=1` runs it on the CPU, which is how it is tested where there is no GPU.
 """
@@ -44,10 +44,10 @@ def snake(
     bias: Tensor | None = None,
     change: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`x + change + bias`, and of it `y + sin(alpha y)^2 inverse`, zero where the mask is False.
+    """`y = x + change + bias`, and `y + sin(alpha y)^2 inverse`, zero where the mask is False.
 
     x, change: [rows, positions, width] float32; alpha, inverse, bias: [width]; mask: [rows, positions, 1] bool. Without
-    a change the sum is not kept, and x itself stands for it.
+    a change y is not stored, and x is returned for it.
     """
     x = x.contiguous()
     out, total = x.new_empty(x.shape), None if change is None else x.new_empty(x.shape)

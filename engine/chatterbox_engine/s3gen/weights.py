@@ -15,7 +15,7 @@ _NAMED_IN_ERROR = 20
 
 
 class _Ledger:
-    """What of the state dict was read, and what was wrong with it."""
+    """Which tensors of the state dict have not been read yet, and what is wrong with the others."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self.unread = dict(state)
@@ -23,7 +23,7 @@ class _Ledger:
 
 
 class Weights:
-    """A part of a state dict, by name prefix; the parts share one account of what was read.
+    """A part of a state dict, by name prefix; the parts share one record of what was read.
 
     A missing tensor or one of another shape is noted, replaced by zeros, and raised by `finish` with all the others.
     """

@@ -1,10 +1,10 @@
 """Attention over a pool of KV positions, of a decode step and of a prompt.
 
 The pool has no batch dimension: a row owns the extent `start .. start + capacity` of positions, so rows of any length
-share one static tensor and a captured graph serves every length. In a decode step each row reads only what it has
-filled. On CUDA the method is split-K decoding ("Flash-Decoding", Dao et al. 2023) with the row's length read on the
-device; on a CPU a kernel of our own takes some heads of a row at a time. A prompt attends to the prefix that its extent
-holds already, too (`Context`).
+share one static tensor and a captured graph serves every length. In a decode step each row reads only the positions
+that it has filled. On CUDA the method is split-K decoding ("Flash-Decoding", Dao et al. 2023) with the row's length
+read on the device; on a CPU a numba kernel takes some heads of a row at a time. A prompt also attends to the prefix
+that its extent holds already (`Context`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_engine.t3.kv_cache import KVCache, round_up
+from chatterbox_engine.t3.extents import round_up
+from chatterbox_engine.t3.kv_cache import KVCache
 
 _MASK_GRAIN = 8
 
@@ -30,13 +31,13 @@ def decode_attention(
     start: Tensor,
     position: Tensor,
 ) -> Tensor:
-    """Stores each row's new key and value and attends to everything that the row holds: [rows, heads, head_dim].
+    """Stores each row's new key and value and attends to all positions of the row: [rows, heads, head_dim].
 
-    qkv: [rows, 3, heads, head_dim], of the new position; rotation: [rows, 2, head_dim / 2], cosines and sines that turn
-    query and key, without which they stay; pool: [layers, 2, positions, heads, head_dim]; arrived: `KVCache.arrived`;
-    start: [rows] int64, first position of each row's extent; position: [rows] int64, where in its extent each row's new
-    key goes. On a GPU start, position and what the rows hold may be read before the kernel that was launched last is
-    done (`overlap_cuda`): that must have made none of them.
+    qkv: [rows, 3, heads, head_dim], of the new position; rotation: [rows, 2, head_dim / 2], cosines and sines of RoPE
+    for query and key, or None; pool: [layers, 2, positions, heads, head_dim]; arrived: `KVCache.arrived`; start: [rows]
+    int64, first position of each row's extent; position: [rows] int64, where in its extent each row's new key goes. On
+    a GPU start, position and the rows' keys and values may be read before the kernel that was launched last is done
+    (`overlap_cuda`), which must have made none of them.
     """
     if torch.compiler.is_compiling():
         return _operator(qkv, rotation, pool, arrived, layer, start, position)
@@ -50,8 +51,9 @@ def decode_attention(
     return cpu_kernels.decode_attention(qkv, rotation, keys, values, start, position)
 
 
-# The same for torch.compile, which cannot look into it; an operator's first call imports the compiler, two seconds. The
-# pool goes in whole: inductor (torch 2.11) loses writes when an operator mutates two views of one tensor.
+# The same for torch.compile, which cannot trace it; an operator's first call imports the compiler, which takes two
+# seconds. The whole pool is an argument: inductor (torch 2.11) loses writes when an operator mutates two views of one
+# tensor.
 _operator = torch.library.custom_op("chatterbox::decode_attention", decode_attention, mutates_args=("pool", "arrived"))
 
 
@@ -70,7 +72,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Context:
-    """Where the inputs of a prefill stand and what each of them attends to, the same in every layer."""
+    """Positions of a prefill's inputs and what each of them attends to, the same in every layer."""
 
     position: Tensor  # [rows, length] int64, in the row's sequence
     last: Tensor  # [rows] int64, which input is the last one before padding
@@ -80,10 +82,10 @@ class Context:
 
     @classmethod
     def of(cls, cache: KVCache, start: Tensor, past: Tensor, last: Tensor, *, length: int, reach: int) -> Context:
-        """Rows of `length` inputs that follow the first `past` positions of their extents.
+        """For rows of `length` inputs that follow the first `past` positions of their extents.
 
-        start, past, last: [rows] int64. reach: positions of a row at most, prefix and padding included. Reads nothing
-        on the host, so that a graph can capture it.
+        start, past, last: [rows] int64. reach: positions of a row at most, prefix and padding included. Nothing is
+        read on the host, so that a graph can capture it.
         """
         own = torch.arange(length, device=start.device)
         # On CUDA torch's memory-efficient kernel takes a mask (the flash kernel takes none), and without a copy if the
@@ -91,7 +93,7 @@ class Context:
         key = torch.arange(round_up(reach, _MASK_GRAIN), device=start.device)
         position = past[:, None] + own
         store = (start[:, None] + position).masked_fill(own > last[:, None], cache.scratch)
-        # what lies behind a row's last position may never have been written, and a NaN gets through any mask
+        # positions after a row's last one may never have been written, and a NaN gets through any mask
         held = start[:, None] + torch.minimum(key, (past + last)[:, None])
         mask = torch.zeros(len(start), 1, length, len(key), dtype=cache.data.dtype, device=start.device)
         mask = mask.masked_fill(key > position[:, None, :, None], -math.inf)
@@ -99,7 +101,7 @@ class Context:
 
 
 def prompt_attention(query: Tensor, key: Tensor, value: Tensor, pool: Tensor, context: Context) -> Tensor:
-    """Stores the keys and values of a prefill's inputs and attends to what their rows hold.
+    """Stores the keys and values of a prefill's inputs and attends to their rows, prefix included.
 
     query, key, value: [rows, length, heads, head_dim]; pool: a layer's [2, positions, heads, head_dim]. Returns
     [rows, length, heads, head_dim].

@@ -1,11 +1,11 @@
-"""Triton kernel of a decode step's attention: partial softmax per split of a row, which the last split joins.
+"""Triton kernel of a decode step's attention: partial softmax per split of a row, combined by the last split.
 
-It takes what the projection gave: it turns query and key to their position and stores the new key and value, which
-eight kernels of torch would do otherwise. The splits of a row and head count themselves when they are done; who finds
-all others counted joins them, in their order, so that the sum has the same bits whoever that is.
+Its input is the projection's output: it applies RoPE to query and key and stores the new key and value, which would be
+eight kernels of torch. The splits of a row and head increment a counter when they are done; the one that finds all
+others counted combines them, in their order, so that the sum has the same bits whichever that is.
 
-The next keys and values are on their way while some are at work, the first ones before the kernel that makes the query
-is done (`overlap_cuda`).
+The next keys and values are loaded while the current ones are used, the first ones before the kernel that makes the
+query is done (`overlap_cuda`).
 
 `TRITON_INTERPRET=1` runs it on the CPU, which is how it is tested where there is no GPU.
 """
@@ -21,15 +21,15 @@ from chatterbox_engine.kernels.overlap_cuda import overlaps, start_next
 from chatterbox_engine.t3.kv_cache import SPLIT_PAIRS
 
 BLOCK = 16
-"""Positions that a program, which is one warp, takes at a time. Larger ones keep fewer programs' loads under way."""
+"""Positions per iteration of a program, which is one warp. Larger blocks keep fewer programs' loads in flight."""
 MAX_SPLITS = 16
-# Programs that keep a large GPU (132 multiprocessors) busy; more splits than needed cost a longer join.
+# Programs that keep a large GPU (132 multiprocessors) busy; more splits than needed take longer to combine.
 TARGET_PROGRAMS = 2 * SPLIT_PAIRS
 
 
 @triton.jit
-def _turned(vector, rotation, head_dim: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A query or key of one head in float32, rotated in transformers' half-split form where there is a rotation."""
+def _rotated(vector, rotation, head_dim: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A query or key of one head in float32, with RoPE in transformers' half-split form if there is a rotation."""
     lane = tl.arange(0, head_dim)
     x = tl.load(vector + lane).to(tl.float32)
     if rotation is not None:
@@ -42,7 +42,7 @@ def _turned(vector, rotation, head_dim: tl.constexpr):  # type: ignore[no-untype
 
 
 @triton.jit
-def _held(  # type: ignore[no-untyped-def]
+def _load_block(  # type: ignore[no-untyped-def]
     keys,
     values,
     first,
@@ -53,8 +53,8 @@ def _held(  # type: ignore[no-untyped-def]
     head_dim: tl.constexpr,
     block: tl.constexpr,
 ):
-    """A head's keys and values of the positions from `offset` on, as they are stored, and which of these are before the
-    end."""
+    """A head's keys and values of `block` positions from `offset` on, as stored, and which of these are before
+    `end`."""
     where = offset + tl.arange(0, block)
     inside = where < end
     at = (((first + where) * heads + head) * head_dim)[:, None] + tl.arange(0, head_dim)[None, :]
@@ -64,9 +64,9 @@ def _held(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _joined(partial, peak, total, pair, head_dim: tl.constexpr, splits: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What a head attends to, from what its splits stored, which is read past the multiprocessor's own cache: that may
-    hold what was there before."""
+def _combined(partial, peak, total, pair, head_dim: tl.constexpr, splits: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A head's result from the partial ones of its splits. They are read past the multiprocessor's own cache, which may
+    hold older contents."""
     slot = pair * splits + tl.arange(0, splits)
     lane = tl.arange(0, head_dim)
     best = tl.load(peak + slot, cache_modifier=".cg")
@@ -107,18 +107,18 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     blocks_per_split = tl.cdiv(tl.cdiv(held, block), splits)
     offset = split * blocks_per_split * block
     end = tl.minimum(offset + blocks_per_split * block, held)
-    k, v, inside = _held(keys, values, first, offset, end, head, heads, head_dim, block)
+    k, v, inside = _load_block(keys, values, first, offset, end, head, heads, head_dim, block)
     start_next(overlapping)
     new = qkv + (row * 3 * heads + head) * head_dim
-    turn = None if rotation is None else rotation + row * head_dim
-    q = _turned(new, turn, head_dim) * scale
+    own_rotation = None if rotation is None else rotation + row * head_dim
+    q = _rotated(new, own_rotation, head_dim) * scale
 
     best = -float("inf")
     weight = 0.0
     acc = tl.zeros([head_dim], dtype=tl.float32)
-    if split == 0:  # the new position; as it is stored, so that later steps see the same
+    if split == 0:  # the new position, rounded as it is stored, so that later steps use the same
         at = ((first + held) * heads + head) * head_dim + lane
-        new_key = _turned(new + heads * head_dim, turn, head_dim).to(keys.dtype.element_ty)
+        new_key = _rotated(new + heads * head_dim, own_rotation, head_dim).to(keys.dtype.element_ty)
         new_value = tl.load(new + 2 * heads * head_dim + lane)
         tl.store(keys + at, new_key)
         tl.store(values + at, new_value)
@@ -128,7 +128,7 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
 
     while offset < end:
         offset += block
-        next_k, next_v, next_inside = _held(keys, values, first, offset, end, head, heads, head_dim, block)
+        next_k, next_v, next_inside = _load_block(keys, values, first, offset, end, head, heads, head_dim, block)
         score = tl.where(inside, tl.sum(k.to(tl.float32) * q[None, :], axis=1), -float("inf"))
         higher = tl.maximum(best, tl.max(score, axis=0))
         share = tl.exp(score - higher)
@@ -145,14 +145,14 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
         tl.store(partial + slot * head_dim + lane, acc)
         tl.store(peak + slot, best)
         tl.store(total + slot, weight)
-        tl.debug_barrier()  # what all threads of this split stored is there before it counts
+        tl.debug_barrier()  # all threads of this split have stored before it is counted
         if tl.atomic_add(arrived + pair, 1) == splits - 1:
             tl.store(arrived + pair, 0)
-            tl.store(out + pair * head_dim + lane, _joined(partial, peak, total, pair, head_dim, splits))
+            tl.store(out + pair * head_dim + lane, _combined(partial, peak, total, pair, head_dim, splits))
 
 
 def splits_for(rows: int, heads: int) -> int:
-    """How many parts each row is cut into, a power of two, so that small batches fill the GPU as well."""
+    """Splits per row, a power of two, so that small batches fill the GPU as well."""
     wanted = max(1, TARGET_PROGRAMS // (rows * heads))
     return min(MAX_SPLITS, 1 << (wanted.bit_length() - 1))
 
@@ -166,7 +166,7 @@ def split_decode(
     start: Tensor,
     position: Tensor,
 ) -> Tensor:
-    """Stores one new key and value a row and attends to everything that the row holds: [rows, heads, head_dim].
+    """Stores one new key and value a row and attends to all positions of the row: [rows, heads, head_dim].
 
     qkv and rotation as in `attention.decode_attention`; `keys` and `values` are the contiguous pool [positions, heads,
     head_dim]; head_dim is a power of two of at least 16. arrived: [SPLIT_PAIRS] int32, zero before and after.

@@ -7,22 +7,23 @@ of learned positions over the whole sequence, no guidance and no emotion. Source
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from chatterbox_engine.checkpoint.dims import GPT2Dims
 from chatterbox_engine.kernels.device import upload
-from chatterbox_engine.kernels.linear import Activation, project
+from chatterbox_engine.kernels.linear import Projection
+from chatterbox_engine.kernels.shapes import Activation
 from chatterbox_engine.t3.attention import Context, decode_attention, prompt_attention
 from chatterbox_engine.t3.kv_cache import KVCache
-from chatterbox_engine.t3.transformer import Transformer, rename
+from chatterbox_engine.t3.transformer import Block, Transformer, rename
 from chatterbox_engine.types import T3Conditionals
 
 
-class Block(nn.Module):
-    """One decoder block."""
+class GPT2Block(Block):
+    """Query, key and value are one matrix."""
 
     def __init__(self, dims: GPT2Dims) -> None:
         super().__init__()
@@ -34,13 +35,19 @@ class Block(nn.Module):
         self.up, self.up_bias = _affine(dims.intermediate, dims.hidden)
         self.down, self.down_bias = _affine(dims.hidden, dims.intermediate)
 
+    def prepare(self) -> None:
+        self.attention_in = _after_norm(self.attention_norm, self.qkv, self.qkv_bias)
+        self.attention_out = Projection(self.out, self.out_bias)
+        self.mlp_in = _after_norm(self.mlp_norm, self.up, self.up_bias, "gelu")
+        self.mlp_out = Projection(self.down, self.down_bias)
+
 
 def _affine(outputs: int, inputs: int) -> tuple[nn.Parameter, nn.Parameter]:
     return nn.Parameter(torch.empty(outputs, inputs)), nn.Parameter(torch.empty(outputs))
 
 
 class GPT2(Transformer):
-    """The whole network."""
+    """The whole network: GPT-2 blocks with their embeddings and head."""
 
     dims: GPT2Dims
     matrices = ("qkv", "out", "up", "down")
@@ -53,7 +60,7 @@ class GPT2(Transformer):
         self.speech_embedding = nn.Parameter(torch.empty(dims.speech_vocab, dims.hidden))
         self.position = nn.Parameter(torch.empty(dims.positions, dims.hidden))
         self.speaker = nn.Linear(dims.speaker_embed, dims.hidden)
-        self.blocks = nn.ModuleList(Block(dims) for _ in range(dims.layers))
+        self.blocks = nn.ModuleList(GPT2Block(dims) for _ in range(dims.layers))
         self.norm = nn.LayerNorm(dims.hidden, dims.layer_norm_eps)
         self.head = nn.Parameter(torch.empty(dims.speech_vocab, dims.hidden))
         self.head_bias = nn.Parameter(torch.empty(dims.speech_vocab))
@@ -64,12 +71,16 @@ class GPT2(Transformer):
             for name, official in _BLOCK_NAMES.items():
                 names[f"blocks.{index}.{name}"] = (f"tfmr.h.{index}.{official}",)
         ours = rename(state, names, _UNUSED)
-        # transformers' `Conv1D` keeps matrices as [inputs, outputs]
+        # transformers' `Conv1D` stores matrices as [inputs, outputs]
         return {name: tensor.T.contiguous() if name.endswith(_TRANSPOSED) else tensor for name, tensor in ours.items()}
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.logits = _after_norm(self.norm, self.head, self.head_bias)
 
     @torch.inference_mode()
     def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:  # noqa: ARG002
-        """Speaker and prompt tokens, without positions; there is no exaggeration to hear."""
+        """Speaker and prompt tokens, without positions; exaggeration has no effect."""
         speaker = self.speaker(upload(voice.speaker, self.device)[None]).to(self.dtype)  # [1, hidden]
         return torch.cat([speaker, self.speech_embedding[upload(voice.prompt_tokens, self.device)]])
 
@@ -80,11 +91,11 @@ class GPT2(Transformer):
 
     def prefill(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:
         x = x + self.position[context.position]
-        for index, block in enumerate(self._blocks):
-            q, k, v = self._qkv(block, x).unbind(2)  # [rows, length, heads, head_dim]
+        for index, block in enumerate(self.layers):
+            q, k, v = self.qkv(block, x).unbind(2)  # [rows, length, heads, head_dim]
             mixed = prompt_attention(q, k, v, cache.data[index], context)
-            x = self._finish_block(block, x, mixed.flatten(2))
-        return self._logits(x[torch.arange(len(x), device=x.device), context.last])
+            x = block.finish(x, mixed.flatten(2))
+        return self.logits(x[torch.arange(len(x), device=x.device), context.last])
 
     def decode(
         self,
@@ -95,31 +106,14 @@ class GPT2(Transformer):
         cache: KVCache,
     ) -> Tensor:
         x = self.speech_embedding[token] + self.position[position]  # [rows, hidden]
-        for index, block in enumerate(self._blocks):
-            mixed = decode_attention(self._qkv(block, x), None, cache.data, cache.arrived, index, start, position)
-            x = self._finish_block(block, x, mixed.flatten(1))
-        return self._logits(x)
-
-    @property
-    def _blocks(self) -> Iterator[Block]:
-        return (block for block in self.blocks if isinstance(block, Block))
-
-    def _qkv(self, block: Block, x: Tensor) -> Tensor:
-        """Query, key and value: [..., 3, heads, head_dim]."""
-        x = _normed(x, block.attention_norm, block.qkv, block.qkv_bias)
-        return x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim))
-
-    def _finish_block(self, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
-        x = project(mixed, block.out, block.out_bias, to=x)
-        hidden = _normed(x, block.mlp_norm, block.up, block.up_bias, "gelu")
-        return project(hidden, block.down, block.down_bias, to=x)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return _normed(x, self.norm, self.head, self.head_bias)
+        for index, block in enumerate(self.layers):
+            mixed = decode_attention(self.qkv(block, x), None, cache.data, cache.arrived, index, start, position)
+            x = block.finish(x, mixed.flatten(1))
+        return self.logits(x)
 
 
-def _normed(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor, then: Activation = "none") -> Tensor:
-    return project(x, weight, bias, gain=norm.weight, shift=norm.bias, eps=norm.eps, then=then)
+def _after_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor, activation: Activation = "none") -> Projection:
+    return Projection(weight, bias, gain=norm.weight, shift=norm.bias, eps=norm.eps, activation=activation)
 
 
 _NAMES = {

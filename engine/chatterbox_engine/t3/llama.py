@@ -8,7 +8,7 @@ transformers' Llama.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from chatterbox_engine.checkpoint.dims import LlamaDims
 from chatterbox_engine.kernels.device import upload
-from chatterbox_engine.kernels.linear import Activation, project
+from chatterbox_engine.kernels.linear import Projection
 from chatterbox_engine.t3.attention import Context, decode_attention, prompt_attention, rotate
 from chatterbox_engine.t3.kv_cache import KVCache
-from chatterbox_engine.t3.transformer import Transformer, rename
+from chatterbox_engine.t3.transformer import Block, Transformer, rename
 from chatterbox_engine.types import T3Conditionals
 
 
-class Block(nn.Module):
-    """One decoder block; query, key and value are one matrix, gate and up another."""
+class LlamaBlock(Block):
+    """Query, key and value are one matrix, gate and up another."""
 
     def __init__(self, dims: LlamaDims) -> None:
         super().__init__()
@@ -35,6 +35,13 @@ class Block(nn.Module):
         self.mlp_norm = nn.Parameter(torch.empty(dims.hidden))
         self.gate_up = nn.Parameter(torch.empty(2 * dims.intermediate, dims.hidden))
         self.down = nn.Parameter(torch.empty(dims.hidden, dims.intermediate))
+        self._eps = dims.rms_norm_eps
+
+    def prepare(self) -> None:
+        self.attention_in = Projection(self.qkv, gain=self.attention_norm, eps=self._eps)
+        self.attention_out = Projection(self.out)
+        self.mlp_in = Projection(self.gate_up, gain=self.mlp_norm, eps=self._eps, activation="swiglu")
+        self.mlp_out = Projection(self.down)
 
 
 class Perceiver(nn.Module):
@@ -69,7 +76,7 @@ class Perceiver(nn.Module):
 
 
 class T3(Transformer):
-    """The whole network."""
+    """The whole network: Llama blocks with their embeddings, conditioning and head."""
 
     dims: LlamaDims
     matrices = ("qkv", "out", "gate_up", "down")
@@ -86,7 +93,7 @@ class T3(Transformer):
         self.speaker = nn.Linear(dims.speaker_embed, dims.hidden)
         self.emotion = nn.Linear(1, dims.hidden, bias=False)
         self.perceiver = Perceiver(dims)
-        self.blocks = nn.ModuleList(Block(dims) for _ in range(dims.layers))
+        self.blocks = nn.ModuleList(LlamaBlock(dims) for _ in range(dims.layers))
         self.norm = nn.Parameter(torch.empty(dims.hidden))
         self.head = nn.Parameter(torch.empty(dims.speech_vocab, dims.hidden))
 
@@ -97,7 +104,9 @@ class T3(Transformer):
                 names[f"blocks.{index}.{name}"] = tuple(f"tfmr.layers.{index}.{official}" for official in officials)
         return rename(state, names, _UNUSED)
 
-    def add_tables(self) -> None:
+    def prepare(self) -> None:
+        super().prepare()
+        self.logits = Projection(self.head, gain=self.norm, eps=self.dims.rms_norm_eps)
         table = rotations(self.dims, self.dims.longest).to(self.device, self.dtype)
         self.register_buffer("rotation", table, persistent=False)
 
@@ -111,7 +120,7 @@ class T3(Transformer):
 
     @torch.inference_mode()
     def prompt(self, text: Tensor) -> Tensor:
-        """The unconditional row keeps the positions and loses the text's embedding. BOS stands twice, both at speech
+        """The unconditional row has the positions without the text's embedding. BOS stands twice, each time at speech
         position 0."""
         positions = self.text_position[: len(text)]
         bos = (self.speech_embedding[self.dims.start_speech] + self.speech_position[0]).expand(2, -1)
@@ -119,40 +128,21 @@ class T3(Transformer):
 
     def prefill(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:
         rotation = self.rotation[context.position][:, :, None, None]
-        for index, block in enumerate(self._blocks):
-            qkv = self._qkv(block, x)  # [rows, length, 3, heads, head_dim]
+        for index, block in enumerate(self.layers):
+            qkv = self.qkv(block, x)  # [rows, length, 3, heads, head_dim]
             # query and key together, which is half the kernels
             q, k, v = *rotate(qkv[:, :, :2], rotation).unbind(2), qkv[:, :, 2]
             mixed = prompt_attention(q, k, v, cache.data[index], context)
-            x = self._finish_block(block, x, mixed.flatten(2))
-        return self._logits(x[torch.arange(len(x), device=x.device), context.last])
+            x = block.finish(x, mixed.flatten(2))
+        return self.logits(x[torch.arange(len(x), device=x.device), context.last])
 
     def decode(self, token: Tensor, speech_position: Tensor, start: Tensor, position: Tensor, cache: KVCache) -> Tensor:
         x = self.speech_embedding[token] + self.speech_position[speech_position]  # [rows, hidden]
         rotation = self.rotation[position]
-        for index, block in enumerate(self._blocks):
-            mixed = decode_attention(self._qkv(block, x), rotation, cache.data, cache.arrived, index, start, position)
-            x = self._finish_block(block, x, mixed.flatten(1))
-        return self._logits(x)
-
-    @property
-    def _blocks(self) -> Iterator[Block]:
-        return (block for block in self.blocks if isinstance(block, Block))
-
-    def _qkv(self, block: Block, x: Tensor) -> Tensor:
-        """Query, key and value, not rotated yet: [..., 3, heads, head_dim]."""
-        x = self._normed(x, block.attention_norm, block.qkv)
-        return x.unflatten(-1, (3, self.dims.heads, self.dims.head_dim))
-
-    def _finish_block(self, block: Block, x: Tensor, mixed: Tensor) -> Tensor:
-        x = project(mixed, block.out, to=x)
-        return project(self._normed(x, block.mlp_norm, block.gate_up, "swiglu"), block.down, to=x)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return self._normed(x, self.norm, self.head)
-
-    def _normed(self, x: Tensor, gain: Tensor, weight: Tensor, then: Activation = "none") -> Tensor:
-        return project(x, weight, gain=gain, eps=self.dims.rms_norm_eps, then=then)
+        for index, block in enumerate(self.layers):
+            mixed = decode_attention(self.qkv(block, x), rotation, cache.data, cache.arrived, index, start, position)
+            x = block.finish(x, mixed.flatten(1))
+        return self.logits(x)
 
 
 def rotations(dims: LlamaDims, positions: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""T3's blocks with int8 or float8 weights, by torchao. What multiplies them is `linear`.
+"""T3's blocks with int8 or float8 weights, by torchao. `linear` multiplies with them.
 
 The head keeps its type: it is 2 to 6% of the weights, and its error would reach the logits undamped.
 """
@@ -18,7 +18,7 @@ _SMALLEST = 1e-12  # rows of zeros get a scale too, or dividing by it would make
 
 
 def check_quantization(how: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuses what the device cannot do. Raises ConfigError."""
+    """Refuses a quantisation that the device does not support. Raises ConfigError."""
     if how != "float8":
         return
     able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
@@ -31,17 +31,18 @@ def check_quantization(how: str, device: torch.device, dtype: torch.dtype) -> No
 
 def quantize(model: Transformer, how: str) -> None:
     """Replaces the blocks' matrices."""
-    for block in model.blocks:
+    for block in model.layers:
         for name in model.matrices:
             quantized = quantize_weight(getattr(block, name).data, how)
             setattr(block, name, nn.Parameter(quantized, requires_grad=False))
+        block.prepare()
 
 
 def quantize_weight(weight: Tensor, how: str) -> Tensor:
     """The matrix [outputs, inputs] as torchao's tensor, with one scale for each output.
 
-    `int8`: the weights only. `float8`: what they are multiplied with is rounded too, with one scale for each row, so
-    that the device multiplies float8 and no row depends on another.
+    `int8`: the weights only. `float8`: the inputs are rounded as well, with one scale for each row, so that the device
+    multiplies float8 and no row depends on another.
     """
     # an import of five to ten seconds, which most servers do without
     from torchao.float8.inference import Float8MMConfig

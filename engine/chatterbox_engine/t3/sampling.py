@@ -1,10 +1,10 @@
-"""Drawing speech tokens on the device, every row with its own parameters.
+"""Drawing speech tokens with torch's operators, every row with its own parameters.
 
-A GPU draws in one kernel of the same mathematics (`sampling_cuda.py`).
+`sampling_cuda` does the same in one kernel; `Sampler` chooses between the two.
 
 The steps are upstream's (chatterbox-tts 0.1.7 `T3.inference` and `inference_turbo`), in the order that `families` has
-for each model. The draw is one uniform number by inverse distribution function, which makes a request's tokens
-independent of the rest of the batch.
+for each model. A token is drawn from one uniform number by the inverse of the distribution function, which makes a
+request's tokens independent of the rest of the batch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,44 @@ import torch
 from torch import Tensor
 
 from chatterbox_engine.checkpoint.families import Processor
+from chatterbox_engine.t3.slots import Slots
+
+
+def sample(
+    logits: Tensor,
+    rows: Tensor,
+    slots: Slots,
+    tokens: Tensor,
+    processors: Sequence[Processor],
+    *,
+    use_top: bool,
+    bos_once: int | None,
+) -> None:
+    """Draws a token for each utterance and updates its slot.
+
+    logits: [rows, vocab]; rows: [3, utterances] int64, the slot, the conditional and the unconditional row of each;
+    tokens: [utterances] int64, which is written to. use_top: whether top-k and top-p apply; bos_once: a token that
+    counts as seen in the first step alone.
+    """
+    slot, conditional, unconditional = rows.unbind()
+    step = slots.step[slot]
+    parameters = Parameters(
+        slots.temperature[slot],
+        slots.repetition_penalty[slot],
+        slots.min_p[slot],
+        slots.top_p[slot],
+        slots.top_k[slot],
+    )
+    guided = guide(logits[conditional], logits[unconditional], slots.cfg_weight[slot])
+    token = choose(guided, slots.seen[slot], parameters, slots.uniforms[slot, step], processors, use_top=use_top)
+    slots.token[slot] = token
+    if bos_once is not None:
+        seen = slots.seen.select(1, bos_once)
+        seen[slot] = seen[slot] & (step > 0)
+    # a Python True would be copied from the host, which no graph can capture
+    slots.seen[slot, token] = torch.ones_like(token, dtype=torch.bool)
+    slots.step.index_add_(0, slot, slots.alive[slot])
+    tokens.copy_(token)
 
 
 @dataclass(frozen=True)
@@ -24,7 +62,7 @@ class Parameters:
 
     temperature: Tensor
     """0 takes the best token."""
-    penalty: Tensor
+    repetition_penalty: Tensor
     min_p: Tensor
     top_p: Tensor
     top_k: Tensor  # int64; 0 keeps all
@@ -72,12 +110,12 @@ def choose(
 ) -> Tensor:
     """From logits [rows, vocab] to tokens [rows]; `seen` bool [rows, vocab], `uniform` [rows] of [0, 1).
 
-    `use_top` False skips the sort, right only when no row has a `top_k` or a `top_p`.
+    `use_top` False skips the sort, which is right only when no row has a `top_k` or a `top_p`.
     """
     greedy = rows.temperature == 0
     for processor in processors:
         if processor == "penalty":
-            logits = penalise(logits, seen, rows.penalty)
+            logits = penalise(logits, seen, rows.repetition_penalty)
         elif processor == "temperature":
             logits = logits / torch.where(greedy, 1.0, rows.temperature)[:, None]
         elif processor == "min_p":

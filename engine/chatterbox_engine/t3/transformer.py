@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, TypeVar
 
 import torch
@@ -11,11 +11,37 @@ from torch import Tensor, nn
 
 from chatterbox_engine.checkpoint.dims import T3Dims
 from chatterbox_engine.errors import CheckpointError
+from chatterbox_engine.kernels.linear import Projection
 from chatterbox_engine.t3.attention import Context
-from chatterbox_engine.t3.kv_cache import KVCache, round_up
+from chatterbox_engine.t3.extents import round_up
+from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.types import T3Conditionals
 
 T = TypeVar("T", bound="Transformer")
+
+
+class Block(nn.Module, abc.ABC):
+    """A decoder block: its weights, and the four products that they are used in."""
+
+    attention_in: Projection
+    """Norm, then query, key and value."""
+    attention_out: Projection
+    mlp_in: Projection
+    """Norm, first matrix, activation."""
+    mlp_out: Projection
+
+    @abc.abstractmethod
+    def prepare(self) -> None:
+        """Makes the products of the weights; again after these were replaced."""
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Everything after the attention.
+
+        x: the block's input, [..., hidden], overwritten in a decode step; mixed: the heads' results, [..., heads *
+        head_dim]. Returns the block's output, [..., hidden].
+        """
+        x = self.attention_out(mixed, x)
+        return self.mlp_out(self.mlp_in(x), x)
 
 
 class Transformer(nn.Module, abc.ABC):
@@ -27,13 +53,15 @@ class Transformer(nn.Module, abc.ABC):
     dims: T3Dims
     blocks: nn.ModuleList
     head: nn.Parameter  # [speech_vocab, hidden]
+    logits: Projection
+    """Norm, then the head."""
 
     matrices: ClassVar[tuple[str, ...]]
     """Names of the blocks' matrices."""
 
     float32: ClassVar[tuple[str, ...]]
     """Prefixes of our names of the conditioning's weights, which stay float32: it runs once per voice and its error
-    would reach every token. All others take the dtype that was asked for."""
+    would reach every token. All others get the requested dtype."""
 
     @classmethod
     def from_state_dict(
@@ -50,7 +78,7 @@ class Transformer(nn.Module, abc.ABC):
         ours = {k: v.to(device, torch.float32 if k.startswith(cls.float32) else dtype) for k, v in ours.items()}
         model.load_state_dict(ours, assign=True)
         model.requires_grad_(False)
-        model.add_tables()
+        model.prepare()
         return model.eval()
 
     @abc.abstractmethod
@@ -59,10 +87,21 @@ class Transformer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def renamed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """An official state dict by our names, in our layout."""
+        """An official state dict with our names and layout."""
 
-    def add_tables(self) -> None:
-        """Computes constant buffers once the weights are there."""
+    def prepare(self) -> None:
+        """Makes what is computed from the weights alone, once they are there."""
+        for block in self.layers:
+            block.prepare()
+
+    @property
+    def layers(self) -> Iterator[Block]:
+        """The blocks in their order."""
+        return (block for block in self.blocks if isinstance(block, Block))
+
+    def qkv(self, block: Block, x: Tensor) -> Tensor:
+        """Query, key and value of a block's input, without RoPE: [..., 3, heads, head_dim]."""
+        return block.attention_in(x).unflatten(-1, (3, self.dims.heads, self.dims.head_dim))
 
     @property
     def device(self) -> torch.device:
@@ -74,9 +113,9 @@ class Transformer(nn.Module, abc.ABC):
 
     @torch.inference_mode()
     def prefix(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
-        """Keys and values of the positions before the text, which depend on voice and exaggeration alone, of every row:
-        [layers, 2, n, heads, head_dim], n at most dims.prefix. Computed alone, so that they have the same bits for
-        every request."""
+        """Keys and values of the positions before the text, which depend on voice and exaggeration alone, for every
+        row: [layers, 2, n, heads, head_dim], n at most dims.prefix. Computed by itself, so that they have the same bits
+        for every request."""
         x = self.conditioning(voice, exaggeration)
         length = len(x)
         cache = KVCache(self.dims, round_up(length), device=self.device, dtype=self.dtype)
@@ -91,8 +130,8 @@ class Transformer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def prompt(self, text: Tensor) -> Tensor:
-        """Embeds text and BOS: [rows, n + dims.bos, hidden], the conditional row first, an unconditional one behind it
-        where the model is guided. text: [n] int64 as `dims.frame` gives it."""
+        """Embeds text and BOS: [rows, n + dims.bos, hidden], the conditional row first, then an unconditional one if
+        the model is guided. text: [n] int64 as `dims.frame` gives it."""
 
     @abc.abstractmethod
     def prefill(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:
@@ -115,7 +154,7 @@ class Transformer(nn.Module, abc.ABC):
 def rename(
     state: Mapping[str, Tensor], names: Mapping[str, tuple[str, ...]], unused: frozenset[str]
 ) -> dict[str, Tensor]:
-    """Official tensors by our names; several under one name are joined along their first dimension.
+    """Official tensors with our names; several of one name are concatenated along their first dimension.
 
     unused: official names that may be there and are left out. Raises CheckpointError for missing and surplus ones.
     """
