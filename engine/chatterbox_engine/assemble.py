@@ -13,12 +13,18 @@ from chatterbox_engine.checkpoint.dims import GPT2Dims, LlamaDims, T3Dims
 from chatterbox_engine.checkpoint.families import CANGJIE, Text, candidates, detect
 from chatterbox_engine.config import Config, cores
 from chatterbox_engine.errors import ConfigError
-from chatterbox_engine.kernels.device import own_stream
+from chatterbox_engine.kernels.device import own_stream, reserved_bytes
 from chatterbox_engine.kernels.graphs import Graphs
-from chatterbox_engine.metrics import Metrics
+from chatterbox_engine.metrics import Metrics, Served
 from chatterbox_engine.s3gen import S3Gen
-from chatterbox_engine.synthesis.engine import PREFIX_BYTES, Engine, Parts
+from chatterbox_engine.synthesis.cores import Cores
+from chatterbox_engine.synthesis.engine import Engine
+from chatterbox_engine.synthesis.finisher import Finisher
+from chatterbox_engine.synthesis.parts import Parts
+from chatterbox_engine.synthesis.prefixes import PREFIX_BYTES, Prefixes
 from chatterbox_engine.synthesis.scheduler import Scheduler
+from chatterbox_engine.synthesis.segments import Segmenter
+from chatterbox_engine.synthesis.vocoder import Vocoder
 from chatterbox_engine.synthesis.watermark import make_watermarker
 from chatterbox_engine.t3.gpt2 import GPT2
 from chatterbox_engine.t3.kv_cache import KVCache, bytes_per_position
@@ -107,31 +113,39 @@ def build(
     check_memory(needed, device, max_slots, family.rows, config, report)
     cache = KVCache(checkpoint.dims.t3, positions, device=device, dtype=dtype)
     graphs = Graphs(device, enabled=config.cuda_graphs)
+    constant = {
+        "model": config.checkpoint,
+        "family": family.name,
+        "optimizations": optimizations(config, dtype, graphs),
+    }
+    served = Served(constant, partial(reserved_bytes, device))
+    cpu_cores = Cores(vocoder=vocoder_threads(config, device), t3=t3_threads(config, model))
     parts = Parts(
+        segmenter=Segmenter(TEXTS[family.text](checkpoint, config), model.dims, config.segment_chars),
+        voices=make_voices(config, checkpoint, device, metrics),
+        scheduler=Scheduler(max_slots=max_slots, positions=positions, max_prefills=config.max_prefills),
         runner=Runner(
             model, cache, max_slots, family=family, graphs=graphs, compile_mode=choose_compile_mode(config, graphs)
         ),
-        scheduler=Scheduler(max_slots=max_slots, positions=positions, max_prefills=config.max_prefills),
-        s3gen=s3gen,
+        prefixes=Prefixes(model.prefix),
+        vocoder=Vocoder(
+            s3gen,
+            graphs=Graphs(device, enabled=config.cuda_graphs),
+            # rows that go one after the other are answered one after the other
+            batch=config.vocoder_batch if s3gen.rows_together else 1,
+            delay=config.vocoder_delay,
+            memory=vocoder_memory(device),
+            cores=cpu_cores,
+            metrics=metrics,
+        ),
+        finisher=Finisher(make_watermarker(device, enabled=config.watermark), served, device=device, cores=cpu_cores),
+        cores=cpu_cores,
+        served=served,
         family=family,
-        text=TEXTS[family.text](checkpoint, config),
-        voices=make_voices(config, checkpoint, device, metrics),
-        watermarker=make_watermarker(device, enabled=config.watermark),
-        about={
-            "model": config.checkpoint,
-            "family": family.name,
-            "optimizations": optimizations(config, dtype, graphs),
-        },
+        stop_token=model.dims.stop_speech,
+        device=device,
         max_queue=config.max_queue,
         request_timeout=config.request_timeout,
-        segment_chars=config.segment_chars,
-        vocoder_graphs=Graphs(device, enabled=config.cuda_graphs),
-        # rows that go one after the other are answered one after the other
-        vocoder_batch=config.vocoder_batch if s3gen.rows_together else 1,
-        vocoder_memory=vocoder_memory(device),
-        vocoder_delay=config.vocoder_delay,
-        vocoder_threads=vocoder_threads(config, device),
-        t3_threads=t3_threads(config, model),
     )
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the engine's threads read what was made here on streams of their own

@@ -88,6 +88,21 @@ class Status:
     gpu_bytes: int
 
 
+@dataclass(frozen=True)
+class Served:
+    """What an engine serves and how, and the GPU memory that it holds."""
+
+    constant: Mapping[str, Any]
+    """Entries of every answer's statistics that never change; `optimizations` is one."""
+    gpu_bytes: Callable[[], int]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """As every answer's statistics tell it."""
+        active, used = self.constant.get("optimizations", []), round(self.gpu_bytes() / 1e6, 1)
+        return {**self.constant, "optimizations_active": active, "gpu_memory_used_mb": used}
+
+
 class Metrics(Protocol):
     """What the engine tells. Every method may be called from any thread and returns at once."""
 

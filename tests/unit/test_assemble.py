@@ -14,7 +14,7 @@ from chatterbox_engine.checkpoint.dims import LlamaDims
 from chatterbox_engine.config import Config, cores
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.kernels.graphs import Graphs
-from chatterbox_engine.synthesis.engine import PREFIX_BYTES
+from chatterbox_engine.synthesis.prefixes import PREFIX_BYTES
 from chatterbox_engine.t3.quantize import check_quantization
 from tests.pretend_cuda import pretend_cuda
 
@@ -124,4 +124,4 @@ def test_t3_takes_the_cores_of_s3gen_for_long_steps(dtype: torch.dtype, elements
 def test_s3gen_is_made_as_the_settings_say(tiny_path: Path, tmp_path: Path) -> None:
     settings = {"prompt_seconds": 2.0, "dtype": "float32", "voice_store": str(tmp_path / "voices.sqlite")}
     engine = assemble.build(Config(checkpoint=str(tiny_path), watermark=False, **settings))  # type: ignore[arg-type]
-    assert engine._parts.s3gen.prompt_tokens == 50
+    assert engine._parts.vocoder._s3gen.prompt_tokens == 50
