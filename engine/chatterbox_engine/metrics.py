@@ -112,7 +112,7 @@ class Metrics(Protocol):
     def stepped(self, seconds: float, utterances: int) -> None:
         """T3 made one decode step."""
 
-    def vocoded(self, seconds: float, pieces: int) -> None:
+    def vocoded(self, seconds: float, chunks: int) -> None:
         """S3Gen made the waveforms of one batch."""
 
     def answered(self, stats: Mapping[str, Any]) -> None:
@@ -131,7 +131,7 @@ class NoMetrics:
     def stepped(self, seconds: float, utterances: int) -> None:
         """See `Metrics`."""
 
-    def vocoded(self, seconds: float, pieces: int) -> None:
+    def vocoded(self, seconds: float, chunks: int) -> None:
         """See `Metrics`."""
 
     def answered(self, stats: Mapping[str, Any]) -> None:
@@ -193,9 +193,9 @@ class TritonMetrics:
         self._events.put(("chatterbox_t3_step_seconds_total", seconds))
         self._events.put(("chatterbox_t3_step_utterances_total", utterances))
 
-    def vocoded(self, seconds: float, pieces: int) -> None:
+    def vocoded(self, seconds: float, chunks: int) -> None:
         """See `Metrics`."""
-        self._events.put(("chatterbox_s3gen_batch_size", pieces))
+        self._events.put(("chatterbox_s3gen_batch_size", chunks))
         self._events.put(("chatterbox_s3gen_seconds", seconds))
 
     def answered(self, stats: Mapping[str, Any]) -> None:

@@ -111,7 +111,7 @@ class Humming(FakeS3Gen):
 
 def test_the_source_of_a_queued_chunk_goes_on_where_the_one_before_ended() -> None:
     s3gen, one, two = Humming(), job(stream=True), job(stream=True)
-    spans = [Span(0, 0, 1, 2, last=False), Span(0, 1, 4, 4, last=True)]  # of one token of half a cycle, then the rest
+    spans = [Span(0, 0, 1, 2, last=False), Span(0, 1, 3, 4, last=False)]  # a token is half a cycle
     chunks = [chunk(it, number=number, span=span) for it in (one, two) for number, span in enumerate(spans)]
     vocode(s3gen, chunks)
     # two first chunks; then two windows that begin at the start of their utterances, so in the phase of that

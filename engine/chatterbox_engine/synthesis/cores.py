@@ -23,7 +23,7 @@ class Cores:
             torch.set_num_threads(self.t3[alone])
 
     def use_for_vocoder(self, *, alone: bool) -> None:
-        """Before a batch, on its thread. alone: nobody waits for tokens."""
+        """Before a batch, on its thread. alone: all tokens of all requests are drawn."""
         if self.vocoder is not None:
             torch.set_num_threads(self.vocoder[alone])
 

@@ -18,8 +18,9 @@ from chatterbox_engine.types import SynthesisChunk, SynthesisResult
 class Register:
     """Owns which requests are under way: a job ends by leaving the register, and nothing of it is sent after that.
 
-    Called from any thread. All answers are given by the thread that runs `answer`, so that a slow receiver stalls
-    nobody and no chunk overtakes another."""
+    Called from any thread. All answers are given by the thread that runs `answer`, so that a slow receiver delays no
+    other thread and no chunk overtakes another.
+    """
 
     def __init__(self, *, limit: int, allowance: float, metrics: Metrics, ended: Callable[[Job], None]) -> None:
         """limit: requests at once; allowance: seconds that each may take; ended: called once for every job that is
