@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.report import Report, Row, say
-from chatterbox_engine.kernels.linear import Activation, project
+from chatterbox_engine.kernels.linear import project
+from chatterbox_engine.kernels.shapes import Activation
 from chatterbox_engine.t3.attention import decode_attention
 from chatterbox_engine.t3.kv_cache import SPLIT_PAIRS
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from bench.report import Report, Row, say
 from bench.t3 import full_size_checkpoint, make_runner, step_seconds
-from chatterbox_engine.assemble import BACKBONES, choose_dtypes
+from chatterbox_engine.assemble import BACKBONES
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.hardware import choose_dtypes
 from chatterbox_engine.kernels.linear import is_quantized
 from chatterbox_engine.t3.quantize import FLOAT8_CAPABILITY, quantize
 from chatterbox_engine.t3.transformer import Transformer

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import chatterbox_engine.s3gen.attention_cuda  # noqa: F401  registers its operator
 from bench.report import Report, Row, say, seconds, synchronize
-from chatterbox_engine.assemble import choose_dtypes
 from chatterbox_engine.checkpoint.dims import S3GenDims
+from chatterbox_engine.hardware import choose_dtypes
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
 from chatterbox_engine.s3gen.model import draw_source

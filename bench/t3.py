@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from bench.report import Report, Row, say, seconds, synchronize
-from chatterbox_engine.assemble import choose_dtypes
 from chatterbox_engine.checkpoint import random_checkpoint
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.checkpoint.families import ENGLISH, Family
+from chatterbox_engine.hardware import choose_dtypes
 from chatterbox_engine.kernels.graphs import Graphs
-from chatterbox_engine.t3.kv_cache import ExtentAllocator, KVCache, bytes_per_position
+from chatterbox_engine.t3.extents import ExtentAllocator
+from chatterbox_engine.t3.kv_cache import KVCache, bytes_per_position
 from chatterbox_engine.t3.llama import T3
 from chatterbox_engine.t3.runner import Prompt, Runner
 from chatterbox_engine.t3.transformer import Transformer

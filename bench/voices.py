@@ -21,10 +21,10 @@ import torch
 
 from bench.report import Report, Row, say, seconds, synchronize
 from bench.t3 import full_size_checkpoint, make_runner, step_seconds
-from chatterbox_engine.assemble import choose_dtypes, encoder_batch, share_of_cores
+from chatterbox_engine.assemble import encoder_batch
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
-from chatterbox_engine.config import Config
-from chatterbox_engine.kernels.graphs import own_stream
+from chatterbox_engine.hardware import choose_dtypes, share_of_cores
+from chatterbox_engine.kernels.device import own_stream
 from chatterbox_engine.t3.llama import T3
 from chatterbox_engine.types import Conditionals, ReferenceClip, SynthesisRequest
 from chatterbox_engine.voices.clips import ClipLimits, read_clip
@@ -49,7 +49,7 @@ IDENTITY = "bench"
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        torch.set_num_threads(share_of_cores(Config()))
+        torch.set_num_threads(share_of_cores(0))
     checkpoint = full_size_checkpoint()
     theirs, encoder = upstream.tts(checkpoint, t3_module=False), ReferenceEncoder(checkpoint, device)
     theirs.device = str(device)

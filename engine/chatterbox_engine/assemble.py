@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint, file_names, locate
 from chatterbox_engine.checkpoint.dims import GPT2Dims, LlamaDims, T3Dims
 from chatterbox_engine.checkpoint.families import CANGJIE, Text, candidates, detect
-from chatterbox_engine.config import Config, cores
-from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.config import Config
+from chatterbox_engine.hardware import (
+    Report,
+    choose_device,
+    choose_dtypes,
+    configure_torch,
+    name_of,
+    t3_threads,
+    vocoder_threads,
+)
 from chatterbox_engine.kernels.device import own_stream, reserved_bytes
 from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.memory_plan import check_memory, choose_slots, plan_positions, vocoder_memory
 from chatterbox_engine.metrics import Metrics, Served
 from chatterbox_engine.s3gen import S3Gen
 from chatterbox_engine.synthesis.cores import Cores
 from chatterbox_engine.synthesis.engine import Engine
 from chatterbox_engine.synthesis.finisher import Finisher
 from chatterbox_engine.synthesis.parts import Parts
-from chatterbox_engine.synthesis.prefixes import PREFIX_BYTES, Prefixes
+from chatterbox_engine.synthesis.prefixes import Prefixes
 from chatterbox_engine.synthesis.scheduler import Scheduler
 from chatterbox_engine.synthesis.segments import Segmenter
 from chatterbox_engine.synthesis.vocoder import Vocoder
@@ -40,8 +49,6 @@ from chatterbox_engine.voices.clips import ClipLimits
 from chatterbox_engine.voices.service import Encoder, Voices
 from chatterbox_engine.voices.store import VoiceStore
 
-Report = Callable[[str], None]
-
 BACKBONES: dict[type[T3Dims], type[Transformer]] = {LlamaDims: T3, GPT2Dims: GPT2}
 
 TEXTS: dict[Text, Callable[[Checkpoint, Config], TextPreparation]] = {
@@ -51,13 +58,6 @@ TEXTS: dict[Text, Callable[[Checkpoint, Config], TextPreparation]] = {
     ),
     "gpt2": lambda checkpoint, _config: GPT2Text(checkpoint.tokenizer_path),
 }
-
-# Left free on a GPU, beside the vocoder's batches and graphs, for T3's activations and graphs and the clip encoders.
-GPU_RESERVE = 2 << 30
-LARGEST_VOCODER_MEMORY = 12 << 30
-
-LONG_STEP = 64 << 20
-"""Bytes of weights that T3 reads for a step which is worth a second thread."""
 
 
 def build(
@@ -73,85 +73,124 @@ def build(
     """
     report(f"checkpoint {config.checkpoint}: locating")
     checkpoint = open_checkpoint(config, report)
-    family = checkpoint.family
-    report(f"it is {family.title}")
+    report(f"it is {checkpoint.family.title}")
     device = choose_device(config.device)
-    dtype, vocoder_dtype = choose_dtypes(
-        config.dtype, device, report, own_kernel=not config.compile and config.quantization == "none"
-    )
-    if device.type == "cpu":
-        torch.set_num_threads(share_of_cores(config))
-        report("kernels for this processor: loading; compiled where they are new, which takes about 15 s")
-        from chatterbox_engine.kernels import cpu as cpu_kernels
-    else:
-        # The host's tensors are small: a team of threads at each of them, for several callers at once, waits more than
-        # it works (docs/performance.md, The host).
-        torch.set_num_threads(1)
-        # What stays float32 beside bfloat16 weights, HiFT, may round its convolutions' factors to TF32's ten bits, as
-        # upstream's do on a GPU. Where all is float32 it is for exactness.
-        torch.backends.cudnn.allow_tf32 = vocoder_dtype == torch.bfloat16
-        # cuDNN's attention makes a plan for every new shape, which costs more than it saves where lengths vary.
-        torch.backends.cuda.enable_cudnn_sdp(False)
+    fused_products = not config.compile and config.quantization == "none"
+    dtype, vocoder_dtype = choose_dtypes(config.dtype, device, report, fused_products=fused_products)
+    configure_torch(device, vocoder_dtype, config.cpu_threads)
+    load_cpu_kernels(device, report)
     check_quantization(config.quantization, device, dtype)
     report(f"loading T3 on {device} in {name_of(dtype)}, S3Gen in {name_of(vocoder_dtype)}")
-    backbone = BACKBONES[type(checkpoint.dims.t3)]
-    model = backbone.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
-    if config.quantization != "none":
-        report(f"quantising T3 to {config.quantization}")
-        quantize(model, config.quantization)
-    s3gen = S3Gen.from_state_dict(
-        checkpoint.s3gen_state(),
-        checkpoint.dims.s3gen,
-        device=device,
-        dtype=vocoder_dtype,
-        cfm_steps=config.cfm_steps or None,
-        prompt_tokens=round(config.prompt_seconds * TOKENS_PER_SECOND),
+    model = load_t3(config, checkpoint, device, dtype, report)
+    s3gen = load_s3gen(config, checkpoint, device, vocoder_dtype)
+    runner = make_runner(config, checkpoint, model, report)
+    served = Served(describe(config, checkpoint, runner), partial(reserved_bytes, device))
+    cores = Cores(
+        vocoder=vocoder_threads(config.cpu_threads, device),
+        t3=t3_threads(config.cpu_threads, device, weight_bytes(model)),
     )
-    max_slots = config.max_slots or choose_slots(checkpoint.dims.t3, family.rows, config.max_cache_len, dtype, device)
-    positions = plan_positions(checkpoint.dims.t3, family.rows * max_slots, config.max_cache_len)
-    needed = positions * bytes_per_position(checkpoint.dims.t3, dtype)
-    check_memory(needed, device, max_slots, family.rows, config, report)
-    cache = KVCache(checkpoint.dims.t3, positions, device=device, dtype=dtype)
-    graphs = Graphs(device, enabled=config.cuda_graphs)
-    constant = {
-        "model": config.checkpoint,
-        "family": family.name,
-        "optimizations": optimizations(config, dtype, graphs),
-    }
-    served = Served(constant, partial(reserved_bytes, device))
-    cpu_cores = Cores(vocoder=vocoder_threads(config, device), t3=t3_threads(config, model))
     parts = Parts(
-        segmenter=Segmenter(TEXTS[family.text](checkpoint, config), model.dims, config.segment_chars),
+        segmenter=Segmenter(TEXTS[checkpoint.family.text](checkpoint, config), model.dims, config.segment_chars),
         voices=make_voices(config, checkpoint, device, metrics),
-        scheduler=Scheduler(max_slots=max_slots, positions=positions, max_prefills=config.max_prefills),
-        runner=Runner(
-            model, cache, max_slots, family=family, graphs=graphs, compile_mode=choose_compile_mode(config, graphs)
+        scheduler=Scheduler(
+            max_slots=runner.max_slots, positions=runner.cache.scratch, max_prefills=config.max_prefills
         ),
+        runner=runner,
         prefixes=Prefixes(model.prefix),
-        vocoder=Vocoder(
-            s3gen,
-            graphs=Graphs(device, enabled=config.cuda_graphs),
-            # rows that go one after the other are answered one after the other
-            batch=config.vocoder_batch if s3gen.rows_together else 1,
-            delay=config.vocoder_delay,
-            memory=vocoder_memory(device),
-            cores=cpu_cores,
-            metrics=metrics,
-        ),
-        finisher=Finisher(make_watermarker(device, enabled=config.watermark), served, device=device, cores=cpu_cores),
-        cores=cpu_cores,
+        vocoder=make_vocoder(config, s3gen, cores, metrics),
+        finisher=Finisher(make_watermarker(device, enabled=config.watermark), served, device=device, cores=cores),
+        cores=cores,
         served=served,
-        family=family,
+        family=checkpoint.family,
         stop_token=model.dims.stop_speech,
         device=device,
         max_queue=config.max_queue,
         request_timeout=config.request_timeout,
     )
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # the engine's threads read what was made here on streams of their own
-    else:
-        cpu_kernels.release_threads()
+    hand_over(device)
     return Engine(parts, report=report, on_failure=on_failure or (lambda _error: None), metrics=metrics)
+
+
+def load_cpu_kernels(device: torch.device, report: Report) -> None:
+    """Compiles the CPU's kernels, or loads them where they have been compiled before. Nothing on a GPU."""
+    if device.type == "cpu":
+        report("kernels for this processor: loading; compiled where they are new, which takes about 15 s")
+        import chatterbox_engine.kernels.cpu  # noqa: F401
+
+
+def load_t3(
+    config: Config, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, report: Report
+) -> Transformer:
+    """T3's weights on the device, quantised where the settings say so. Raises CheckpointError."""
+    dims = checkpoint.dims.t3
+    model = BACKBONES[type(dims)].from_state_dict(checkpoint.t3_state(), dims, device=device, dtype=dtype)
+    if config.quantization != "none":
+        report(f"quantising T3 to {config.quantization}")
+        quantize(model, config.quantization)
+    return model
+
+
+def load_s3gen(config: Config, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> S3Gen:
+    """S3Gen's weights on the device. Raises CheckpointError."""
+    return S3Gen.from_state_dict(
+        checkpoint.s3gen_state(),
+        checkpoint.dims.s3gen,
+        device=device,
+        dtype=dtype,
+        cfm_steps=config.cfm_steps or None,
+        prompt_tokens=round(config.prompt_seconds * TOKENS_PER_SECOND),
+    )
+
+
+def make_runner(config: Config, checkpoint: Checkpoint, model: Transformer, report: Report) -> Runner:
+    """T3's runner with as many slots as the settings or the memory allow.
+
+    Raises ConfigError when its cache does not fit.
+    """
+    dims, family, device = checkpoint.dims.t3, checkpoint.family, model.device
+    max_slots = config.max_slots or choose_slots(dims, family.rows, config.max_cache_len, model.dtype, device)
+    positions = plan_positions(dims, family.rows * max_slots, config.max_cache_len)
+    check_memory(
+        positions * bytes_per_position(dims, model.dtype),
+        device,
+        max_slots=max_slots,
+        rows=family.rows,
+        max_cache_len=config.max_cache_len,
+        report=report,
+    )
+    cache = KVCache(dims, positions, device=device, dtype=model.dtype)
+    graphs = Graphs(device, enabled=config.cuda_graphs)
+    compile_mode = choose_compile_mode(config, graphs)
+    return Runner(model, cache, max_slots, family=family, graphs=graphs, compile_mode=compile_mode)
+
+
+def make_vocoder(config: Config, s3gen: S3Gen, cores: Cores, metrics: Metrics | None) -> Vocoder:
+    """S3Gen's queue, with graphs of its own."""
+    return Vocoder(
+        s3gen,
+        graphs=Graphs(s3gen.device, enabled=config.cuda_graphs),
+        # rows that are vocoded one after the other are answered one after the other
+        batch=config.vocoder_batch if s3gen.rows_together else 1,
+        delay=config.vocoder_delay,
+        memory=vocoder_memory(s3gen.device),
+        cores=cores,
+        metrics=metrics,
+    )
+
+
+def weight_bytes(model: Transformer) -> int:
+    """Bytes of a model's weights."""
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
+
+def hand_over(device: torch.device) -> None:
+    """Ends what the calling thread has under way, so that the engine's threads can take over what it made."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # they read it on streams of their own
+    else:
+        from chatterbox_engine.kernels import cpu as cpu_kernels
+
+        cpu_kernels.release_threads()
 
 
 def open_checkpoint(config: Config, report: Report = lambda _line: None) -> Checkpoint:
@@ -196,74 +235,6 @@ def encoder_batch(device: torch.device) -> int:
     return 4 if device.type == "cuda" else 1
 
 
-def share_of_cores(config: Config) -> int:
-    """Threads of one network on a CPU while the other one works too."""
-    return config.cpu_threads or max(1, cores() // 2)
-
-
-def vocoder_threads(config: Config, device: torch.device) -> tuple[int, int] | None:
-    """Threads of S3Gen on a CPU, beside other work and alone; None on a GPU.
-
-    One more than is left over: T3's own thread rests too. With more than that libgomp counts more threads than cores,
-    the idle ones of T3's team among them, and lets none of them wait awake at its barriers: on two cores a step of T3
-    then took 38 to 50 ms instead of 23.
-    """
-    if device.type != "cpu":
-        return None
-    share = share_of_cores(config)
-    return share, share if config.cpu_threads else cores() - share + 1
-
-
-def t3_threads(config: Config, model: Transformer) -> tuple[int, int] | None:
-    """Threads of T3 on a CPU, beside S3Gen and alone, where a step is long: of many weights. None leaves them as they
-    are."""
-    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    return vocoder_threads(config, model.device) if size >= LONG_STEP else None
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a setting. Raises ConfigError when it does not exist."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device is {name!r}, which torch does not know") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {name!r} but torch sees no CUDA device")
-    return device
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """As people write it: float32, bfloat16."""
-    return str(dtype).removeprefix("torch.")
-
-
-def choose_dtypes(
-    name: str, device: torch.device, report: Report, *, own_kernel: bool = True
-) -> tuple[torch.dtype, torch.dtype]:
-    """The types of T3's and of S3Gen's weights: bfloat16 where the device multiplies it in hardware, else float32.
-
-    A CPU without gets T3 in bfloat16 all the same: reading the weights is most of a step, and our kernel makes float32
-    of them on the way (own_kernel), which neither compiled steps nor quantised prompts have.
-    """
-    if name != "auto":
-        chosen = torch.bfloat16 if name == "bfloat16" else torch.float32
-        return chosen, chosen
-    if device.type == "cuda":
-        has_bfloat16, what = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name(device)
-    else:
-        # AVX512-BF16 also comes with every processor that has AMX.
-        has_bfloat16, what = torch.cpu._is_avx512_bf16_supported(), "this processor"
-    if has_bfloat16:
-        return torch.bfloat16, torch.bfloat16
-    if device.type == "cpu" and own_kernel:
-        report(f"{what} has no bfloat16: S3Gen is float32, which is slower, and T3's weights are stored in bfloat16")
-        return torch.bfloat16, torch.float32
-    report(f"{what} has no bfloat16: using float32, which is slower")
-    return torch.float32, torch.float32
-
-
 # torch.compile's modes that capture CUDA graphs themselves, which cannot happen inside our captures.
 _WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
@@ -275,48 +246,13 @@ def choose_compile_mode(config: Config, graphs: Graphs) -> str | None:
     return _WITHOUT_GRAPHS.get(config.compile_mode, config.compile_mode) if graphs.enabled else config.compile_mode
 
 
-def plan_positions(dims: T3Dims, rows: int, max_cache_len: int) -> int:
-    """KV positions of the pool: `max_cache_len` a row, and at least the longest possible request of two rows."""
-    return max(rows * max_cache_len, 2 * (dims.longest + 64))
-
-
-def choose_slots(dims: T3Dims, rows: int, max_cache_len: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Slots where the settings name no number: as many as the memory holds, up to what suits the device."""
-    each = rows * max_cache_len * bytes_per_position(dims, dtype)
-    return max(1, min(64 if device.type == "cuda" else 16, cache_memory(device) // each))
-
-
-def total_memory(device: torch.device) -> int:
-    """Bytes of the device, or of the machine for a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def vocoder_memory(device: torch.device) -> int:
-    """Bytes for one batch of S3Gen: a quarter of all, up to what 16 utterances of 40 s take."""
-    return min(LARGEST_VOCODER_MEMORY, total_memory(device) // 4)
-
-
-def cache_memory(device: torch.device) -> int:
-    """Bytes for the KV cache: on a GPU what the weights, prefixes, S3Gen's batches with their graphs and the reserve
-    leave."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] - GPU_RESERVE - PREFIX_BYTES - vocoder_memory(device) * 5 // 4
-    return total_memory(device)
-
-
-def check_memory(needed: int, device: torch.device, max_slots: int, rows: int, config: Config, report: Report) -> None:
-    """Refuses a cache that cannot fit, with the numbers. Raises ConfigError."""
-    free = cache_memory(device)
-    each = "1 row" if rows == 1 else f"{rows} rows"
-    plan = f"KV cache: {max_slots} slots of {each} of {config.max_cache_len} positions, {needed / 1e9:.2f} GB"
-    report(f"{plan}; {free / 1e9:.1f} GB free on {device}")
-    if needed > free:
-        raise ConfigError(
-            f"{plan}, but {device} has {free / 1e9:.2f} GB for it: "
-            "lower CHATTERBOX_MAX_SLOTS or CHATTERBOX_MAX_CACHE_LEN"
-        )
+def describe(config: Config, checkpoint: Checkpoint, runner: Runner) -> dict[str, Any]:
+    """The constant entries of every answer's statistics."""
+    return {
+        "model": config.checkpoint,
+        "family": checkpoint.family.name,
+        "optimizations": optimizations(config, runner.model.dtype, runner.graphs),
+    }
 
 
 def optimizations(config: Config, dtype: torch.dtype, graphs: Graphs) -> list[str]:

@@ -1,4 +1,4 @@
-"""All settings, validated once. The only module that reads the environment.
+"""All settings of an engine, validated once.
 
 A setting `max_slots` is named `max_slots` in the file that `CHATTERBOX_CONFIG` names, `CHATTERBOX_MAX_SLOTS` in the
 environment, and `max_slots` among the `parameters` of a config.pbtxt. Later ones of these win: the environment over a
@@ -15,10 +15,9 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from chatterbox_engine.environment import PREFIX, cache_folder
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.presets import PRESETS
-
-PREFIX = "CHATTERBOX_"
 
 FILE_VARIABLE = f"{PREFIX}CONFIG"
 """Names a YAML file of settings."""
@@ -36,23 +35,6 @@ _ALIASES = {
 _SWITCH = "use_optimizations"
 _PLAIN: Mapping[str, Any] = {"cuda_graphs": False, "compile": False, "dtype": "float32", "quantization": "none"}
 """What the switch means when it is off; on, it leaves every setting as it is."""
-
-
-def cache_folder() -> Path:
-    """Where what is made is kept between runs: `$CHATTERBOX_CACHE`, or `~/.cache/chatterbox-triton`."""
-    return Path(os.environ.get("CHATTERBOX_CACHE") or Path.home() / ".cache" / "chatterbox-triton")
-
-
-def cores(environment: Mapping[str, str] | None = None) -> int:
-    """Cores for the networks on a CPU: those that the process may run on, at most `OMP_NUM_THREADS`.
-
-    A team larger than that variable waits awake at every barrier, also for a thread that other programs keep from
-    running: with both cores of two busy, four seconds of audio took 25 seconds, and 2.5 with a team within it.
-    """
-    environment = os.environ if environment is None else environment
-    there = len(os.sched_getaffinity(0))
-    limit = environment.get("OMP_NUM_THREADS", "").partition(",")[0]  # one number for each level of nesting
-    return min(there, int(limit)) if limit.isdigit() and int(limit) else there
 
 
 QUANTIZATIONS = ("none", "int8", "float8")

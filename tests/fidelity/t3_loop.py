@@ -13,7 +13,8 @@ from chatterbox_engine.checkpoint.families import ENGLISH, Family
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.synthesis.scheduler import Place, Scheduler
 from chatterbox_engine.t3.attention import Context
-from chatterbox_engine.t3.kv_cache import Extent, KVCache
+from chatterbox_engine.t3.extents import Extent
+from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.quantize import quantize
 from chatterbox_engine.t3.runner import Drawn, Prompt, Runner
 from chatterbox_engine.t3.transformer import Transformer

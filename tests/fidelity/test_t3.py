@@ -13,7 +13,8 @@ from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.checkpoint.dims import LlamaDims
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.t3.attention import Context
-from chatterbox_engine.t3.kv_cache import Extent, KVCache
+from chatterbox_engine.t3.extents import Extent
+from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.llama import T3
 from chatterbox_engine.t3.runner import Prompt, Runner
 from chatterbox_engine.types import Conditionals, SamplingParams, T3Conditionals

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from chatterbox_engine.checkpoint.families import TURBO
 from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.t3.extents import Extent
 from chatterbox_engine.t3.gpt2 import GPT2
-from chatterbox_engine.t3.kv_cache import Extent, KVCache
+from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.runner import Prompt, Runner
 from chatterbox_engine.types import Conditionals, SamplingParams
 from tests.conftest import CheckpointOf

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 
 from chatterbox_engine.checkpoint.families import ENGLISH, TURBO, Family
 from chatterbox_engine.kernels import linear_cuda
-from chatterbox_engine.kernels.linear import Activation, project
+from chatterbox_engine.kernels.linear import project
 from chatterbox_engine.kernels.linear_cuda import swiglu
+from chatterbox_engine.kernels.shapes import Activation
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
 from chatterbox_engine.s3gen.attention_cuda import attend
 from chatterbox_engine.s3gen.norm_cuda import add_norm, norm, norm_mish, norm_mish_norm

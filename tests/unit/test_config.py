@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from chatterbox_engine.config import PREFIX, Config, cores, resolve
+from chatterbox_engine.config import Config, resolve
+from chatterbox_engine.environment import PREFIX
 from chatterbox_engine.errors import ConfigError
 
 
@@ -109,11 +110,3 @@ def test_every_setting_stands_in_the_readme() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     names = [f"{PREFIX}{field.name.upper()}" for field in dataclasses.fields(Config)]
     assert [name for name in names if f"`{name}`" not in readme] == []
-
-
-def test_the_networks_get_no_more_cores_than_openmp_is_told_to_use() -> None:
-    there = cores({})
-    assert there >= 1
-    assert cores({"OMP_NUM_THREADS": "1"}) == cores({"OMP_NUM_THREADS": "1,4"}) == 1
-    for text in ("100000", "0", "x", ""):
-        assert cores({"OMP_NUM_THREADS": text}) == there

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox_engine.kernels import cpu as cpu_kernels
-from chatterbox_engine.kernels.linear import Activation, project
+from chatterbox_engine.kernels.linear import project
+from chatterbox_engine.kernels.shapes import Activation
 from chatterbox_engine.t3.attention import rotate
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}  # of a result's size, at least one

@@ -19,7 +19,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from bench import kernels
 from chatterbox_engine.kernels import linear_cuda
-from chatterbox_engine.kernels.linear import FEW_ROWS
+from chatterbox_engine.kernels.shapes import FEW_ROWS
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
 from chatterbox_engine.s3gen import norm_cuda, snake_cuda
 from chatterbox_engine.t3 import attention_cuda, sampling_cuda

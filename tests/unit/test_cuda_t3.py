@@ -12,7 +12,8 @@ from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.kernels.device import own_stream
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.t3 import runner
-from chatterbox_engine.t3.kv_cache import Extent, KVCache
+from chatterbox_engine.t3.extents import Extent
+from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.runner import Drawn, Prompt, Runner
 from chatterbox_engine.types import SamplingParams
 from tests.conftest import CheckpointOf

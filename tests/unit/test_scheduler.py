@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatterbox_engine.synthesis.scheduler import Place, Scheduler
-from chatterbox_engine.t3.kv_cache import GRAIN, Extent, ExtentAllocator
+from chatterbox_engine.t3.extents import GRAIN, Extent, ExtentAllocator
 
 
 @dataclass(eq=False)

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from chatterbox_engine.checkpoint import layout, random_checkpoint, weight_files
 from chatterbox_engine.checkpoint.dims import Dims
 from chatterbox_engine.checkpoint.families import Family, candidates, detect, missing
-from chatterbox_engine.config import cache_folder
+from chatterbox_engine.environment import cache_folder
 from chatterbox_engine.errors import CheckpointError
 from chatterbox_engine.types import Conditionals, S3GenConditionals, T3Conditionals
 

@@ -26,7 +26,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from chatterbox_engine.kernels.linear import Activation
+from chatterbox_engine.kernels.shapes import Activation
 
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 """Floats of a vector."""

@@ -10,20 +10,13 @@ steps take it, prompts torchao's.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Activation = Literal["none", "gelu", "swiglu"]
-
-CPU_GRAIN = 16
-"""What the inputs of a matrix are a multiple of for our kernel on a CPU: its vectors' size."""
-FEW_ROWS = 16
-"""Up to which a GPU reads a matrix of bfloat16 by a kernel of our own: what its matrix instructions take at least."""
-SHIFT_ROWS = 1
-"""How many of these a layer norm takes."""
+from chatterbox_engine.kernels.shapes import CPU_GRAIN, FEW_ROWS, SHIFT_ROWS, Activation
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from chatterbox_engine.kernels.linear import FEW_ROWS, SHIFT_ROWS, Activation
 from chatterbox_engine.kernels.overlap_cuda import overlaps, start_next
+from chatterbox_engine.kernels.shapes import FEW_ROWS, SHIFT_ROWS, Activation
 
 FEWEST_ROWS = 4
 """Up to which a matrix is multiplied without tensor cores: of English one step of two utterances."""

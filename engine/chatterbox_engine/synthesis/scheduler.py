@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from chatterbox_engine.t3.kv_cache import Extent, ExtentAllocator
+from chatterbox_engine.t3.extents import Extent, ExtentAllocator
 
 
 class Schedulable(Protocol):

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_engine.t3.kv_cache import KVCache, round_up
+from chatterbox_engine.t3.extents import round_up
+from chatterbox_engine.t3.kv_cache import KVCache
 
 _MASK_GRAIN = 8
 

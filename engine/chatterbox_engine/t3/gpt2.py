@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from chatterbox_engine.checkpoint.dims import GPT2Dims
 from chatterbox_engine.kernels.device import upload
-from chatterbox_engine.kernels.linear import Activation, project
+from chatterbox_engine.kernels.linear import project
+from chatterbox_engine.kernels.shapes import Activation
 from chatterbox_engine.t3.attention import Context, decode_attention, prompt_attention
 from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.transformer import Transformer, rename

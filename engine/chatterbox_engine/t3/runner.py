@@ -19,7 +19,8 @@ from chatterbox_engine.kernels.device import upload
 from chatterbox_engine.kernels.graphs import Graphs, bucket, buckets
 from chatterbox_engine.t3 import sampling
 from chatterbox_engine.t3.attention import Context
-from chatterbox_engine.t3.kv_cache import Extent, KVCache, round_up
+from chatterbox_engine.t3.extents import Extent, round_up
+from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.transformer import Transformer
 from chatterbox_engine.types import SamplingParams
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from chatterbox_engine.checkpoint.dims import T3Dims
 from chatterbox_engine.errors import CheckpointError
 from chatterbox_engine.t3.attention import Context
-from chatterbox_engine.t3.kv_cache import KVCache, round_up
+from chatterbox_engine.t3.extents import round_up
+from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.types import T3Conditionals
 
 T = TypeVar("T", bound="Transformer")

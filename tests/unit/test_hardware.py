@@ -1,0 +1,59 @@
+"""Device, types of the weights and threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from chatterbox_engine import hardware
+from chatterbox_engine.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("name", "message"), [("cuda:9", "sees no CUDA"), ("quantum", "torch does not know")])
+def test_a_device_that_does_not_exist_is_refused(name: str, message: str) -> None:
+    if name.startswith("cuda") and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ConfigError, match=message):
+        hardware.choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("has_it", "compiled", "t3", "s3gen", "lines"),
+    [
+        (True, False, torch.bfloat16, torch.bfloat16, 0),
+        (False, False, torch.bfloat16, torch.float32, 1),
+        (False, True, torch.float32, torch.float32, 1),
+    ],
+)
+def test_a_processor_without_bfloat16_gets_it_for_t3_alone_and_a_line_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, has_it: bool, compiled: bool, t3: torch.dtype, s3gen: torch.dtype, lines: int
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_it)
+    said: list[str] = []
+    assert hardware.choose_dtypes("auto", CPU, said.append, fused_products=not compiled) == (t3, s3gen)
+    assert len(said) == lines
+    assert hardware.choose_dtypes("float32", CPU, said.append) == (torch.float32, torch.float32)
+    assert hardware.choose_dtypes("bfloat16", CPU, said.append) == (torch.bfloat16, torch.bfloat16)
+    assert len(said) == lines
+
+
+def test_s3gen_takes_the_cores_that_t3_leaves_when_it_works_alone() -> None:
+    share = hardware.share_of_cores(0)
+    assert hardware.vocoder_threads(0, CPU) == (share, hardware.cores() - share + 1)
+    assert hardware.vocoder_threads(3, CPU) == (3, 3)
+    assert hardware.vocoder_threads(0, torch.device("cuda")) is None
+
+
+@pytest.mark.parametrize(("size", "more"), [(hardware.LONG_STEP, True), (hardware.LONG_STEP - 1, False)])
+def test_t3_takes_the_cores_of_s3gen_for_long_steps(size: int, more: bool) -> None:
+    assert hardware.t3_threads(0, CPU, size) == (hardware.vocoder_threads(0, CPU) if more else None)
+
+
+def test_the_networks_get_no_more_cores_than_openmp_is_told_to_use() -> None:
+    there = hardware.cores({})
+    assert there >= 1
+    assert hardware.cores({"OMP_NUM_THREADS": "1"}) == hardware.cores({"OMP_NUM_THREADS": "1,4"}) == 1
+    for text in ("100000", "0", "x", ""):
+        assert hardware.cores({"OMP_NUM_THREADS": text}) == there
