@@ -31,7 +31,14 @@ from chatterbox_engine.synthesis.utterances import Utterance
 from chatterbox_engine.synthesis.vocoder import Vocoder
 from chatterbox_engine.synthesis.watermark import NoWatermark
 from chatterbox_engine.text.english import normalise
-from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples, SynthesisChunk, SynthesisRequest, SynthesisResult
+from chatterbox_engine.types import (
+    SAMPLES_PER_TOKEN,
+    FinishReason,
+    Samples,
+    SynthesisChunk,
+    SynthesisRequest,
+    SynthesisResult,
+)
 from chatterbox_engine.voices.cache import Voice
 from chatterbox_engine.voices.service import Found
 
@@ -205,7 +212,8 @@ def job(number: int = 1, *, stream: bool = False, segments: int = 1) -> Job:
 def chunk(of: Job, number: int = 0, *, segment: int = 0, span: Span | None = None) -> Chunk:
     """A chunk of tokens that count from 1; by default a whole utterance of four."""
     span, times = span or Span.whole(4), Times(voiced=0.0, started=0.0, decoded=0.0)
-    tokens, finish = tuple(range(span.start + 1, span.stop + 1)), "stop" if span.last else None
+    tokens = tuple(range(span.start + 1, span.stop + 1))
+    finish: FinishReason | None = "stop" if span.last else None
     return Chunk(of, Found(voice("default"), "memory"), segment, number, span, tokens, finish, times)
 
 

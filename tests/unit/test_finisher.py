@@ -28,7 +28,7 @@ class Desk:
         self.failed: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
 
     def put(self, chunk: Chunk, seconds: float = 0.0) -> None:
-        wave = np.repeat(np.float32(chunk.tokens), SAMPLES_PER_TOKEN)
+        wave = np.repeat(np.asarray(chunk.tokens, dtype=np.float32), SAMPLES_PER_TOKEN)
         self.finisher.put(
             chunk, wave, seconds, send=lambda job, answer: self.sent.put((job, answer)), failed=self.failed.put
         )

@@ -34,7 +34,7 @@ from chatterbox_engine.errors import Cancelled, RequestError
 from chatterbox_engine.kernels.device import own_stream
 from chatterbox_engine.metrics import Metrics, NoMetrics, Status, resident_bytes
 from chatterbox_engine.synthesis.jobs import Answer, Chunk, ChunkAnswer, Job
-from chatterbox_engine.synthesis.parts import Drawn, Parts
+from chatterbox_engine.synthesis.parts import DrawnTokens, Parts
 from chatterbox_engine.synthesis.register import Register
 from chatterbox_engine.synthesis.scheduler import Plan
 from chatterbox_engine.synthesis.seeds import T3_DRAWS, derive
@@ -52,7 +52,7 @@ class Launched:
     began: float = 0.0
     decoded: int = 0
     """Utterances that were running before."""
-    batches: list[tuple[Sequence[Utterance], Drawn]] = field(default_factory=list)
+    batches: list[tuple[Sequence[Utterance], DrawnTokens]] = field(default_factory=list)
 
 
 class Engine:
@@ -234,7 +234,7 @@ class Engine:
         """Puts a step's work on the device."""
         parts, began = self._parts, time.monotonic()
         parts.cores.use_for_t3(alone=parts.vocoder.idle)
-        batches: list[tuple[Sequence[Utterance], Drawn]] = []
+        batches: list[tuple[Sequence[Utterance], DrawnTokens]] = []
         if plan.decode:
             batches.append((plan.decode, parts.runner.decode([_prompt(utterance) for utterance in plan.decode])))
         if plan.prefill:

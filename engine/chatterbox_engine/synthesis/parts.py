@@ -56,7 +56,7 @@ class VoiceFinder(Protocol):
         """Ends the threads."""
 
 
-class Drawn(Protocol):
+class DrawnTokens(Protocol):
     """Tokens of one launch on their way to the host."""
 
     def read(self) -> list[int]:
@@ -69,10 +69,10 @@ class StepRunner(Protocol):
     def warm_up(self, report: Report, /) -> None:
         """Makes the first step as fast as the next."""
 
-    def prefill(self, prompts: Sequence[Prompt], prefixes: Sequence[Tensor], /) -> Drawn:
+    def prefill(self, prompts: Sequence[Prompt], prefixes: Sequence[Tensor], /) -> DrawnTokens:
         """Starts utterances and draws their first tokens."""
 
-    def decode(self, prompts: Sequence[Prompt], /) -> Drawn:
+    def decode(self, prompts: Sequence[Prompt], /) -> DrawnTokens:
         """Draws the next token of running utterances."""
 
 
