@@ -24,7 +24,7 @@ THREADS = 2
 
 
 class Finisher:
-    """All chunks of a request are finished by the same thread, so they stay in order without a lock."""
+    """Finishes chunks; all of a request on the same thread, so that they stay in order without a lock."""
 
     def __init__(self, watermarker: Watermarker, served: Served, *, device: torch.device, cores: Cores) -> None:
         self._watermarker = watermarker
@@ -34,8 +34,8 @@ class Finisher:
             own_stream(device)
             cores.use_for_finisher()
 
-        self._threads = [ThreadPoolExecutor(1, "finisher", initializer=prepare) for _ in range(THREADS)]
-        # One for each thread. A request that was cancelled leaves nothing behind: its answer goes with its last chunk.
+        self._threads = [ThreadPoolExecutor(1, f"finisher-{n}", initializer=prepare) for n in range(THREADS)]
+        # One for each thread. Nothing is kept of a request that was cancelled: its entry goes with the last chunk.
         self._answers: list[Answers] = [WeakKeyDictionary() for _ in self._threads]
 
     def put(
