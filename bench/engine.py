@@ -47,8 +47,8 @@ class TimeLine(NoMetrics):
     def stepped(self, seconds: float, utterances: int) -> None:
         self.steps.append((time.monotonic() - seconds, seconds, utterances))
 
-    def vocoded(self, seconds: float, pieces: int) -> None:
-        self.batches.append((time.monotonic() - seconds, seconds, pieces))
+    def vocoded(self, seconds: float, chunks: int) -> None:
+        self.batches.append((time.monotonic() - seconds, seconds, chunks))
 
     def answered(self, stats: Mapping[str, Any]) -> None:
         """Not part of the time line."""

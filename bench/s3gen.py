@@ -24,6 +24,7 @@ from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
 from chatterbox_engine.s3gen.model import draw_source
 from chatterbox_engine.synthesis.vocoder import LAUNCH_BOUND
+from chatterbox_engine.synthesis.windows import synthesise
 from chatterbox_engine.types import TOKENS_PER_SECOND
 from tests.fidelity.s3gen_reference import Upstream, build_upstream, random_conditionals, random_tokens
 
@@ -92,7 +93,7 @@ def measure(
     device = next(iter(ours.values())).device
     say(f"s3gen: {case.speech} s after a prompt of {case.prompt} s")
     calls: dict[Any, Callable[[], object]] = {None: upstream_call(theirs, case, device)}
-    calls |= {(dtype, batch): lambda d=dtype, b=batch: ours[d].synthesise(jobs[d, b]) for dtype, batch in kinds}
+    calls |= {(dtype, batch): lambda d=dtype, b=batch: synthesise(ours[d], jobs[d, b]) for dtype, batch in kinds}
     taken = in_turn(calls, ROUNDS[device.type])
     for dtype, batch in kinds:
         audio = batch * case.speech
@@ -125,7 +126,7 @@ def flops(s3gen: S3Gen, case: Case) -> float:
     if s3gen.batching.together:
         size = (1, case.prompt * TOKENS_PER_SECOND, case.speech * TOKENS_PER_SECOND)
         s3gen.capture(Graphs(s3gen.device, enabled=False), [size])
-    return count_flops(lambda: s3gen.synthesise(jobs))
+    return count_flops(lambda: synthesise(s3gen, jobs))
 
 
 def make_jobs(s3gen: S3Gen, case: Case, batch: int) -> list[VocoderJob]:

@@ -7,7 +7,6 @@ the same random weights; upstream reads its clip from a file.
 
 from __future__ import annotations
 
-import queue
 import tempfile
 import threading
 import time
@@ -31,7 +30,7 @@ from chatterbox_engine.types import Conditionals, ReferenceClip, SynthesisReques
 from chatterbox_engine.voices.clips import ClipLimits, read_clip
 from chatterbox_engine.voices.conditionals import to_bytes
 from chatterbox_engine.voices.reference import ReferenceEncoder
-from chatterbox_engine.voices.service import PREPARATION, Found, Voices
+from chatterbox_engine.voices.service import PREPARATION, Voices
 from chatterbox_engine.voices.store import VoiceStore, content_hash
 from tests.clips import encoded, tone
 from tests.fidelity import upstream
@@ -226,10 +225,7 @@ def started(url: str, encoder: ReferenceEncoder, device: torch.device) -> tuple[
 
 
 def look_up(voices: Voices, name: str) -> None:
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    voices.resolve(SynthesisRequest("Hello.", 1, voice=name), answers.put)
-    answer = answers.get()
-    assert isinstance(answer, Found), answer
+    voices.resolve(SynthesisRequest("Hello.", 1, voice=name)).result()
 
 
 def draw(axes: Any, rows: Sequence[Row]) -> None:

@@ -22,13 +22,19 @@ from chatterbox_engine.hardware import (
     t3_threads,
     vocoder_threads,
 )
-from chatterbox_engine.kernels.device import own_stream
+from chatterbox_engine.kernels.device import own_stream, reserved_bytes
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.memory_plan import check_memory, choose_slots, plan_positions, vocoder_memory
-from chatterbox_engine.metrics import Metrics
+from chatterbox_engine.metrics import Metrics, Served
 from chatterbox_engine.s3gen import S3Gen
-from chatterbox_engine.synthesis.engine import Engine, Parts
+from chatterbox_engine.synthesis.cores import Cores
+from chatterbox_engine.synthesis.engine import Engine
+from chatterbox_engine.synthesis.finisher import Finisher
+from chatterbox_engine.synthesis.parts import Parts
+from chatterbox_engine.synthesis.prefixes import Prefixes
 from chatterbox_engine.synthesis.scheduler import Scheduler
+from chatterbox_engine.synthesis.segments import Segmenter
+from chatterbox_engine.synthesis.vocoder import Vocoder
 from chatterbox_engine.synthesis.watermark import make_watermarker
 from chatterbox_engine.t3.gpt2 import GPT2
 from chatterbox_engine.t3.kv_cache import KVCache, bytes_per_position
@@ -79,27 +85,33 @@ def build(
     model = load_t3(config, checkpoint, device, dtype, report)
     s3gen = load_s3gen(config, checkpoint, device, vocoder_dtype)
     runner = make_runner(config, checkpoint, model, report)
+    served = Served(describe(config, checkpoint, runner), partial(reserved_bytes, device))
+    cores = Cores(
+        vocoder=vocoder_threads(config.cpu_threads, device),
+        t3=t3_threads(config.cpu_threads, device, weight_bytes(model)),
+    )
     parts = Parts(
-        runner=runner,
+        segmenter=Segmenter(
+            TEXTS[checkpoint.family.text](checkpoint, config),
+            model.dims,
+            config.segment_chars,
+            checkpoint.family.title,
+        ),
+        voices=make_voices(config, checkpoint, device, metrics),
         scheduler=Scheduler(
             max_slots=runner.max_slots, positions=runner.cache.scratch, max_prefills=config.max_prefills
         ),
-        s3gen=s3gen,
+        runner=runner,
+        prefixes=Prefixes(model.prefix),
+        vocoder=make_vocoder(config, s3gen, cores, metrics),
+        finisher=Finisher(make_watermarker(device, enabled=config.watermark), served, device=device, cores=cores),
+        cores=cores,
+        served=served,
         family=checkpoint.family,
-        text=TEXTS[checkpoint.family.text](checkpoint, config),
-        voices=make_voices(config, checkpoint, device, metrics),
-        watermarker=make_watermarker(device, enabled=config.watermark),
-        about=describe(config, checkpoint, runner),
+        stop_token=model.dims.stop_speech,
+        device=device,
         max_queue=config.max_queue,
         request_timeout=config.request_timeout,
-        segment_chars=config.segment_chars,
-        vocoder_graphs=Graphs(device, enabled=config.cuda_graphs),
-        # rows that are vocoded one after the other are answered one after the other
-        vocoder_batch=config.vocoder_batch if s3gen.batching.together else 1,
-        vocoder_memory=vocoder_memory(device),
-        vocoder_delay=config.vocoder_delay,
-        vocoder_threads=vocoder_threads(config.cpu_threads, device),
-        t3_threads=t3_threads(config.cpu_threads, device, weight_bytes(model)),
     )
     hand_over(device)
     return Engine(parts, report=report, on_failure=on_failure or (lambda _error: None), metrics=metrics)
@@ -156,6 +168,20 @@ def make_runner(config: Config, checkpoint: Checkpoint, model: Transformer, repo
     graphs = Graphs(device, enabled=config.cuda_graphs)
     compile_mode = choose_compile_mode(config, graphs)
     return Runner(model, cache, max_slots, family=family, graphs=graphs, compile_mode=compile_mode)
+
+
+def make_vocoder(config: Config, s3gen: S3Gen, cores: Cores, metrics: Metrics | None) -> Vocoder:
+    """S3Gen's queue, with graphs of its own."""
+    return Vocoder(
+        s3gen,
+        graphs=Graphs(s3gen.device, enabled=config.cuda_graphs),
+        # rows that are vocoded one after the other are answered one after the other
+        batch=config.vocoder_batch if s3gen.batching.together else 1,
+        delay=config.vocoder_delay,
+        memory=vocoder_memory(s3gen.device),
+        cores=cores,
+        metrics=metrics,
+    )
 
 
 def weight_bytes(model: Transformer) -> int:

@@ -7,7 +7,7 @@ import torch
 from chatterbox_engine.checkpoint.dims import T3Dims
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.hardware import Report, free_memory, total_memory
-from chatterbox_engine.synthesis.engine import PREFIX_BYTES
+from chatterbox_engine.synthesis.prefixes import PREFIX_BYTES
 from chatterbox_engine.t3.kv_cache import bytes_per_position
 
 GPU_RESERVE = 2 << 30

@@ -88,6 +88,21 @@ class Status:
     gpu_bytes: int
 
 
+@dataclass(frozen=True)
+class Served:
+    """What an engine serves and how, and the GPU memory that it holds."""
+
+    constant: Mapping[str, Any]
+    """Entries of every answer's statistics that never change; `optimizations` is one."""
+    gpu_bytes: Callable[[], int]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """As every answer's statistics tell it."""
+        active, used = self.constant.get("optimizations", []), round(self.gpu_bytes() / 1e6, 1)
+        return {**self.constant, "optimizations_active": active, "gpu_memory_used_mb": used}
+
+
 class Metrics(Protocol):
     """What the engine tells. Every method may be called from any thread and returns at once."""
 
@@ -97,7 +112,7 @@ class Metrics(Protocol):
     def stepped(self, seconds: float, utterances: int) -> None:
         """T3 made one decode step."""
 
-    def vocoded(self, seconds: float, pieces: int) -> None:
+    def vocoded(self, seconds: float, chunks: int) -> None:
         """S3Gen made the waveforms of one batch."""
 
     def answered(self, stats: Mapping[str, Any]) -> None:
@@ -116,7 +131,7 @@ class NoMetrics:
     def stepped(self, seconds: float, utterances: int) -> None:
         """See `Metrics`."""
 
-    def vocoded(self, seconds: float, pieces: int) -> None:
+    def vocoded(self, seconds: float, chunks: int) -> None:
         """See `Metrics`."""
 
     def answered(self, stats: Mapping[str, Any]) -> None:
@@ -178,9 +193,9 @@ class TritonMetrics:
         self._events.put(("chatterbox_t3_step_seconds_total", seconds))
         self._events.put(("chatterbox_t3_step_utterances_total", utterances))
 
-    def vocoded(self, seconds: float, pieces: int) -> None:
+    def vocoded(self, seconds: float, chunks: int) -> None:
         """See `Metrics`."""
-        self._events.put(("chatterbox_s3gen_batch_size", pieces))
+        self._events.put(("chatterbox_s3gen_batch_size", chunks))
         self._events.put(("chatterbox_s3gen_seconds", seconds))
 
     def answered(self, stats: Mapping[str, Any]) -> None:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
+from chatterbox_engine.s3gen.noise import Phase
 from chatterbox_engine.synthesis.streaming import OVERLAP, ChunkPolicy, Cursor, Joiner
 from chatterbox_engine.synthesis.watermark import NoWatermark, Watermarker
-from chatterbox_engine.synthesis.windows import Phase, Window, synthesise
+from chatterbox_engine.synthesis.windows import synthesise, window
 from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, Samples
 
 FRAME = SAMPLES_PER_TOKEN // 2
@@ -43,8 +44,8 @@ def streamed(
     while cursor.segment == 0:
         span = cursor.take(len(tokens), complete=True)
         assert span is not None
-        window = Window(tokens[span.start : span.stop], voice, 5, span, phase if joined else Phase())
-        wave = mark.apply(synthesise(s3gen, [window])[0].numpy())
+        job = window(tokens[span.start : span.stop], voice, 5, span, phase if joined else Phase())
+        wave = mark.apply(synthesise(s3gen, [job])[0].numpy())
         first, end = ((at - span.start) * SAMPLES_PER_TOKEN for at in (span.begin, span.end))
         parts.append(joiner.add(wave, span) if joined else wave[first:end])
     return np.concatenate(parts), np.cumsum([len(part) for part in parts])[:-1].tolist()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from chatterbox_engine.checkpoint.dims import S3GenDims
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen, VocoderJob
+from chatterbox_engine.synthesis.windows import synthesise
 from tests.fidelity.s3gen_reference import TINY, build_upstream, random_conditionals, random_tokens
 
 PROMPTS = (1, 9, 30)
@@ -51,8 +52,8 @@ def test_a_row_of_a_batch_equals_the_row_alone(
     s3gen: S3Gen, voices: list[PreparedVoice], rows: list[tuple[int, int, int]]
 ) -> None:
     jobs = [VocoderJob(random_tokens(TINY, count, count), voices[voice], seed) for count, voice, seed in rows]
-    for job, together in zip(jobs, s3gen.synthesise(jobs), strict=True):
-        alone = s3gen.synthesise([job])[0]
+    for job, together in zip(jobs, synthesise(s3gen, jobs), strict=True):
+        alone = synthesise(s3gen, [job])[0]
         assert together.shape == alone.shape == (960 * len(job.tokens),)
         assert (together - alone).norm() / alone.norm() < 1e-4
 
@@ -65,7 +66,7 @@ def test_a_long_prompt_is_cropped(s3gen: S3Gen) -> None:
     cut = dataclasses.replace(long, prompt_tokens=long.prompt_tokens[:12], prompt_mel=long.prompt_mel[:24])
     tokens = random_tokens(TINY, 20)
     cropped, expected = (
-        model.synthesise([VocoderJob(tokens, model.prepare(voice), 3)])[0]
+        synthesise(model, [VocoderJob(tokens, model.prepare(voice), 3)])[0]
         for model, voice in ((shorter, long), (s3gen, cut))
     )
     assert (cropped - expected).norm() / expected.norm() < 1e-4
@@ -78,8 +79,8 @@ def test_a_row_in_a_bucket_equals_the_row_alone(
     s3gen: S3Gen, bucketed: S3Gen, voices: list[PreparedVoice], rows: list[tuple[int, int, int]]
 ) -> None:
     jobs = [VocoderJob(random_tokens(TINY, count, count), voices[voice], seed) for count, voice, seed in rows]
-    for job, together in zip(jobs, bucketed.synthesise(jobs), strict=True):
-        alone = s3gen.synthesise([job])[0]
+    for job, together in zip(jobs, synthesise(bucketed, jobs), strict=True):
+        alone = synthesise(s3gen, [job])[0]
         assert together.shape == alone.shape
         assert (together - alone).norm() / alone.norm() < 1e-4
 
@@ -88,9 +89,9 @@ def test_a_row_that_is_not_finite_leaves_nothing_in_its_bucket(
     s3gen: S3Gen, bucketed: S3Gen, voices: list[PreparedVoice]
 ) -> None:
     broken = dataclasses.replace(voices[2], mel=torch.full_like(voices[2].mel, torch.nan))
-    assert bucketed.synthesise([VocoderJob(random_tokens(TINY, 40), broken, seed=1)])[0].isnan().any()
+    assert synthesise(bucketed, [VocoderJob(random_tokens(TINY, 40), broken, seed=1)])[0].isnan().any()
     job = VocoderJob(random_tokens(TINY, 25), voices[2], seed=2)
-    alone, after = s3gen.synthesise([job])[0], bucketed.synthesise([job])[0]
+    alone, after = synthesise(s3gen, [job])[0], synthesise(bucketed, [job])[0]
     assert (after - alone).norm() / alone.norm() < 1e-4
 
 
@@ -102,10 +103,10 @@ def test_the_largest_batches_are_captured_first() -> None:
 
 def test_a_cpu_takes_the_rows_of_a_batch_one_after_the_other(s3gen: S3Gen, voices: list[PreparedVoice]) -> None:
     jobs = [VocoderJob(random_tokens(TINY, 5 + 8 * n, n), voice, seed=n) for n, voice in enumerate(voices)]
-    together = s3gen.synthesise(jobs)
+    together = synthesise(s3gen, jobs)
     s3gen.batching.together = False
     try:
-        alone = s3gen.synthesise(jobs)
+        alone = synthesise(s3gen, jobs)
     finally:
         s3gen.batching.together = True
     for one, other in zip(alone, together, strict=True):
@@ -118,12 +119,12 @@ def test_a_meanflow_row_of_a_batch_equals_the_row_alone() -> None:
     s3gen = load(dims)
     voice = s3gen.prepare(random_conditionals(dims, 8))
     jobs = [VocoderJob(random_tokens(dims, count), voice, seed=count) for count in (5, 21, 13)]
-    for job, together in zip(jobs, s3gen.synthesise(jobs), strict=True):
-        alone = s3gen.synthesise([job])[0]
+    for job, together in zip(jobs, synthesise(s3gen, jobs), strict=True):
+        alone = synthesise(s3gen, [job])[0]
         assert (together - alone).norm() / alone.norm() < 1e-4
 
 
 def test_the_seed_changes_the_audio_and_nothing_else_does(s3gen: S3Gen, voices: list[PreparedVoice]) -> None:
-    first, again, other = s3gen.synthesise([VocoderJob(random_tokens(TINY, 6), voices[1], seed) for seed in (1, 1, 2)])
+    first, again, other = synthesise(s3gen, [VocoderJob(random_tokens(TINY, 6), voices[1], seed) for seed in (1, 1, 2)])
     torch.testing.assert_close(first, again, atol=1e-6, rtol=0)
     assert (first - other).abs().max() > 1e-3

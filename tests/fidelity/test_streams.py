@@ -14,9 +14,10 @@ from torch import Tensor
 
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen, SourceNoise, VocoderJob
+from chatterbox_engine.s3gen.noise import Phase
 from chatterbox_engine.synthesis.streaming import OVERLAP, ChunkPolicy, Cursor
 from chatterbox_engine.synthesis.watermark import PerthWatermark, Watermarker
-from chatterbox_engine.synthesis.windows import Phase, Window, synthesise
+from chatterbox_engine.synthesis.windows import synthesise, window
 from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, Samples
 from tests.fidelity.joins import FRAME, WHOLE, AtJoins, SameMel, around, frames_of, streamed
 
@@ -59,7 +60,7 @@ def test_a_stream_is_as_long_as_the_utterance_and_begins_like_it(
 @pytest.mark.parametrize("count", [1, 2, 40, 333])
 def test_a_stream_of_one_chunk_is_the_utterance(s3gen: S3Gen, voice: PreparedVoice, count: int) -> None:
     tokens = random_tokens(count)
-    whole = s3gen.synthesise([VocoderJob(tokens, voice, 5)])[0].numpy()
+    whole = synthesise(s3gen, [VocoderJob(tokens, voice, 5)])[0].numpy()
     samples, joins = streamed(s3gen, tokens, voice, WHOLE)
     assert not joins
     assert np.abs(samples - whole).max() < 1e-4
@@ -71,11 +72,10 @@ def test_windows_in_one_batch_are_what_they_are_alone(s3gen: S3Gen, voice: Prepa
     while cursor.segment == 0:
         span = cursor.take(50, complete=True)
         assert span is not None
-        window = tokens[span.start : span.stop]
-        whole = Window(other, voice, 9, span.whole(80))
-        together = synthesise(s3gen, [whole, Window(window, voice, 5, span, phase)])
+        part, whole = tokens[span.start : span.stop], VocoderJob(other, voice, 9)
+        together = synthesise(s3gen, [whole, window(part, voice, 5, span, phase)])
         torch.testing.assert_close(together[0], synthesise(s3gen, [whole])[0], atol=1e-4, rtol=0)
-        single = synthesise(s3gen, [Window(window, voice, 5, span, alone)])[0]
+        single = synthesise(s3gen, [window(part, voice, 5, span, alone)])[0]
         torch.testing.assert_close(together[1], single, atol=1e-4, rtol=0)
 
 

@@ -6,24 +6,43 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from chatterbox_engine.checkpoint.dims import LlamaDims
+from chatterbox_engine.checkpoint.dims import LlamaDims, S3GenDims
 from chatterbox_engine.checkpoint.families import ENGLISH
 from chatterbox_engine.errors import NotFound, RequestError
 from chatterbox_engine.kernels.graphs import Graphs
-from chatterbox_engine.metrics import Metrics
+from chatterbox_engine.metrics import Metrics, Served
 from chatterbox_engine.s3gen.model import PROMPT_TOKENS
-from chatterbox_engine.synthesis.engine import Engine, Parts
+from chatterbox_engine.synthesis.cores import Cores
+from chatterbox_engine.synthesis.engine import Engine
+from chatterbox_engine.synthesis.finisher import Finisher
+from chatterbox_engine.synthesis.jobs import Chunk, Job, Times, TokenSegment
+from chatterbox_engine.synthesis.parts import Parts
+from chatterbox_engine.synthesis.prefixes import Prefixes
 from chatterbox_engine.synthesis.scheduler import Scheduler
+from chatterbox_engine.synthesis.segments import Segmenter
+from chatterbox_engine.synthesis.streaming import ChunkPolicy, Span
+from chatterbox_engine.synthesis.utterances import Utterance
+from chatterbox_engine.synthesis.vocoder import Vocoder
 from chatterbox_engine.synthesis.watermark import NoWatermark
 from chatterbox_engine.text.english import normalise
-from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples, SynthesisRequest, SynthesisResult
+from chatterbox_engine.types import (
+    SAMPLES_PER_TOKEN,
+    FinishReason,
+    Samples,
+    SynthesisChunk,
+    SynthesisRequest,
+    SynthesisResult,
+)
+from chatterbox_engine.voices.cache import Voice
 from chatterbox_engine.voices.service import Found
 
+CPU = torch.device("cpu")
 STOP = LlamaDims().stop_speech
 WAIT = 20.0  # seconds until a test that would hang fails instead
 
@@ -32,13 +51,12 @@ class FakeRunner:
     """Utterances stop after as many tokens as their text has characters; token i of an utterance is i."""
 
     def __init__(self) -> None:
-        self.model = SimpleNamespace(dims=LlamaDims(), device=torch.device("cpu"), prefix=self.prefix)
         self.prefix_bytes = 1
         """Of a voice."""
         self.computed: list[tuple[str, float]] = []
         """Prefixes, by voice and exaggeration."""
         self.given: list[tuple[str, float]] = []
-        """The prefixes that prompts were run behind."""
+        """The prefixes that prompts were run after."""
         self.gate = threading.Event()
         self.gate.set()
         self.started = threading.Event()
@@ -52,7 +70,7 @@ class FakeRunner:
     def warm_up(self, report: Callable[[str], None]) -> None:
         report("warm")
 
-    def prefix(self, voice: str, exaggeration: float) -> Any:
+    def prefix(self, voice: Any, exaggeration: float) -> Any:
         self.computed.append((voice, exaggeration))
         return SimpleNamespace(of=(voice, exaggeration), nbytes=self.prefix_bytes)
 
@@ -83,8 +101,8 @@ class FakeRunner:
 class FakeS3Gen:
     """A token's samples are all the token over 10,000."""
 
-    device = torch.device("cpu")
-    dims = SimpleNamespace(mel=1)
+    device = CPU
+    dims = S3GenDims()
     fade = torch.ones(1)
     prompt_tokens = PROMPT_TOKENS
 
@@ -97,11 +115,15 @@ class FakeS3Gen:
         """Tokens for which there is memory."""
         self.batches: list[int] = []
         self.threads: list[int] = []
+        self.captured: list[tuple[int, int, int]] = []
         self._failed: Callable[[], object] = lambda: None
         """What a batch used for which there was no memory."""
 
     def prepare(self, conditionals: Any) -> Any:
         return SimpleNamespace(frames=0)
+
+    def capture(self, graphs: Graphs, sizes: Sequence[tuple[int, int, int]], report: Callable[[str], None]) -> None:
+        self.captured += sizes
 
     def pitch(self, mel: torch.Tensor, frames: Sequence[int]) -> torch.Tensor:
         return torch.zeros(mel.shape[:2])
@@ -126,11 +148,22 @@ class FakeS3Gen:
 
 
 class FakeWatermarker(NoWatermark):
-    error: Exception | None = None
+    """Marks nothing; holds the waveforms of `held` until the gate opens."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.held: Callable[[Samples], bool] = lambda _samples: False
+        self.applied = 0
 
     def apply(self, samples: Samples) -> Samples:
+        if self.held(samples):
+            self.entered.set()
+            assert self.gate.wait(WAIT)
         if self.error is not None:
             raise self.error
+        self.applied += 1
         return samples
 
 
@@ -138,10 +171,10 @@ class FakeVoices:
     """Knows `default` and `other`; a voice called `later` is found when `release` is called."""
 
     cached = 1
-    built_in: Any = None
+    built_in: Voice | None = None
 
     def __init__(self) -> None:
-        self.waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.waiting: queue.SimpleQueue[Future[Found]] = queue.SimpleQueue()
 
     def start(self, report: Callable[[str], None]) -> None:
         report("voices")
@@ -152,30 +185,92 @@ class FakeVoices:
     def close(self) -> None:
         pass
 
-    def resolve(self, request: SynthesisRequest, done: Any) -> None:
-        name = request.voice
-        voice: Any = SimpleNamespace(key=name, conditionals=SimpleNamespace(t3=name, s3gen=None))
-        if name == "later":
-            self.waiting.put(lambda: done(Found(voice, "memory")))
+    def resolve(self, request: SynthesisRequest) -> Future[Found]:
+        future: Future[Found] = Future()
+        if request.voice == "later":
+            self.waiting.put(future)
+        elif request.voice in ("default", "other"):
+            future.set_result(Found(voice(request.voice), "memory"))
         else:
-            done(Found(voice, "memory") if name in ("default", "other") else NotFound(f"there is no voice {name!r}"))
+            future.set_exception(NotFound(f"there is no voice {request.voice!r}"))
+        return future
 
     def release(self) -> None:
-        self.waiting.get(timeout=WAIT)()
+        self.waiting.get(timeout=WAIT).set_result(Found(voice("later"), "memory"))
+
+
+def voice(name: str) -> Voice:
+    """A voice that tells its name in place of what T3 reads."""
+    conditionals: Any = SimpleNamespace(t3=name, s3gen=None)
+    return Voice(name, conditionals)
+
+
+def job(number: int = 1, *, stream: bool = False, segments: int = 1) -> Job:
+    """A request for a whole answer or a stream."""
+    request = SynthesisRequest("Hello.", seed=1)
+    text = [TokenSegment((), prompt_length=1, max_tokens=100, pause=0.0)] * segments
+    return Job(number, request, lambda _answer: None, text, ChunkPolicy() if stream else None)
+
+
+def chunk(of: Job, number: int = 0, *, segment: int = 0, span: Span | None = None) -> Chunk:
+    """A chunk of tokens that count from 1; by default a whole utterance of four."""
+    span, times = span or Span.whole(4), Times(voiced=0.0, started=0.0, decoded=0.0)
+    tokens = tuple(range(span.start + 1, span.stop + 1))
+    finish: FinishReason | None = "stop" if span.last else None
+    return Chunk(of, Found(voice("default"), "memory"), segment, number, span, tokens, finish, times)
+
+
+class FakeText:
+    """A token for each character: 1 for letters and digits, 0 for the rest."""
+
+    silent = False
+    """Gives no tokens, and speaks them."""
+
+    def encode(self, text: str, language: str) -> list[int]:
+        return [] if self.silent else [int(char.isalnum()) for char in normalise(text)]
+
+    def speaks(self, ids: Sequence[int]) -> bool:
+        return self.silent or any(ids)
+
+
+class FakeVocoder(Vocoder):
+    """The real one, which tells what it was given."""
+
+    def __init__(self, s3gen: FakeS3Gen, **options: Any) -> None:
+        super().__init__(s3gen, **options)
+        self.queued: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
+
+    def put(self, chunk: Chunk) -> None:
+        super().put(chunk)
+        self.queued.put(chunk)
+
+    def wait_for(self, count: int) -> list[Chunk]:
+        """The next chunks that were queued."""
+        return [self.queued.get(timeout=WAIT) for _ in range(count)]
+
+
+Outcome = SynthesisResult | SynthesisChunk | RequestError
 
 
 class Answers:
-    """Collects answers; `take` waits for the next."""
+    """Collects whole answers, or what a stream is answered with; `take` waits for the next."""
 
     def __init__(self) -> None:
-        self._answers: queue.SimpleQueue[SynthesisResult | RequestError] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.put = self._answers.put
 
-    def take(self) -> SynthesisResult | RequestError:
+    def take(self) -> Outcome:
         return self._answers.get(timeout=WAIT)
 
-    def take_all(self, count: int) -> list[SynthesisResult | RequestError]:
+    def take_all(self, count: int) -> list[Outcome]:
         return [self.take() for _ in range(count)]
+
+    def take_stream(self) -> list[Outcome]:
+        """Everything up to the end of a stream."""
+        taken = [self.take()]
+        while isinstance(taken[-1], SynthesisChunk) and not taken[-1].last:
+            taken.append(self.take())
+        return taken
 
     @property
     def empty(self) -> bool:
@@ -197,29 +292,35 @@ class FakeEngine:
         vocoder_batch: int = 8,
     ) -> None:
         self.runner, self.s3gen, self.watermarker = FakeRunner(), FakeS3Gen(), FakeWatermarker()
-        self.voices = FakeVoices()
-        self.scheduler: Scheduler[Any] = Scheduler(max_slots=max_slots, positions=1 << 20, max_prefills=4)
+        self.voices, self.text = FakeVoices(), FakeText()
+        self.scheduler: Scheduler[Utterance] = Scheduler(max_slots=max_slots, positions=1 << 20, max_prefills=4)
         self.failures: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+        cores = Cores(vocoder_threads, t3_threads)
+        served = Served({"model": "fake"}, lambda: 0)
+        self.vocoder = FakeVocoder(
+            self.s3gen,
+            graphs=Graphs(CPU, enabled=False),
+            batch=vocoder_batch,
+            delay=0.0,
+            memory=1 << 34,
+            cores=cores,
+            metrics=metrics,
+        )
         parts = Parts(
-            runner=self.runner,  # type: ignore[arg-type]
+            segmenter=Segmenter(self.text, LlamaDims(), 300, ENGLISH.title),
+            voices=self.voices,
             scheduler=self.scheduler,
-            s3gen=self.s3gen,  # type: ignore[arg-type]
+            runner=self.runner,
+            prefixes=Prefixes(self.runner.prefix),
+            vocoder=self.vocoder,
+            finisher=Finisher(self.watermarker, served, device=CPU, cores=cores),
+            cores=cores,
+            served=served,
             family=ENGLISH,
-            text=SimpleNamespace(
-                encode=lambda text, language: [int(char.isalnum()) for char in normalise(text)], speaks=any
-            ),
-            voices=self.voices,  # type: ignore[arg-type]
-            watermarker=self.watermarker,
-            about={"model": "fake"},
+            stop_token=STOP,
+            device=CPU,
             max_queue=max_queue,
             request_timeout=request_timeout,
-            segment_chars=300,
-            vocoder_graphs=Graphs(torch.device("cpu"), enabled=False),
-            vocoder_batch=vocoder_batch,
-            vocoder_memory=1 << 34,
-            vocoder_delay=0.0,
-            vocoder_threads=vocoder_threads,
-            t3_threads=t3_threads,
         )
         self.engine = Engine(parts, on_failure=self.failures.put, metrics=metrics)
         self.answers = Answers()
@@ -231,8 +332,14 @@ class FakeEngine:
     def __exit__(self, *_: object) -> None:
         self.runner.gate.set()
         self.s3gen.gate.set()
+        self.watermarker.gate.set()
         self.engine.close()
 
     def submit(self, text: str = "Hello there.", **changes: Any) -> int:
         request = SynthesisRequest(**{"text": text, "seed": 1, **changes})
         return self.engine.submit(request, self.answers.put)
+
+    def stream(self, text: str, policy: ChunkPolicy | None = None, **changes: Any) -> tuple[int, Answers]:
+        answers = Answers()
+        request = SynthesisRequest(**{"text": text, "seed": 1, **changes})
+        return self.engine.stream(request, policy or ChunkPolicy(), answers.put), answers

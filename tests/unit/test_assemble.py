@@ -45,7 +45,7 @@ def test_what_is_quantised_is_told() -> None:
 def test_s3gen_is_made_as_the_settings_say(tiny_path: Path, tmp_path: Path) -> None:
     settings = {"prompt_seconds": 2.0, "dtype": "float32", "voice_store": str(tmp_path / "voices.sqlite")}
     engine = assemble.build(Config(checkpoint=str(tiny_path), watermark=False, **settings))  # type: ignore[arg-type]
-    assert engine._parts.s3gen.prompt_tokens == 50
+    assert engine._parts.vocoder._s3gen.prompt_tokens == 50  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

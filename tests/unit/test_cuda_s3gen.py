@@ -15,8 +15,9 @@ from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.kernels.device import own_stream
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.s3gen import PreparedVoice, S3Gen, VocoderJob
+from chatterbox_engine.s3gen.noise import Phase
 from chatterbox_engine.synthesis.streaming import Span
-from chatterbox_engine.synthesis.windows import Phase, Window, synthesise
+from chatterbox_engine.synthesis.windows import synthesise, window
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, S3GenConditionals
 from tests.pretend_cuda import PretendCuda, memory_of, pretend_cuda
 
@@ -56,9 +57,9 @@ def test_nothing_between_tokens_and_waveform_waits_for_the_device(s3gen: S3Gen, 
     short, long = voice(s3gen, 9), voice(s3gen, 20)
     first = Span(0, 0, 10, 13, last=False)
     phases = [Phase(), Phase()]
-    chunks = synthesise(s3gen, [Window(tokens(13), short, n, first, phase) for n, phase in enumerate(phases)])
+    chunks = synthesise(s3gen, [window(tokens(13), short, n, first, phase) for n, phase in enumerate(phases)])
     second, all_of_it = Span(5, 10, 25, 28, last=False), Span.whole(15)
-    windows = [Window(tokens(23), short, 0, second, phases[0]), Window(tokens(15), long, 7, all_of_it)]
+    windows = [window(tokens(23), short, 0, second, phases[0]), window(tokens(15), long, 7, all_of_it, None)]
     chunks += synthesise(s3gen, windows)
     assert not cuda.waits
     assert [len(wave) // SAMPLES_PER_TOKEN for wave in chunks] == [13, 13, 23, 15]
@@ -76,7 +77,7 @@ def test_what_is_captured_reads_static_memory_and_writes_its_own(s3gen: S3Gen, c
     buckets = [bucket for half in (s3gen._to_mel, s3gen._to_wave) for bucket in half._buckets.values()]
     state, asked = memory_of(*buckets), cuda.tick
     jobs = [VocoderJob(tokens(5), voice(s3gen, 9), 1), VocoderJob(tokens(15), voice(s3gen, 20), 2)]
-    assert [len(wave) // SAMPLES_PER_TOKEN for wave in s3gen.synthesise(jobs)] == [5, 15]
+    assert [len(wave) // SAMPLES_PER_TOKEN for wave in synthesise(s3gen, jobs)] == [5, 15]
     assert cuda.tick - asked < 300, "the graphs are replayed"
     assert memory_of(*buckets) == state
     assert not cuda.waits

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -17,9 +15,9 @@ from chatterbox_engine.errors import (
     Overloaded,
     Unavailable,
 )
-from chatterbox_engine.synthesis.engine import PREFIX_BYTES
-from chatterbox_engine.types import SAMPLES_PER_TOKEN, SamplingParams, SynthesisResult
-from tests.unit.engine_fakes import WAIT, Answers, FakeEngine
+from chatterbox_engine.synthesis.prefixes import PREFIX_BYTES
+from chatterbox_engine.types import SAMPLES_PER_TOKEN, SamplingParams, SynthesisRequest, SynthesisResult
+from tests.unit.engine_fakes import WAIT, Answers, FakeEngine, voice
 
 
 def test_a_request_is_answered_with_its_tokens_and_their_audio() -> None:
@@ -35,8 +33,8 @@ def test_a_request_is_answered_with_its_tokens_and_their_audio() -> None:
 def test_a_prefix_is_computed_once_for_a_voice_and_exaggeration() -> None:
     asked = [("default", 0.5), ("other", 0.5), ("default", 0.5), ("default", 0.9), ("other", 0.5), ("default", 0.9)]
     with FakeEngine() as fake:
-        for voice, exaggeration in asked:
-            fake.submit(voice=voice, sampling=SamplingParams(exaggeration=exaggeration))
+        for name, exaggeration in asked:
+            fake.submit(voice=name, sampling=SamplingParams(exaggeration=exaggeration))
             fake.answers.take()
     assert fake.runner.given == asked
     assert fake.runner.computed == [("default", 0.5), ("other", 0.5), ("default", 0.9)]
@@ -44,7 +42,7 @@ def test_a_prefix_is_computed_once_for_a_voice_and_exaggeration() -> None:
 
 def test_the_built_in_voice_has_its_prefix_before_the_first_request() -> None:
     fake = FakeEngine()
-    fake.voices.built_in = SimpleNamespace(key="default", conditionals=SimpleNamespace(t3="default", s3gen=None))
+    fake.voices.built_in = voice("default")
     with fake:
         assert fake.runner.computed == [("default", 0.5)]
         fake.submit()
@@ -55,10 +53,10 @@ def test_the_built_in_voice_has_its_prefix_before_the_first_request() -> None:
 def test_prefixes_are_bounded_by_their_bytes() -> None:
     with FakeEngine() as fake:
         fake.runner.prefix_bytes = PREFIX_BYTES // 2 + 1
-        for voice in ("default", "default", "other", "default"):
-            fake.submit(voice=voice)
+        for name in ("default", "default", "other", "default"):
+            fake.submit(voice=name)
             fake.answers.take()
-    assert [voice for voice, _ in fake.runner.computed] == ["default", "other", "default"]
+    assert [name for name, _ in fake.runner.computed] == ["default", "other", "default"]
 
 
 def test_a_request_ends_at_its_length() -> None:
@@ -72,8 +70,7 @@ def test_a_request_ends_at_its_length() -> None:
 
 def test_a_request_that_stops_at_once_gets_empty_audio() -> None:
     with FakeEngine() as fake:
-        text = fake.engine._parts.text
-        text.encode, text.speaks = lambda text, language: [], lambda ids: True  # type: ignore[method-assign]
+        fake.text.silent = True
         fake.submit("Hm.")
         result = fake.answers.take()
     assert isinstance(result, SynthesisResult)
@@ -174,7 +171,7 @@ def test_a_cancelled_request_is_answered_once_and_frees_its_slot() -> None:
     assert (fake.scheduler.free_slots, fake.scheduler.free_positions) == (1, 1 << 20)
 
 
-def test_a_request_that_is_too_old_is_given_up() -> None:
+def test_a_request_that_is_too_old_is_ended() -> None:
     with FakeEngine(request_timeout=0.05) as fake:
         fake.s3gen.gate.clear()
         fake.submit()
@@ -205,9 +202,8 @@ def test_a_receiver_that_raises_costs_nobody_else_the_answer() -> None:
 
     with FakeEngine() as fake:
         fake.runner.gate.clear()
-        request = fake.engine.submit
         for receiver in (refuse, answers.put, answers.put):
-            request(_request(), receiver)
+            fake.engine.submit(SynthesisRequest(text="Hello.", seed=1), receiver)
         fake.runner.gate.set()
         assert len(answers.take_all(2)) == 2
         assert isinstance(fake.failures.get(timeout=WAIT), ConnectionError)
@@ -261,12 +257,6 @@ def _fail(report: object) -> None:
     raise MemoryError("no room")
 
 
-def _request() -> object:
-    from chatterbox_engine.types import SynthesisRequest
-
-    return SynthesisRequest(text="Hello.", seed=1)
-
-
 @pytest.mark.usefixtures("threads_kept")
 def test_the_vocoder_takes_more_cores_when_nothing_else_is_under_way() -> None:
     with FakeEngine(vocoder_threads=(1, 2)) as fake:
@@ -284,15 +274,13 @@ def test_the_vocoder_takes_more_cores_when_nothing_else_is_under_way() -> None:
 
 
 @pytest.mark.usefixtures("threads_kept")
-def test_the_vocoder_has_all_cores_for_every_piece_once_all_tokens_are_there() -> None:
+def test_the_vocoder_has_all_cores_for_every_chunk_once_all_tokens_are_there() -> None:
     with FakeEngine(vocoder_threads=(1, 2), vocoder_batch=1) as fake:
         fake.s3gen.gate.clear()
         fake.s3gen.entered.clear()  # warming up set it
         for _ in range(3):
             fake.submit("x" * 10)
-        assert fake.s3gen.entered.wait(WAIT)
-        while not fake.scheduler.idle:
-            time.sleep(0.001)
+        fake.vocoder.wait_for(3)
         fake.s3gen.gate.set()
         for _ in range(3):
             fake.answers.take()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,12 @@ from chatterbox_engine.checkpoint.families import (
 )
 from chatterbox_engine.errors import ConfigError, InvalidRequest
 from chatterbox_engine.serving import contract
-from chatterbox_engine.synthesis.jobs import Utterance
+from chatterbox_engine.synthesis.jobs import Job, TokenSegment
 from chatterbox_engine.synthesis.streaming import LOOKAHEAD, ChunkPolicy, Cursor, Span
-from chatterbox_engine.types import SPEECH_TOKENS
+from chatterbox_engine.synthesis.utterances import Speech, Utterance
+from chatterbox_engine.types import SPEECH_TOKENS, SynthesisRequest
+from chatterbox_engine.voices.service import Found
+from tests.unit.engine_fakes import voice
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
 
@@ -84,8 +86,9 @@ def test_a_language_that_a_family_does_not_speak_is_refused(family: Family) -> N
 
 
 def utterance(family: Family, drawn: list[int]) -> Utterance:
-    job: Any = SimpleNamespace(request=SimpleNamespace(sampling=family.sampling))
-    it = Utterance(job, 0, None, 10, 100, 0.0, 0, None, family=family)  # type: ignore[arg-type]
+    request = SynthesisRequest("Hello.", 1, sampling=family.sampling)
+    job = Job(1, request, lambda _answer: None, [TokenSegment((), prompt_length=10, max_tokens=100, pause=0.0)])
+    (it,) = Speech(job, Found(voice("default"), "memory"), 0.0, family).utterances
     for token in drawn:
         it.take(token, SPEECH_TOKENS + 1)
     return it

@@ -11,7 +11,7 @@ import torch
 from chatterbox_engine import memory_plan
 from chatterbox_engine.checkpoint.dims import LlamaDims
 from chatterbox_engine.errors import ConfigError
-from chatterbox_engine.synthesis.engine import PREFIX_BYTES
+from chatterbox_engine.synthesis.prefixes import PREFIX_BYTES
 from tests.pretend_cuda import pretend_cuda
 
 CPU = torch.device("cpu")

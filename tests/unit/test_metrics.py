@@ -194,9 +194,9 @@ class Told:
         assert seconds >= 0
         self.steps.append(utterances)
 
-    def vocoded(self, seconds: float, pieces: int) -> None:
+    def vocoded(self, seconds: float, chunks: int) -> None:
         assert seconds >= 0
-        self.batches.append(pieces)
+        self.batches.append(chunks)
 
     def answered(self, stats: Any) -> None:
         self.answers.append(stats)

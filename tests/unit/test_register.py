@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from chatterbox_engine.errors import Cancelled, DeadlineExceeded, EngineFailed, 
 from chatterbox_engine.metrics import NoMetrics
 from chatterbox_engine.synthesis.jobs import Job
 from chatterbox_engine.synthesis.register import Register
-from chatterbox_engine.types import SynthesisChunk, SynthesisRequest
+from chatterbox_engine.types import SynthesisChunk, SynthesisRequest, SynthesisResult
 
 LONG = 1000.0
 
@@ -25,8 +27,10 @@ class Desk:
         )
 
     def job(self, number: int, age: float = 0.0) -> Job:
-        job = Job(number, SynthesisRequest("Hello.", seed=1), lambda part: self.got.append((number, part)))
-        job.arrived -= age
+        arrived = time.monotonic() - age
+        job = Job(
+            number, SynthesisRequest("Hello.", seed=1), lambda part: self.got.append((number, part)), arrived=arrived
+        )
         self.register.take(job)
         return job
 
@@ -40,14 +44,13 @@ def chunk(index: int, *, last: bool = False) -> SynthesisChunk:
     return SynthesisChunk(index, np.zeros(3, dtype=np.float32), np.zeros(1, dtype=np.int32), {} if last else None)
 
 
-def test_a_request_has_one_answer_and_what_it_holds_is_given_back_once() -> None:
+def test_a_request_has_one_answer_and_what_it_holds_is_freed_once() -> None:
     desk = Desk()
     job = desk.job(1)
-    for error in (Cancelled("given up"), Overloaded("too late")):
+    for error in (Cancelled("cancelled"), Overloaded("too late")):
         desk.register.settle(job, error)
     assert desk.answers() == [(1, Cancelled)]
     assert desk.ended == [1]
-    assert job.ended
     assert job not in desk.register
     assert desk.register.find(1) is None
 
@@ -59,23 +62,42 @@ def test_no_more_requests_than_the_limit_are_taken_until_one_ends() -> None:
     desk.job(3)
     with pytest.raises(Overloaded, match="3 requests are under way"):
         desk.job(4)
-    desk.register.settle(first, Cancelled("given up"))
+    desk.register.settle(first, Cancelled("cancelled"))
     desk.job(5)
     assert len(desk.register) == 3
 
 
-def test_chunks_come_in_order_and_none_behind_the_end() -> None:
+def test_chunks_come_in_order_and_none_after_the_end() -> None:
     desk = Desk()
     job = desk.job(1)
     parts = [chunk(0), chunk(1), chunk(2, last=True), chunk(3)]
     for part in parts:
-        desk.register.send_chunk(job, part)
+        desk.register.send(job, part)
     desk.answers()
     assert [part for _, part in desk.got] == parts[:3]
     assert desk.ended == [1]
 
 
-def test_only_requests_that_are_too_old_are_given_up() -> None:
+def test_a_whole_answer_ends_its_request() -> None:
+    desk = Desk()
+    job = desk.job(1)
+    for _ in range(2):
+        desk.register.send(job, SynthesisResult(np.zeros(3, dtype=np.float32), np.zeros(1, dtype=np.int32), {}))
+    assert desk.answers() == [(1, SynthesisResult)]
+    assert job not in desk.register
+
+
+def test_tokens_are_awaited_until_those_of_every_request_are_drawn_or_it_has_ended() -> None:
+    desk = Desk()
+    jobs = [desk.job(number) for number in (1, 2)]
+    desk.register.decoded(jobs[0])
+    assert desk.register.decoding
+    desk.register.settle(jobs[1], Cancelled("cancelled"))
+    assert not desk.register.decoding
+    assert jobs[0] in desk.register
+
+
+def test_only_requests_that_are_too_old_are_ended() -> None:
     desk = Desk(allowance=50.0)
     assert desk.register.until_deadline() is None
     desk.job(1, age=60.0)
@@ -140,7 +162,7 @@ def test_a_receiver_that_raises_keeps_no_answer_from_the_others() -> None:
     desk.register.take(broken)
     other = desk.job(2)
     for job in (broken, other):
-        desk.register.settle(job, Cancelled("given up"))
+        desk.register.settle(job, Cancelled("cancelled"))
     with pytest.raises(ZeroDivisionError):
         desk.register.answer()
     assert desk.answers() == [(2, Cancelled)]

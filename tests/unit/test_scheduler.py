@@ -82,7 +82,7 @@ def test_a_released_slot_is_used_again_and_a_second_release_does_nothing() -> No
     assert (it.running, it.free_slots) == (1, 0)
 
 
-def test_a_waiting_utterance_can_be_given_up() -> None:
+def test_a_waiting_utterance_can_be_cancelled() -> None:
     it = scheduler()
     fake = Fake()
     it.add(fake)

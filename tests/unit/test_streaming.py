@@ -29,12 +29,12 @@ lengths = st.integers(0, 1000)
 PROMPT = 250  # tokens of the longest voice prompt: ten seconds
 
 
-def chunked(policy: ChunkPolicy, segments: list[int], heard: list[int] | None = None) -> list[Span]:
-    """All spans of a stream; `heard` tells how many tokens are there each time somebody looks."""
+def chunked(policy: ChunkPolicy, segments: list[int], seen: list[int] | None = None) -> list[Span]:
+    """All spans of a stream; `seen` says how many tokens there are each time that the cursor is asked."""
     cursor, spans = Cursor(policy), list[Span]()
     while cursor.segment < len(segments):
         total = segments[cursor.segment]
-        steps = range(total + 1) if heard is None else [*(min(total, it) for it in heard), total]
+        steps = range(total + 1) if seen is None else [*(min(total, it) for it in seen), total]
         for tokens in steps:
             segment = cursor.segment
             if (span := cursor.take(tokens, complete=tokens == total)) is not None:
@@ -66,10 +66,10 @@ def test_chunks_cover_an_utterance_once_in_order_and_the_last_says_so(policy: Ch
         assert span.last or span.end - span.begin == policy.size(number)
 
 
-@given(policy=policies, tokens=lengths, heard=st.lists(st.integers(0, 1000)).map(sorted))
+@given(policy=policies, tokens=lengths, seen=st.lists(st.integers(0, 1000)).map(sorted))
 @settings(deadline=None)
-def test_chunks_do_not_depend_on_when_somebody_looks(policy: ChunkPolicy, tokens: int, heard: list[int]) -> None:
-    spans = chunked(policy, [tokens], heard=[*heard, *[tokens] * 1000])
+def test_chunks_do_not_depend_on_when_the_cursor_is_asked(policy: ChunkPolicy, tokens: int, seen: list[int]) -> None:
+    spans = chunked(policy, [tokens], seen=[*seen, *[tokens] * 1000])
     assert spans == chunked(policy, [tokens])
 
 

@@ -135,7 +135,8 @@ class Desk:
 
     def ask_later(self, voice: str = "default", clip: bytes | None = None) -> queue.SimpleQueue[Any]:
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.voices.resolve(SynthesisRequest("Hello.", 1, voice=voice, reference_audio=clip), answers.put)
+        found = self.voices.resolve(SynthesisRequest("Hello.", 1, voice=voice, reference_audio=clip))
+        found.add_done_callback(lambda future: answers.put(future.exception() or future.result()))
         return answers
 
     def ask(self, voice: str = "default", clip: bytes | None = None) -> Any:

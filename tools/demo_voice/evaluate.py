@@ -23,6 +23,7 @@ from chatterbox_engine.config import Config
 from chatterbox_engine.s3gen import S3Gen
 from chatterbox_engine.s3gen.model import VocoderJob
 from chatterbox_engine.s3gen.noise import source_noise
+from chatterbox_engine.synthesis.windows import synthesise
 from chatterbox_engine.types import SAMPLE_RATE, SynthesisRequest, SynthesisResult
 from chatterbox_engine.voices.reference import s3_tokenizer
 from tools.demo_voice import data
@@ -63,7 +64,7 @@ class Speech:
     def tokens(self) -> Iterator[np.ndarray]:
         for wave in self._spoken:
             tokens, _ = self._tokenizer([wave])
-            yield self._s3gen.synthesise([VocoderJob(tokens[0], self._voice, seed=1)])[0].numpy()
+            yield synthesise(self._s3gen, [VocoderJob(tokens[0], self._voice, seed=1)])[0].numpy()
 
     def text(self) -> Iterator[np.ndarray]:
         config = Config(checkpoint=str(self._path), watermark=False, dtype="float32")

@@ -22,3 +22,8 @@ def upload(values: Tensor | Sequence[int], device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def reserved_bytes(device: torch.device) -> int:
+    """GPU memory that torch holds; 0 for a CPU."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0

@@ -20,7 +20,7 @@ from chatterbox_engine.s3gen.buckets import Buckets
 from chatterbox_engine.s3gen.encoder import Encoder
 from chatterbox_engine.s3gen.flow import Flow
 from chatterbox_engine.s3gen.hift import Hift
-from chatterbox_engine.s3gen.noise import HARMONICS, SAMPLES_PER_FRAME, SourceNoise, source_noise, start_noise
+from chatterbox_engine.s3gen.noise import HARMONICS, SAMPLES_PER_FRAME, Phase, SourceNoise, source_noise, start_noise
 from chatterbox_engine.s3gen.weights import Weights
 from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, TOKENS_PER_SECOND, S3GenConditionals
 
@@ -50,14 +50,19 @@ class PreparedVoice:
 
 @dataclass(frozen=True)
 class VocoderJob:
-    """An utterance to synthesise, or a part of one. The tokens may lie on the CPU or on the device; the seed decides
-    all noise."""
+    """An utterance to synthesise, or a window of one. The tokens may lie on the CPU or on the device; the seed decides
+    all noise. S3Gen's own input, so that it knows nothing of requests."""
 
     tokens: Tensor  # [n] int64, n at least 1, all below S3GenDims.vocab
     voice: PreparedVoice
     seed: int
     first: int = 0
     """Tokens of the utterance before these."""
+    begin: int = 0
+    end: int = 0
+    """Of a window: the chunk is its tokens [begin, end)."""
+    phase: Phase | None = None
+    """Of a window: the utterance's."""
 
     @property
     def frames(self) -> int:
@@ -69,7 +74,7 @@ class S3Gen:
     """Speech tokens to waveform. Safe to call from one thread at a time.
 
         voice = s3gen.prepare(conditionals)
-        samples = s3gen.synthesise([VocoderJob(tokens, voice, seed=1)])[0]
+        samples = synthesise(s3gen, [VocoderJob(tokens, voice, seed=1)])[0]  # synthesis.windows
 
     A row's result does not depend on what else is in the batch.
     """
@@ -129,13 +134,6 @@ class S3Gen:
         return PreparedVoice(
             upload(tokens, self.device).long(), upload(mel, self.device).float(), self._project_speaker(speaker)
         )
-
-    @torch.inference_mode()
-    def synthesise(self, jobs: Sequence[VocoderJob]) -> list[Tensor]:
-        """Waveforms of the jobs: [960 tokens] float32 each, on the device, the first 20 ms muted, the next faded in."""
-        waves = self.vocode(self.mel(jobs), [job.frames for job in jobs], draw_source(jobs, self.device))
-        waves[:, : 2 * _MUTED] *= self.fade
-        return [wave[: SAMPLES_PER_FRAME * job.frames] for wave, job in zip(waves, jobs, strict=True)]
 
     @torch.inference_mode()
     def mel(self, jobs: Sequence[VocoderJob], noise: Sequence[Tensor] | None = None) -> Tensor:
@@ -207,7 +205,7 @@ class S3Gen:
     ) -> None:
         """Captures both halves for buckets of (rows, prompt tokens, utterance tokens), the largest first.
 
-        On the thread and the stream that will call `synthesise`. Batches that fit into no bucket run eagerly.
+        On the thread and the stream that will call `mel` and `vocode`. Batches that fit into no bucket run eagerly.
         """
         mel = self.dims.mel
         by_memory = sorted(sizes, key=lambda size: size[0] * (size[1] + size[2]) ** 2, reverse=True)

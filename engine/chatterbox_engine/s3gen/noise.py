@@ -47,6 +47,13 @@ class SourceNoise:
     samples: Tensor  # [rows, SAMPLES_PER_FRAME frames] standard normal
 
 
+@dataclass
+class Phase:
+    """Where an utterance's source is at the end of the chunk before; one for all chunks of the utterance."""
+
+    cycles: Tensor | None = None  # [] float64 on the device, of the fundamental, modulo one; None at the start
+
+
 def start_noise(seeds: Sequence[int], frames: Tensor, mel: int) -> Tensor:
     """Where the flow starts: [rows, n, mel] standard normal float32.
 

@@ -9,7 +9,7 @@ import numpy as np
 from chatterbox_engine.types import SAMPLE_RATE, Samples
 
 FADE = SAMPLE_RATE // 200
-"""5 ms, long enough that no edge clicks, too short to be heard as a fade."""
+"""Samples, 5 ms: long enough that no edge clicks, too short to be heard as a fade."""
 
 
 def pause_samples(seconds: float) -> int:
@@ -24,13 +24,13 @@ def join(parts: Sequence[Samples], pauses: Sequence[float]) -> Samples:
     """
     if len(parts) == 1:
         return parts[0]
-    pieces: list[Samples] = []
+    joined: list[Samples] = []
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
-        pieces.append(fade_edges(part, start=index > 0, end=not last))
+        joined.append(fade_edges(part, start=index > 0, end=not last))
         if not last:
-            pieces.append(np.zeros(pause_samples(pauses[index]), dtype=np.float32))
-    return np.concatenate(pieces)
+            joined.append(np.zeros(pause_samples(pauses[index]), dtype=np.float32))
+    return np.concatenate(joined)
 
 
 def fade_edges(part: Samples, *, start: bool, end: bool) -> Samples:

@@ -1,4 +1,4 @@
-"""The requests under way: each is taken in, answered once, and given up when it is too old. No torch."""
+"""The requests under way: each is accepted, answered once, and ended when it is too old. No torch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ _CLOSING = "the server is shutting down"
 
 
 class Register:
-    """Called from any thread. All answers are given by the thread that runs `answer`, so that a slow receiver stalls
-    nobody and no chunk overtakes another."""
+    """Owns which requests are under way: a job ends by leaving the register, and nothing of it is sent after that.
+
+    Called from any thread. All answers are given by the thread that runs `answer`, so that a slow receiver delays no
+    other thread and no chunk overtakes another.
+    """
 
     def __init__(self, *, limit: int, allowance: float, metrics: Metrics, ended: Callable[[Job], None]) -> None:
-        """limit: requests at once; allowance: seconds that each may take; ended: called with every job that got its
-        answer or was given up, so that what it holds becomes free."""
+        """limit: requests at once; allowance: seconds that each may take; ended: called once for every job that is
+        answered in full or with an error, so that what it holds becomes free."""
         self._limit = limit
         self._allowance = allowance
         self._metrics = metrics
         self._ended = ended
         self._lock = threading.Lock()
         self._jobs: dict[int, Job] = {}  # oldest first
+        self._decoding: set[int] = set()  # numbers of jobs whose tokens are not all drawn
         self._closed = False
         self._last_moment: float | None = None  # time.monotonic() until which those under way may take; when draining
         self._drained: Callable[[], None] | None = None  # called once nobody is under way any more
@@ -50,23 +54,29 @@ class Register:
             if len(self._jobs) >= self._limit:
                 raise Overloaded(f"{len(self._jobs)} requests are under way and no more are taken; try again later")
             self._jobs[job.number] = job
+            self._decoding.add(job.number)
 
     def find(self, number: int) -> Job | None:
-        """None when it has its answer already."""
+        """None when it has ended."""
         with self._lock:
             return self._jobs.get(number)
 
-    def speaking(self) -> bool:
-        """Somebody's tokens are not all drawn yet."""
+    def decoded(self, job: Job) -> None:
+        """All tokens of a job are drawn."""
         with self._lock:
-            return any(job.decoded is None for job in self._jobs.values())
+            self._decoding.discard(job.number)
+
+    @property
+    def decoding(self) -> bool:
+        """Some job's tokens are not all drawn yet."""
+        return bool(self._decoding)
 
     def settle(self, job: Job, outcome: SynthesisResult | SynthesisChunk | RequestError) -> None:
         """Ends a job unless it has ended."""
         with self._lock:
             if self._jobs.pop(job.number, None) is None:
                 return
-            job.ended = True
+            self._decoding.discard(job.number)
             self._outbox.put(partial(job.answer, outcome))
             self._report_drained()
         self._ended(job)
@@ -75,14 +85,14 @@ class Register:
         elif outcome.stats is not None:
             self._metrics.answered(outcome.stats)
 
-    def send_chunk(self, job: Job, chunk: SynthesisChunk) -> None:
-        """A part of a stream's answer; the last one settles it."""
-        if chunk.last:
-            self.settle(job, chunk)
+    def send(self, job: Job, answer: SynthesisResult | SynthesisChunk) -> None:
+        """An answer, or a part of a stream's; a whole answer and the last part settle the job."""
+        if isinstance(answer, SynthesisResult) or answer.last:
+            self.settle(job, answer)
             return
         with self._lock:  # no chunk follows the end
             if job.number in self._jobs:
-                self._outbox.put(partial(job.answer, chunk))
+                self._outbox.put(partial(job.answer, answer))
 
     def until_deadline(self) -> float | None:
         """Seconds until the oldest request is too old, or draining ends; None when there is none."""
@@ -94,8 +104,8 @@ class Register:
         return max(0.0, min(limit for limit in limits if limit is not None) - time.monotonic())
 
     def expire(self) -> None:
-        """Gives up requests that are too old, and all when draining ends. All have the same allowance, so the oldest
-        ones are the first."""
+        """Ends requests that are too old, and all when draining ends. All have the same allowance, so the oldest ones
+        are the first."""
         now = time.monotonic()
         with self._lock:
             over = self._last_moment is not None and self._last_moment <= now
@@ -134,23 +144,23 @@ class Register:
             self._drained = None
 
     def fail(self, error: BaseException, then: Callable[[], None]) -> None:
-        """Takes no more, answers all with EngineFailed, and calls `then` behind the answers."""
+        """Takes no more, answers all with EngineFailed, and calls `then` after the answers."""
         with self._lock:
             self._closed = True
             jobs, self._jobs = list(self._jobs.values()), {}
+            self._decoding.clear()
         failed = EngineFailed(f"the engine failed: {type(error).__name__}: {error}")
         for job in jobs:
-            job.ended = True
             self._outbox.put(partial(job.answer, failed))
             self._metrics.failed(failed)
         self._outbox.put(then)
 
     def answer(self) -> None:
-        """The body of the thread that gives the answers, until `end`. Raises what a receiver raises; the answers behind
+        """The body of the thread that gives the answers, until `end`. Raises what a receiver raises; the answers after
         it are still to be given."""
         while (call := self._outbox.get()) is not None:
             call()
 
     def end(self) -> None:
-        """Ends `answer` after what is to be given."""
+        """Ends `answer` after what is queued."""
         self._outbox.put(None)

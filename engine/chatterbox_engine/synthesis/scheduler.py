@@ -10,7 +10,7 @@ from chatterbox_engine.t3.extents import Extent, ExtentAllocator
 
 
 class Schedulable(Protocol):
-    """What the scheduler needs to know of an utterance, and the place it gives it."""
+    """What the scheduler needs to know of an utterance, and the place that it assigns."""
 
     @property
     def row_positions(self) -> list[int]:
@@ -18,14 +18,14 @@ class Schedulable(Protocol):
 
     @property
     def first(self) -> bool:
-        """Its request's first segment: until it is there, nothing can sound."""
+        """Its request's first segment, which the client waits for."""
 
     place: Place | None
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a running utterance lives: its slot, and an extent of the KV pool for each of its rows."""
+    """Memory of a running utterance: its slot, and an extent of the KV pool for each of its rows."""
 
     slot: int
     rows: tuple[Extent, ...]
@@ -45,9 +45,9 @@ class Plan(Generic[U]):
 
 
 class Scheduler(Generic[U]):
-    """First come, first served, in two queues that take turns while both are waited in: first segments of requests, and
-    later ones. So a long text delays nobody's first sound by more than one segment at a time. The head of a queue is
-    never overtaken, so neither a large request nor the rest of a long one can starve.
+    """First come, first served, in two queues that take turns while neither is empty: first segments of requests, and
+    later ones. So a long text delays another request's first audio by one segment at most. The head of a queue is never
+    overtaken, so neither a large request nor the rest of a long one can starve.
     """
 
     def __init__(self, *, max_slots: int, positions: int, max_prefills: int) -> None:
@@ -92,7 +92,7 @@ class Scheduler(Generic[U]):
         self._queue_of(utterance).append(utterance)
 
     def schedule(self) -> Plan[U]:
-        """Admits what fits and tells the step's work."""
+        """Admits what fits and returns the step's work."""
         decode = list(self._running)
         prefill: list[U] = []
         while self._can_admit() and len(prefill) < self._max_prefills:
@@ -100,7 +100,7 @@ class Scheduler(Generic[U]):
         return Plan(prefill, decode)
 
     def release(self, utterance: U) -> None:
-        """Takes an utterance out, finished or given up, waiting or running; a second call does nothing."""
+        """Removes an utterance, finished or cancelled, waiting or running; a second call does nothing."""
         if utterance.place is None:
             if utterance in (queue := self._queue_of(utterance)):
                 queue.remove(utterance)

@@ -1,4 +1,4 @@
-"""When a stream's tokens are due for the vocoder, and how the pieces that come back become one seamless waveform.
+"""When a stream's tokens are due for the vocoder, and how the waveforms of its chunks become one without a seam.
 
 No torch: tokens are counted, samples are numpy. Where the chunks of an utterance end depends on the policy and on the
 number of its tokens alone, never on timing, so the same request gives the same stream.
@@ -14,21 +14,21 @@ from chatterbox_engine.synthesis.join import fade_edges, pause_samples
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples
 
 LOOKAHEAD = 3
-"""Tokens behind a chunk that its vocoding needs: S3Gen's encoder looks that far ahead."""
+"""Tokens after a chunk that its vocoding needs: S3Gen's encoder looks that far ahead."""
 
 CONTEXT = 25
-"""Tokens before a chunk that are vocoded again with it, beside the voice's prompt: one second. HiFT hears 13 frames to
-each side, so its samples at a join are those of the whole utterance as far as the mel is."""
+"""Tokens before a chunk that are vocoded again with it, after the voice's prompt: one second. HiFT sees 13 frames to
+each side, so where the mel at a join is that of the whole utterance its samples are too."""
 
 GROWTH = 3
-"""Each chunk's tokens over those of the one before. A stream that decodes faster than this many times real time has the
-next chunk before the one that plays ends; the larger it is, the less is vocoded twice."""
+"""Each chunk's tokens over those of the one before. A stream that decodes at more than this many times real time has
+the next chunk before the one that plays ends; the larger it is, the less is vocoded twice."""
 
 LARGEST = 750
-"""Tokens of the largest chunk, 30 s: work that other streams may have to wait for."""
+"""Tokens of the largest chunk, 30 s: other streams may have to wait for one."""
 
 OVERLAP = SAMPLES_PER_TOKEN // 2
-"""Samples, 20 ms, over which a chunk's start replaces what the chunk before has computed beyond its own end."""
+"""Samples, 20 ms, of the crossfade from one chunk to the next."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class ChunkPolicy:
 
 @dataclass(frozen=True)
 class Span:
-    """A chunk of an utterance, in tokens: the window [start, stop) is vocoded, [begin, end) of it is heard."""
+    """Where a chunk lies in its utterance, in tokens: the window [start, stop) is vocoded, and the audio of
+    [begin, end) sent."""
 
     start: int
     begin: int
@@ -59,12 +60,12 @@ class Span:
 
     @classmethod
     def whole(cls, tokens: int, cropped: int = 0) -> Span:
-        """A whole utterance as one chunk, all of it heard but `cropped` tokens at its end."""
-        return cls(0, 0, heard(tokens, cropped), tokens, last=True)
+        """A whole utterance as one chunk, of whose audio `cropped` tokens at the end are not sent."""
+        return cls(0, 0, audible(tokens, cropped), tokens, last=True)
 
     @property
     def complete(self) -> bool:
-        """It is the whole utterance."""
+        """Its window is the whole utterance."""
         return self.start == 0 and self.last
 
     @property
@@ -73,8 +74,8 @@ class Span:
         return self.stop - self.start
 
 
-def heard(tokens: int, cropped: int) -> int:
-    """Tokens of a complete utterance that are heard: something always is."""
+def audible(tokens: int, cropped: int) -> int:
+    """Tokens of a complete utterance whose audio is sent: at least one where there are any."""
     return max(tokens - cropped, min(tokens, 1))
 
 
@@ -82,7 +83,7 @@ class Cursor:
     """How far the tokens of a stream have been handed to the vocoder: segment after segment, a chunk at a time."""
 
     def __init__(self, policy: ChunkPolicy, cropped: int = 0) -> None:
-        """cropped: tokens at the end of each segment that are not heard, at most LOOKAHEAD."""
+        """cropped: tokens at the end of each segment whose audio is not sent, at most LOOKAHEAD."""
         self._policy = policy
         self._cropped = cropped
         self._begin = 0
@@ -100,7 +101,7 @@ class Cursor:
         if end + LOOKAHEAD <= tokens:
             span = Span(start, begin, end, end + LOOKAHEAD, last=False)
         elif complete:
-            span = Span(start, begin, heard(tokens, self._cropped), tokens, last=True)
+            span = Span(start, begin, audible(tokens, self._cropped), tokens, last=True)
         else:
             return None
         self.number += 1
@@ -112,8 +113,8 @@ class Cursor:
 class Joiner:
     """The waveforms of a stream's windows to the samples that are sent: as many as `join.join` gives for the segments.
 
-    A chunk begins with a crossfade from what the chunk before computed beyond its end. Both are computed from the same
-    tokens with the same noise and a source whose phase goes on, so they differ little, and the fade hides the rest.
+    A chunk begins with a crossfade from the samples that the chunk before has beyond its end. Both are computed
+    from the same tokens with the same noise and a continuous phase, so they differ little, and the fade hides the rest.
     Segments are joined as in `join.join`.
     """
 

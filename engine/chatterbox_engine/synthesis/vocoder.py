@@ -6,29 +6,34 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
+from chatterbox_engine.checkpoint.dims import S3GenDims
 from chatterbox_engine.errors import Overloaded, RequestError
 from chatterbox_engine.kernels.device import own_stream
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.metrics import Metrics, NoMetrics
-from chatterbox_engine.s3gen import PreparedVoice, S3Gen
+from chatterbox_engine.s3gen import PreparedVoice, VocoderJob
 from chatterbox_engine.s3gen.model import PROMPT_TOKENS
-from chatterbox_engine.synthesis.jobs import Utterance
+from chatterbox_engine.s3gen.noise import Phase
+from chatterbox_engine.synthesis.cores import Cores
+from chatterbox_engine.synthesis.jobs import Chunk, Job
+from chatterbox_engine.synthesis.seeds import VOCODER_NOISE, derive
 from chatterbox_engine.synthesis.streaming import LOOKAHEAD, ChunkPolicy, Span
-from chatterbox_engine.synthesis.windows import Window, synthesise
-from chatterbox_engine.types import SAMPLES_PER_TOKEN, TOKENS_PER_SECOND, Samples
+from chatterbox_engine.synthesis.windows import Networks, synthesise, window
+from chatterbox_engine.types import SAMPLES_PER_TOKEN, TOKENS_PER_SECOND, S3GenConditionals, Samples
 from chatterbox_engine.voices.cache import Memo
 
 VOICES_KEPT = 256
 BYTES_PER_PAIR = 480
 """S3Gen's memory at full size, by which a batch is bounded: for each pair of tokens of a row, as the encoder's scores
-and their relative positions are what grows fastest. 16 utterances of 40 s behind a prompt of 10 s take 12 GB in
-float32, less in bfloat16, which the bound takes no notice of."""
+and their relative positions are what grows fastest. 16 utterances of 40 s after a prompt of 10 s take 12 GB in float32,
+less in bfloat16, which the bound ignores."""
 
 CAPTURED_TOKENS = (13, 38, 63, 103, 163, 253, 383, 503, 703, 1000)
 """Utterance lengths that CUDA graphs are captured for: a stream's windows, and steps of about a half up to 40 s."""
@@ -40,70 +45,74 @@ MORE_TOKENS, MANY_ROWS = (83, 128, 203), 8
 the GPU half idle."""
 
 LAUNCH_BOUND = 8192
-"""Tokens of a batch, prompts among them, beyond which its kernels run for longer than launching them takes: larger
-ones gain nothing from a graph."""
+"""Tokens of a batch, prompts included, above which its kernels run for longer than launching them takes: larger batches
+gain nothing from a graph."""
 
 
-@dataclass(eq=False)
-class Piece:
-    """A part of an utterance on its way through the vocoder."""
+class VocoderNetworks(Networks, Protocol):
+    """What the vocoder uses of `S3Gen`, whose methods say more."""
 
-    utterance: Utterance
-    span: Span
-    wave: Samples = field(default_factory=lambda: np.empty(0, dtype=np.float32))  # [960 span.tokens]
+    dims: S3GenDims
+    prompt_tokens: int
+
+    def prepare(self, conditionals: S3GenConditionals, /) -> PreparedVoice:
+        """A voice on the device."""
+
+    def capture(self, graphs: Graphs, sizes: Sequence[tuple[int, int, int]], report: Callable[[str], None], /) -> None:
+        """Captures CUDA graphs."""
+
+
+class Requests(Protocol):
+    """What the vocoder asks about the requests under way; the engine's `Register`. Any thread."""
+
+    def __contains__(self, job: Job, /) -> bool:
+        """The request has not ended."""
 
     @property
-    def urgent(self) -> bool:
-        """Somebody waits for their first sound."""
-        job = self.utterance.job
-        return job.stream is not None and job.stream.chunks == 0
+    def decoding(self) -> bool:
+        """Some request's tokens are not all drawn yet."""
 
 
 class Vocoder:
     """S3Gen behind a queue. `run` is the body of a thread; on CUDA it works on a stream of its own.
 
-    First chunks of streams are vocoded before everything else and without anything else, whose length would hold them
-    up; all other pieces in the order in which they came.
+    First chunks of streams are vocoded before everything else and without anything else, whose length would delay
+    them; all other chunks in the order in which they came. The chunks of one stream are vocoded in order and in
+    different batches: each goes on from the phase at which the one before ended.
     """
 
     def __init__(
         self,
-        s3gen: S3Gen,
+        s3gen: VocoderNetworks,
         *,
         graphs: Graphs,
         batch: int,
         delay: float,
         memory: int,
-        prepare: Callable[[], None],
-        rest: Callable[[], None],
-        done: Callable[[Piece], None],
-        failed: Callable[[Piece, RequestError], None],
+        cores: Cores,
         metrics: Metrics | None = None,
     ) -> None:
-        """batch: most pieces together; delay: seconds that a piece waits for company; memory: bytes for one batch;
-        prepare: called before each batch is vocoded; rest: after one behind which nothing waits; done, failed: called
-        once for each piece that was put and not given up."""
+        """batch: chunks together at most; delay: seconds that a chunk waits for others; memory: bytes for a batch."""
         self._s3gen = s3gen
         self._graphs = graphs
-        self._memory = memory
-        self._metrics = metrics or NoMetrics()
         self._batch = batch
         self._delay = delay
-        self._prepare = prepare
-        self._rest = rest
-        self._done = done
-        self._failed = failed
+        self._memory = memory
+        self._cores = cores
+        self._metrics = metrics or NoMetrics()
         self._changed = threading.Condition()
-        self._urgent: deque[Piece] = deque()
-        self._others: deque[Piece] = deque()
+        self._urgent: deque[Chunk] = deque()
+        self._others: deque[Chunk] = deque()
         self._closed = False
         self._working = False
         self._prepared: Memo[PreparedVoice] = Memo(VOICES_KEPT)
+        self._phases: WeakKeyDictionary[Job, Phase] = WeakKeyDictionary()
+        """Of each stream's current utterance. Belongs to `run`'s thread; goes with the stream's last chunk."""
 
-    def put(self, piece: Piece) -> None:
-        """Hands over a piece. One utterance has one piece at a time here."""
+    def put(self, chunk: Chunk) -> None:
+        """Queues a chunk. Those of a stream must come in order; the one before may still be here."""
         with self._changed:
-            (self._urgent if piece.urgent else self._others).append(piece)
+            (self._urgent if chunk.first else self._others).append(chunk)
             self._changed.notify()
 
     @property
@@ -119,8 +128,8 @@ class Vocoder:
 
     @torch.inference_mode()
     def warm_up(self, report: Callable[[str], None]) -> None:
-        """Captures S3Gen's graphs and vocodes a first chunk for nobody, so that the first request is as fast as the
-        next. On `run`'s thread."""
+        """Captures S3Gen's graphs and vocodes a first chunk that is thrown away, so that the first request is as fast
+        as the next. On `run`'s thread."""
         device, mel = self._s3gen.device, self._s3gen.dims.mel
         own_stream(device)
         if self._graphs.enabled:
@@ -131,69 +140,90 @@ class Vocoder:
         voice = PreparedVoice(zeros(prompt, dtype=torch.int64), zeros(2 * prompt, mel), zeros(mel))
         first = ChunkPolicy().first
         span = Span(0, 0, first, first + LOOKAHEAD, last=False)
-        synthesise(self._s3gen, [Window(torch.zeros(span.tokens, dtype=torch.int64), voice, 0, span)])
+        synthesise(self._s3gen, [window(torch.zeros(span.tokens, dtype=torch.int64), voice, 0, span, Phase())])
         report(f"S3Gen: one chunk vocoded, {time.monotonic() - began:.1f} s")
+        self._cores.release()
 
     @torch.inference_mode()
-    def run(self) -> None:
-        """The thread's body, after `warm_up`."""
+    def run(
+        self,
+        requests: Requests,
+        *,
+        done: Callable[[Chunk, Samples, float], None],
+        failed: Callable[[Chunk, RequestError], None],
+    ) -> None:
+        """The thread's body, after `warm_up`, until `close`. Every chunk of a request that has not ended is passed on
+        once, in the order of its stream.
+
+        done: takes its waveform, [960 tokens of the window], and the seconds of its batch, of which only one chunk of
+        a request has them; failed: takes what is wrong.
+        """
+        self._done, self._failed = done, failed
         while (batch := self._next_batch()) is not None:
-            self._prepare()
-            self._vocode(batch)
+            self._cores.use_for_vocoder(alone=not requests.decoding)
+            self._vocode([chunk for chunk in batch if chunk.job in requests])
             self._working = False
             if self.idle:
-                self._rest()
+                self._cores.release()
 
-    def _next_batch(self) -> list[Piece] | None:
-        """Waits for a piece, then takes what else is ready within the delay; None at the end.
-
-        Pieces of requests that were given up meanwhile are left out.
-        """
+    def _next_batch(self) -> list[Chunk] | None:
+        """Waits for a chunk, then takes what else is ready within the delay; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._urgent or self._others or self._closed)
             if not self._urgent and self._others and self._delay:
                 self._changed.wait_for(self._need_not_wait, self._delay)
-            pieces = self._urgent or self._others
-            if not pieces and self._closed:
+            chunks = self._urgent or self._others
+            if not chunks and self._closed:
                 return None
             self._working = True
-            batch = [pieces.popleft()]
-            while pieces and len(batch) < self._batch and self._fits([*batch, pieces[0]]):
-                batch.append(pieces.popleft())
-        return [piece for piece in batch if not piece.utterance.job.ended]
+            return self._take(chunks)
 
     def _need_not_wait(self) -> bool:
         return bool(self._urgent) or self._closed or len(self._others) >= self._batch
 
-    def _vocode(self, batch: Sequence[Piece]) -> None:
+    def _take(self, chunks: deque[Chunk]) -> list[Chunk]:
+        """Takes the oldest chunks that go together, one of each stream; the stream's next ones keep their place."""
+        batch, left = [chunks.popleft()], list[Chunk]()
+        while chunks and len(batch) < self._batch:
+            chunk = chunks[0]
+            if chunk.streamed and any(chunk.job is other.job for other in batch):
+                left.append(chunks.popleft())
+            elif self._fits([*batch, chunk]):
+                batch.append(chunks.popleft())
+            else:
+                break
+        chunks.extendleft(reversed(left))
+        return batch
+
+    def _vocode(self, batch: Sequence[Chunk]) -> None:
         began = time.monotonic()
-        spoken = [piece for piece in batch if piece.span.tokens]
+        spoken = [chunk for chunk in batch if chunk.tokens]
         full: str | None = None
         try:
-            waves = synthesise(self._s3gen, [self._window(piece) for piece in spoken]) if spoken else []
+            waves = synthesise(self._s3gen, [self._window(chunk) for chunk in spoken]) if spoken else []
         except torch.OutOfMemoryError as error:
             full = str(error)
         if full is not None:  # only here is the memory free that the error's traceback held
             self._vocode_in_parts(batch, full)
             return
-        for piece, wave in zip(spoken, waves, strict=True):
-            piece.wave = _to_samples(wave, piece.span.tokens)
+        samples = {chunk: _to_samples(wave, len(chunk.tokens)) for chunk, wave in zip(spoken, waves, strict=True)}
         seconds = time.monotonic() - began
         if spoken:
             self._metrics.vocoded(seconds, len(spoken))
-        for job in {piece.utterance.job for piece in batch}:
-            job.vocoder_seconds += seconds
-        for piece in batch:
-            self._done(piece)
+        counted = set[Job]()
+        for chunk in batch:
+            own = 0.0 if chunk.job in counted else seconds
+            counted.add(chunk.job)
+            self._done(chunk, samples.get(chunk, np.empty(0, dtype=np.float32)), own)
 
-    def _vocode_in_parts(self, batch: Sequence[Piece], error: str) -> None:
-        """What is too much together may still be possible one half after the other; one piece alone is not."""
+    def _vocode_in_parts(self, batch: Sequence[Chunk], error: str) -> None:
+        """What is too much together may still be possible one half after the other; one chunk alone is not."""
         if len(batch) > 1:
             half = len(batch) // 2
             self._vocode(batch[:half])
             self._vocode(batch[half:])
         else:
-            seconds = batch[0].span.tokens / TOKENS_PER_SECOND
+            seconds = len(batch[0].tokens) / TOKENS_PER_SECOND
             self._failed(batch[0], Overloaded(f"no memory left to vocode {seconds:.1f} s of audio: {error}"))
 
     def _captured(self) -> list[tuple[int, int, int]]:
@@ -207,20 +237,26 @@ class Vocoder:
             if rows * (prompt + tokens) <= LAUNCH_BOUND and _bytes(rows, tokens) <= self._memory / 4
         ]
 
-    def _fits(self, batch: Sequence[Piece]) -> bool:
-        return _bytes(len(batch), max(piece.span.tokens for piece in batch)) <= self._memory
+    def _fits(self, batch: Sequence[Chunk]) -> bool:
+        return _bytes(len(batch), max(len(chunk.tokens) for chunk in batch)) <= self._memory
 
-    def _window(self, piece: Piece) -> Window:
-        utterance, span = piece.utterance, piece.span
-        voice = utterance.job.voice
+    def _window(self, chunk: Chunk) -> VocoderJob:
+        voice = chunk.found.voice
         prepared = self._prepared.get(voice.key, lambda: self._s3gen.prepare(voice.conditionals.s3gen))
-        tokens = torch.tensor(utterance.tokens[span.start : span.stop])
-        return Window(tokens, prepared, utterance.vocoder_seed, span, utterance.phase)
+        seed = derive(chunk.job.request.seed, chunk.segment, VOCODER_NOISE)
+        return window(torch.tensor(chunk.tokens), prepared, seed, chunk.span, self._phase(chunk))
+
+    def _phase(self, chunk: Chunk) -> Phase | None:
+        if chunk.span.complete:
+            return None
+        if chunk.span.begin == 0:
+            self._phases[chunk.job] = Phase()
+        return self._phases[chunk.job]
 
 
 def _bytes(rows: int, tokens: int) -> int:
-    """The memory for a batch whose longest window has that many tokens, behind the longest prompt, which is what was
-    measured: behind a shorter one HiFT, which does not see prompts, takes as much."""
+    """The memory for a batch whose longest window has that many tokens, after the longest prompt, for which it was
+    measured: after a shorter one HiFT, which does not see prompts, takes as much."""
     return BYTES_PER_PAIR * rows * (PROMPT_TOKENS + tokens) ** 2
 
 

@@ -29,10 +29,10 @@ class NoWatermark:
 
 
 class PerthWatermark:
-    """`perth.PerthImplicitWatermarker`; only reads its network, so threads may share one.
+    """`perth.PerthImplicitWatermarker`, whose network is only read, so threads may share one.
 
-    On a CPU it takes 15 ms for a second of audio, 0.4 of them for resampling, and utterances of different lengths
-    cannot share a batch: its mask hears a row's loudest frame, its spectra the row's end. On a GPU the network runs
+    On a CPU it takes 15 ms for a second of audio, 0.4 of them for resampling. Utterances of different lengths cannot
+    share a batch: its mask depends on a row's loudest frame, its spectra on the row's end. On a GPU the network runs
     there, on the calling thread's stream.
     """
 

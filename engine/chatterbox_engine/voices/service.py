@@ -144,12 +144,24 @@ class Voices:
         """Voices in memory, the built-in one included."""
         return len(self._cache) + (self.built_in is not None)
 
-    def resolve(self, request: SynthesisRequest, done: Done) -> None:
-        """Calls `done` once, from this or another thread, with the request's voice or with why there is none.
+    def resolve(self, request: SynthesisRequest) -> Future[Found]:
+        """The request's voice: at once where it is in memory and needs no look-up, else from another thread.
 
-        InvalidRequest for a clip that cannot be used, NotFound for an unknown name, Unavailable when only the store
-        knows and it is gone.
+        The future's exception is a RequestError: InvalidRequest for a clip that cannot be used, NotFound for an unknown
+        name, Unavailable when only the store knows and it is gone. It is never done when `close` comes first.
         """
+        future: Future[Found] = Future()
+
+        def done(outcome: Found | RequestError) -> None:
+            if isinstance(outcome, RequestError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        self._resolve(request, done)
+        return future
+
+    def _resolve(self, request: SynthesisRequest, done: Done) -> None:
         clip = request.reference_audio
         if clip is not None:
             self._guard(done, partial(self._resolve_clip, clip, done))

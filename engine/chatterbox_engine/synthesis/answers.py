@@ -1,0 +1,110 @@
+"""Waveforms of chunks to the answer of their request, with its statistics. Belongs to the finisher. No torch."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from chatterbox_engine.metrics import Served
+from chatterbox_engine.synthesis.jobs import Chunk, Job
+from chatterbox_engine.synthesis.join import join
+from chatterbox_engine.synthesis.streaming import Joiner
+from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, Samples, SynthesisChunk, SynthesisResult
+
+
+class WholeAnswer:
+    """The answer to a request that wants all of its audio at once. Its segments come in any order."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._parts: dict[int, tuple[Samples, tuple[int, ...]]] = {}
+        self._sums = _Sums()
+
+    def add(self, chunk: Chunk, wave: Samples, seconds: float) -> SynthesisResult | None:
+        """The answer, once the last segment has come.
+
+        wave: [960 tokens of the window], watermarked; seconds: that the vocoder took and that no other chunk of the
+        request counts.
+        """
+        self._sums.add(chunk, seconds)
+        self._parts[chunk.segment] = wave[: SAMPLES_PER_TOKEN * chunk.span.end], chunk.kept
+        segments = chunk.job.segments
+        if len(self._parts) < len(segments):
+            return None
+        parts = [self._parts[index] for index in range(len(segments))]
+        samples = join([part for part, _ in parts], [segment.pause for segment in segments])
+        tokens = np.asarray([token for _, kept in parts for token in kept], dtype=np.int32)
+        return SynthesisResult(samples, tokens, {**self._sums.stats(chunk, len(samples)), **self._served.about})
+
+
+class StreamAnswer:
+    """The answer to a stream. Its chunks come in order."""
+
+    def __init__(self, job: Job, served: Served) -> None:
+        self._served = served
+        self._joiner = Joiner([segment.pause for segment in job.segments])
+        self._samples = 0
+        self._sums = _Sums()
+
+    def add(self, chunk: Chunk, wave: Samples, seconds: float) -> SynthesisChunk:
+        """What is sent of a chunk, with statistics when it is the last. The arguments are `WholeAnswer.add`'s."""
+        self._sums.add(chunk, seconds)
+        samples = self._joiner.add(wave, chunk.span)
+        self._sums.hear()
+        self._samples += len(samples)
+        stats = None
+        if chunk.last:
+            stats = {**self._sums.stats(chunk, self._samples), "chunks": chunk.number + 1, **self._served.about}
+        return SynthesisChunk(chunk.number, samples, np.asarray(chunk.kept, dtype=np.int32), stats)
+
+
+class _Sums:
+    """What the chunks of a request add up to, for its statistics."""
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._at_limit = False
+        self._vocoder_seconds = 0.0
+        self._decoded: float | None = None
+        self._first_audio: float | None = None
+
+    def add(self, chunk: Chunk, seconds: float) -> None:
+        self._tokens += len(chunk.kept)
+        self._at_limit |= chunk.finish == "length"
+        self._vocoder_seconds += seconds
+        self._decoded = self._decoded or chunk.times.decoded
+
+    def hear(self) -> None:
+        """Audio can be sent now."""
+        self._first_audio = self._first_audio or time.monotonic()
+
+    def stats(self, chunk: Chunk, samples: int) -> dict[str, Any]:
+        """Of the whole answer. chunk: any of it; samples: of its audio."""
+        job, times, now = chunk.job, chunk.times, time.monotonic()
+        decoded = self._decoded or now
+        first_audio = self._first_audio or now
+        audio, total = samples / SAMPLE_RATE, now - job.arrived
+        return {
+            "seed": job.request.seed,
+            "tokens": self._tokens,
+            "segments": len(job.segments),
+            "finish_reason": "length" if self._at_limit else "stop",
+            "voice_from": chunk.found.source,
+            "voice_ms": _ms(times.voiced - job.arrived),
+            "queue_ms": _ms(times.started - times.voiced),
+            "t3_ms": _ms(decoded - times.started),
+            "s3gen_ms": _ms(self._vocoder_seconds),
+            "ttfa_ms": _ms(first_audio - job.arrived),
+            "total_ms": _ms(total),
+            "audio_seconds": round(audio, 3),
+            "rtf": round(total / audio, 4) if audio else None,
+            # as the well-known Chatterbox servers name it
+            "real_time_factor": round(total / audio, 4) if audio else None,
+            "inference_speedup": round(audio / total, 2) if total else None,
+        }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)

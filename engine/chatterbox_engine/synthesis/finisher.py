@@ -1,0 +1,71 @@
+"""The finisher's threads: waveforms to answers. Watermark, join, statistics; work of the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakKeyDictionary
+
+import torch
+
+from chatterbox_engine.kernels.device import own_stream
+from chatterbox_engine.metrics import Served
+from chatterbox_engine.synthesis.answers import StreamAnswer, WholeAnswer
+from chatterbox_engine.synthesis.cores import Cores
+from chatterbox_engine.synthesis.jobs import Chunk, Job
+from chatterbox_engine.synthesis.watermark import Watermarker
+from chatterbox_engine.types import Samples, SynthesisChunk, SynthesisResult
+
+Answers = WeakKeyDictionary[Job, WholeAnswer | StreamAnswer]
+
+Send = Callable[[Job, SynthesisResult | SynthesisChunk], None]
+
+THREADS = 2
+
+
+class Finisher:
+    """Finishes chunks; all of a request on the same thread, so that they stay in order without a lock."""
+
+    def __init__(self, watermarker: Watermarker, served: Served, *, device: torch.device, cores: Cores) -> None:
+        self._watermarker = watermarker
+        self._served = served
+
+        def prepare() -> None:
+            own_stream(device)
+            cores.use_for_finisher()
+
+        self._threads = [ThreadPoolExecutor(1, f"finisher-{n}", initializer=prepare) for n in range(THREADS)]
+        # One for each thread. Nothing is kept of a request that was cancelled: its entry goes with the last chunk.
+        self._answers: list[Answers] = [WeakKeyDictionary() for _ in self._threads]
+
+    def put(
+        self, chunk: Chunk, wave: Samples, seconds: float, *, send: Send, failed: Callable[[BaseException], None]
+    ) -> None:
+        """Finishes a chunk. The chunks of a stream must come in order.
+
+        wave: [960 tokens of the window]; seconds: that the vocoder took and that no other chunk of the request counts;
+        send: takes what is complete, on the finisher's thread; failed: takes what finishing raises.
+        """
+        lane = chunk.job.number % len(self._threads)
+
+        def finish() -> None:
+            try:
+                self._finish(chunk, wave, seconds, self._answers[lane], send)
+            except BaseException as error:
+                failed(error)
+
+        self._threads[lane].submit(finish)
+
+    def close(self) -> None:
+        """Ends the threads after what is queued."""
+        for thread in self._threads:
+            thread.shutdown()
+
+    def _finish(self, chunk: Chunk, wave: Samples, seconds: float, answers: Answers, send: Send) -> None:
+        """Watermarks a chunk, alone, so that a stream and a whole answer are marked alike; sends what is complete."""
+        job = chunk.job
+        if job not in answers:
+            answers[job] = StreamAnswer(job, self._served) if chunk.streamed else WholeAnswer(self._served)
+        done = answers[job].add(chunk, self._watermarker.apply(wave), seconds)
+        if done is not None:
+            send(job, done)

@@ -1,0 +1,140 @@
+"""What an engine is made of. `assemble.build` makes the parts from a Config, tests make fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from chatterbox_engine.checkpoint.families import Family
+from chatterbox_engine.errors import RequestError
+from chatterbox_engine.metrics import Served
+from chatterbox_engine.synthesis.cores import Cores
+from chatterbox_engine.synthesis.finisher import Send
+from chatterbox_engine.synthesis.jobs import Chunk, TokenSegment
+from chatterbox_engine.synthesis.prefixes import Prefixes
+from chatterbox_engine.synthesis.scheduler import Scheduler
+from chatterbox_engine.synthesis.utterances import Utterance
+from chatterbox_engine.synthesis.vocoder import Requests
+from chatterbox_engine.t3.runner import Prompt
+from chatterbox_engine.types import Samples, SynthesisRequest
+from chatterbox_engine.voices.cache import Voice
+from chatterbox_engine.voices.service import Found
+
+Report = Callable[[str], None]
+
+
+class TextSegmenter(Protocol):
+    """`segments.Segmenter`."""
+
+    def segments(self, request: SynthesisRequest, /) -> Sequence[TokenSegment]:
+        """The request's segments, at least one. Raises InvalidRequest."""
+
+
+class VoiceFinder(Protocol):
+    """`voices.service.Voices`."""
+
+    @property
+    def built_in(self) -> Voice | None:
+        """The checkpoint's own voice."""
+
+    @property
+    def cached(self) -> int:
+        """Voices in memory."""
+
+    def start(self, report: Report, /) -> None:
+        """Loads the stored voices."""
+
+    def resolve(self, request: SynthesisRequest, /) -> Future[Found]:
+        """The request's voice. Its exception is a RequestError."""
+
+    def work_ahead(self) -> None:
+        """Loads the encoders and computes new voices in the background, where the settings say so."""
+
+    def close(self) -> None:
+        """Ends the threads."""
+
+
+class DrawnTokens(Protocol):
+    """Tokens of one launch on their way to the host."""
+
+    def read(self) -> list[int]:
+        """The tokens, in the order of the launch's utterances; waits for the device."""
+
+
+class StepRunner(Protocol):
+    """`t3.runner.Runner`."""
+
+    def warm_up(self, report: Report, /) -> None:
+        """Makes the first step as fast as the next."""
+
+    def prefill(self, prompts: Sequence[Prompt], prefixes: Sequence[Tensor], /) -> DrawnTokens:
+        """Starts utterances and draws their first tokens."""
+
+    def decode(self, prompts: Sequence[Prompt], /) -> DrawnTokens:
+        """Draws the next token of running utterances."""
+
+
+class ChunkVocoder(Protocol):
+    """`vocoder.Vocoder`."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is queued or being vocoded."""
+
+    def warm_up(self, report: Report, /) -> None:
+        """Makes the first batch as fast as the next. On `run`'s thread."""
+
+    def run(
+        self,
+        requests: Requests,
+        /,
+        *,
+        done: Callable[[Chunk, Samples, float], None],
+        failed: Callable[[Chunk, RequestError], None],
+    ) -> None:
+        """The thread's body."""
+
+    def put(self, chunk: Chunk, /) -> None:
+        """Queues a chunk."""
+
+    def close(self) -> None:
+        """Ends `run` after what is queued."""
+
+
+class ChunkFinisher(Protocol):
+    """`finisher.Finisher`."""
+
+    def put(
+        self, chunk: Chunk, wave: Samples, seconds: float, /, *, send: Send, failed: Callable[[BaseException], None]
+    ) -> None:
+        """Queues the waveform of a chunk."""
+
+    def close(self) -> None:
+        """Ends the threads after what is queued."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Each part belongs to the thread that the table in `engine` names; `cores` and `served` hold no state."""
+
+    segmenter: TextSegmenter
+    voices: VoiceFinder
+    scheduler: Scheduler[Utterance]
+    runner: StepRunner
+    prefixes: Prefixes
+    vocoder: ChunkVocoder
+    finisher: ChunkFinisher
+    cores: Cores
+    served: Served
+    family: Family
+    stop_token: int
+    """T3's, which ends an utterance."""
+    device: torch.device
+    max_queue: int
+    request_timeout: float
+    """Seconds from a request's arrival to its answer."""

@@ -1,0 +1,125 @@
+"""Requests while their tokens are drawn. All of it belongs to the engine's thread. No torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from chatterbox_engine.checkpoint.families import Family
+from chatterbox_engine.synthesis.jobs import Chunk, Job, Times, TokenSegment
+from chatterbox_engine.synthesis.scheduler import Place
+from chatterbox_engine.synthesis.streaming import Cursor, Span
+from chatterbox_engine.types import SPEECH_TOKENS, FinishReason, SamplingParams
+
+if TYPE_CHECKING:
+    from chatterbox_engine.t3.runner import Prompt
+    from chatterbox_engine.voices.service import Found
+
+
+class Speech:
+    """A request with its voice and its utterances."""
+
+    def __init__(self, job: Job, found: Found, voiced: float, family: Family) -> None:
+        """voiced: when the voice was found, by time.monotonic()."""
+        self.job = job
+        self.voice = found.voice
+        self.utterances = [Utterance(self, index, segment, family) for index, segment in enumerate(job.segments)]
+        self._found = found
+        self._voiced = voiced
+        self._started: float | None = None
+        self._decoded: float | None = None
+        self._cursor = None if job.policy is None else Cursor(job.policy, family.cropped)
+
+    def start(self) -> None:
+        """Notes that an utterance has got a slot."""
+        self._started = self._started or time.monotonic()
+
+    def end(self) -> bool:
+        """Notes that an utterance has ended; True when all have."""
+        if all(utterance.finish is not None for utterance in self.utterances):
+            self._decoded = time.monotonic()
+        return self._decoded is not None
+
+    def due(self, utterance: Utterance) -> Iterator[Chunk]:
+        """The chunks that can be vocoded now that `utterance` has one more token.
+
+        A whole answer is one chunk for each utterance, whichever ends first; a stream's come in the order of the text.
+        """
+        if self._cursor is None:
+            if utterance.finish is not None:
+                yield self._chunk(utterance, utterance.index, utterance.whole)
+            return
+        while self._cursor.segment < len(self.utterances):
+            number, current = self._cursor.number, self.utterances[self._cursor.segment]
+            span = self._cursor.take(len(current.tokens), complete=current.finish is not None)
+            if span is None:
+                return
+            yield self._chunk(current, number, span)
+
+    def _chunk(self, utterance: Utterance, number: int, span: Span) -> Chunk:
+        assert self._started is not None, "an utterance with tokens has been started"
+        return Chunk(
+            job=self.job,
+            found=self._found,
+            segment=utterance.index,
+            number=number,
+            span=span,
+            tokens=tuple(utterance.tokens[span.start : span.stop]),
+            finish=utterance.finish if span.last else None,
+            times=Times(self._voiced, self._started, self._decoded),
+        )
+
+
+@dataclass(eq=False)
+class Utterance:
+    """One segment of a request: the unit that decodes and that the vocoder turns into audio."""
+
+    speech: Speech
+    index: int
+    segment: TokenSegment
+    family: Family
+    place: Place | None = None
+    prompt: Prompt | None = None
+    drawn: int = 0
+    tokens: list[int] = field(default_factory=list)
+    """The drawn tokens that are speech, and at the end those that the family appends. T3's vocabulary has more than
+    S3Gen's; upstream drops the rest too."""
+    finish: FinishReason | None = None
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How its tokens are drawn."""
+        return self.speech.job.request.sampling
+
+    @property
+    def row_positions(self) -> list[int]:
+        """KV positions of each row: one row without guidance, two with. The last step before a stop is noticed
+        stores one position more than there are tokens."""
+        rows = 2 if self.sampling.cfg_weight > 0 else 1
+        return [self.segment.prompt_length + self.segment.max_tokens + 1] * rows
+
+    @property
+    def first(self) -> bool:
+        """It is the request's first segment."""
+        return self.index == 0
+
+    def take(self, token: int, stop: int) -> bool:
+        """Adds a drawn token; True when the utterance ends with it."""
+        if token == stop:
+            self.finish = "stop"
+        else:
+            self.drawn += 1
+            if token < SPEECH_TOKENS:
+                self.tokens.append(token)
+            if self.drawn == self.segment.max_tokens:
+                self.finish = "length"
+        if self.finish is not None:
+            self.tokens += self.family.appended
+        return self.finish is not None
+
+    @property
+    def whole(self) -> Span:
+        """The complete utterance as one chunk."""
+        return Span.whole(len(self.tokens), self.family.cropped)
