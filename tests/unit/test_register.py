@@ -134,8 +134,8 @@ def test_draining_takes_nobody_new_and_says_so_after_the_last_answer() -> None:
     with pytest.raises(Unavailable, match="the server is shutting down"):
         desk.job(2)
     desk.register.expire()
-    desk.register.send_chunk(job, chunk(0))
-    desk.register.send_chunk(job, chunk(1, last=True))
+    desk.register.send(job, chunk(0))
+    desk.register.send(job, chunk(1, last=True))
     assert desk.answers() == [(1, SynthesisChunk), (1, SynthesisChunk), (0, str)]
 
 

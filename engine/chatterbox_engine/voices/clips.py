@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 
-from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.types import Samples
+from chatterbox_engine.voices.clip_errors import wrong
 
 FORMATS = ("WAV", "FLAC", "OGG", "MP3", "M4A", "WebM", "AIFF", "CAF", "AMR")
 CHANNELS = 2
@@ -175,13 +175,3 @@ def _check_samples(samples: Samples) -> None:
         raise wrong("is silent")
     if peak > LOUDEST:
         raise wrong(f"holds samples up to {peak:.0e}; full scale is 1")
-
-
-def unreadable(reason: str | None) -> InvalidRequest:
-    """The refusal of what cannot be decoded."""
-    return wrong(f"is damaged, truncated or not a {', '.join(FORMATS)} file ({reason})")
-
-
-def wrong(what: str) -> InvalidRequest:
-    """The refusal of a clip."""
-    return InvalidRequest(f"the reference audio {what}")

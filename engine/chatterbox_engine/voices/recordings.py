@@ -14,7 +14,7 @@ import numpy as np
 from av.container import InputContainer
 
 from chatterbox_engine.types import Samples
-from chatterbox_engine.voices.clips import unreadable, wrong
+from chatterbox_engine.voices.clip_errors import unreadable, wrong
 
 _CONTAINERS = ("mov", "matroska", "mp3", "aac", "amr", "caf", "aiff", "wav")
 _CODECS = (
