@@ -89,7 +89,7 @@ class SynthesisRequest:
     seed: int
     voice: str = "default"
     reference_audio: bytes | None = None
-    """A file of one of `clips.FORMATS` to clone instead of `voice`."""
+    """A file of one of `clip_errors.FORMATS` to clone instead of `voice`."""
     language: str = "en"
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_seconds: float = 40.0

@@ -13,9 +13,8 @@ import numpy as np
 import soundfile
 
 from chatterbox_engine.types import Samples
-from chatterbox_engine.voices.clip_errors import wrong
+from chatterbox_engine.voices.clip_errors import FORMATS, wrong
 
-FORMATS = ("WAV", "FLAC", "OGG", "MP3", "M4A", "WebM", "AIFF", "CAF", "AMR")
 CHANNELS = 2
 MIN_RATE, MAX_RATE = 8_000, 192_000
 MIN_SECONDS = 0.5
