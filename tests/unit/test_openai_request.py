@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from chatterbox_client import InvalidRequest, NotFound
-from chatterbox_client.openai.encoding import FORMATS
-from chatterbox_client.openai.request import parse
+from chatterbox_gateway.encoding import FORMATS
+from chatterbox_gateway.request import parse
 
 MODELS = ["chatterbox", "turbo"]
 LEAST = {"model": "tts-1", "input": "Hello.", "voice": "anna"}

@@ -22,9 +22,9 @@ import pytest
 from aiohttp import web
 
 from chatterbox_client import Audio, InvalidRequest, NotFound, ServerError, Timeout, Unavailable
-from chatterbox_client.openai.server import SpeechApi
 from chatterbox_client.request import Tensors
 from chatterbox_client.transports import AsyncTransport, open_async_transport
+from chatterbox_gateway.server import SpeechApi
 from tests.unit.client_fakes import SAMPLES, STATS, TOKENS, FakeAsyncTransport, fake_server, spoken_chunks
 
 PCM = Audio(SAMPLES, 24_000, TOKENS, STATS).to_bytes("s16")

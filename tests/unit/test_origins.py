@@ -7,10 +7,10 @@ import json
 import httpx
 import pytest
 
-from chatterbox_client.openai import origins as front
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import ConfigError, Forbidden
 from chatterbox_engine.origins import check_origin, parse_origins
+from chatterbox_gateway import origins as front
 from tests.unit.test_openai_server import PCM, SPEECH, WithVoices, serving
 
 ALLOWED = "https://App.example.com, http://localhost:3000"

@@ -1,7 +1,7 @@
 """Encoding speech piece by piece, for answers that are heard while they are still being spoken.
 
-PyAV (FFmpeg) does it: libsndfile, which writes this package's files, cannot make a stream of a format whose header says
-how long the audio is, and keeps back a second of Opus. PyAV comes with the extra `openai`.
+PyAV (FFmpeg) does it: libsndfile, which writes the client's files, cannot make a stream of a format whose header says
+how long the audio is, and keeps back a second of Opus.
 """
 
 from __future__ import annotations

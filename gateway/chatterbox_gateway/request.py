@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from chatterbox_client.errors import InvalidRequest, NotFound, quote
-from chatterbox_client.openai.encoding import FORMATS, Format
 from chatterbox_client.request import speech_request, stream_request
+from chatterbox_gateway.encoding import FORMATS, Format
 
 THEIR_MODELS = ("tts-", "gpt-")
 """How the names of OpenAI's own models begin: who asks for one of them gets the first that is served."""

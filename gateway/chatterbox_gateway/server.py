@@ -32,12 +32,12 @@ from chatterbox_client.errors import (
     Timeout,
     Unavailable,
 )
-from chatterbox_client.openai.draining import Drain, cut_off
-from chatterbox_client.openai.encoding import Encoder, Format, encode_file
-from chatterbox_client.openai.origins import foreign_origin
-from chatterbox_client.openai.request import THEIR_VOICES, SpeechRequest, parse, served_model
 from chatterbox_client.transports import AsyncTransport
 from chatterbox_client.voices import AsyncVoiceList
+from chatterbox_gateway.draining import Drain, cut_off
+from chatterbox_gateway.encoding import Encoder, Format, encode_file
+from chatterbox_gateway.origins import foreign_origin
+from chatterbox_gateway.request import THEIR_VOICES, SpeechRequest, parse, served_model
 
 MAX_BODY = 64 << 20
 """Bytes of a request: a reference clip is in it as base64."""
