@@ -29,41 +29,41 @@ def gateway(
     ] = None,
     header: HeaderOption = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="A model to serve, again for more; the first answers to OpenAI's names.")
+        list[str] | None, typer.Option(help="A model to serve; repeat for several. OpenAI's names mean the first.")
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
     key: Annotated[
         list[str] | None,
         typer.Option(
             envvar="CHATTERBOX_OPENAI_KEYS",
-            help="An API key that may ask, again for more (the variable: spaces between them); none: everybody.",
+            help="An accepted API key; repeat for several (in the variable: separated by spaces). None: all clients.",
         ),
     ] = None,
     lenient: Annotated[
-        bool, typer.Option("--lenient", help="Ignore what Chatterbox has not: speed, instructions, unknown fields.")
+        bool, typer.Option("--lenient", help="Ignore speed, instructions and unknown fields instead of refusing them.")
     ] = False,
     change_voices: Annotated[
         bool,
         typer.Option(
             "--change-voices",
-            help=f"Let those who may ask store and delete voices, too; with the server's key in {KEY_VARIABLE}.",
+            help=f"Allow clients to store and delete voices; needs the server's key in {KEY_VARIABLE}.",
         ),
     ] = False,
     allowed_origins: Annotated[
         str,
         typer.Option(
             envvar="CHATTERBOX_ALLOWED_ORIGINS",
-            help="Whose web pages may ask, as in https://app.example.com, commas between several; none: no others'.",
+            help="Other origins whose web pages are accepted, as in https://app.example.com, separated by commas.",
         ),
     ] = "",
     timeout: Seconds = DEFAULT_TIMEOUT,
     grace_seconds: Annotated[
-        float, typer.Option(min=0, help="Seconds that requests under way have to finish after SIGTERM or SIGINT.")
+        float, typer.Option(min=0, help="Seconds that requests in progress have to finish after SIGTERM or SIGINT.")
     ] = 30.0,
 ) -> None:
     """Serve OpenAI's speech API (/v1/audio/speech) in front of a Triton server."""
-    if not all(key or ()):  # a shell's unset variable would be a key that everybody has
+    if not all(key or ()):  # an unset shell variable would make the empty key valid
         raise typer.BadParameter("is empty", param_hint="--key")
     if change_voices and not os.environ.get(KEY_VARIABLE):
         raise typer.BadParameter(f"{KEY_VARIABLE} is not set", param_hint="--change-voices")

@@ -24,7 +24,7 @@ def run(*arguments: str, **environment: str) -> Any:
     )
 
 
-def test_it_heeds_its_options(tmp_path: Path) -> None:
+def test_it_supports_its_options(tmp_path: Path) -> None:
     options = ["--model", "turbo", "--model", "nano", "--lenient", "--change-voices", "--timeout", "7"]
     options += ["--header", "x-key: 1"]
     keys = {"CHATTERBOX_OPENAI_KEYS": "one two", "CHATTERBOX_VOICE_KEY": "secret"}
@@ -73,7 +73,7 @@ def test_it_ends_soon_though_somebody_listens_to_a_stream_without_end(tmp_path: 
         (["--port", "70000"], "65535"),
         (["--header", "x-key"], 'give "NAME: VALUE"'),
         (["--change-voices"], "CHATTERBOX_VOICE_KEY is not set"),
-        (["--allowed-origins", "app.example.com"], "is no origin"),
+        (["--allowed-origins", "app.example.com"], "is not an origin"),
         (["--key", ""], "--key: is empty"),
         (["--key", "one", "--key", ""], "--key: is empty"),
     ],

@@ -285,7 +285,7 @@ def test_a_reader_that_takes_nothing_is_not_waited_for_without_end(caplog: pytes
         assert transport.ended.wait(20)
         with pytest.raises(ConnectionResetError):
             b"".join(iter(lambda: connection.recv(1 << 20), b""))
-    assert "its reader did not take a piece within 0.5 s" in caplog.text
+    assert "the client did not read a piece within 0.5 s" in caplog.text
 
 
 def test_a_stream_of_events_that_breaks_says_so() -> None:

@@ -28,7 +28,7 @@ def test_origins_are_read_from_one_line_by_both() -> None:
 def test_what_is_no_origin_is_refused_by_name(wrong: str) -> None:
     with pytest.raises(ConfigError, match="allowed_origins has"):
         Config(allowed_origins=f"{ALLOWED},{wrong}")
-    with pytest.raises(ValueError, match="is no origin"):
+    with pytest.raises(ValueError, match="is not an origin"):
         front.parse_origins(f"{ALLOWED},{wrong}")
 
 
