@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs engine and client, and of the locked versions only what they need, into a new virtual environment.
+# Installs engine, client and gateway, and of the locked versions only what they need, into a new virtual environment.
 #
 #   deploy/install.sh FOLDER        PYTHON=python3.12 chooses the interpreter
 set -euo pipefail
@@ -19,6 +19,6 @@ uv=$tools/bin/uv
 install=("$uv" pip install --quiet --python "$folder/bin/python" --verify-hashes
     --constraints requirements/requirements.lock --overrides requirements/overrides.txt)
 "${install[@]}" setuptools
-cp -rL engine client "$tools"  # a build leaves files in the folder it is made from; VERSION is a link
-"${install[@]}" --no-build-isolation "$tools/engine" "$tools/client[openai]"
+cp -rL engine client gateway "$tools"  # a build leaves files in the folder it is made from; VERSION is a link
+"${install[@]}" --no-build-isolation "$tools/engine" "$tools/client" "$tools/gateway"
 chmod -R a+rX "$folder"  # for any user, whatever the umask and the modes of the sources

@@ -18,36 +18,24 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from chatterbox_client import cli_openai, cli_status, cli_voices
+from chatterbox_client import cli_status, cli_voices
 from chatterbox_client.audio import Audio, Chunk, audio_file, concatenate, file_format
-from chatterbox_client.cli_common import HEADERS, Seconds, Url, complain, connect, one_line_errors
+from chatterbox_client.cli_common import HeaderOption, Seconds, Url, complain, connect, one_line_errors, parse_headers
 from chatterbox_client.client import DEFAULT_TIMEOUT, Client
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(cli_voices.app, name="voices")
 app.command()(cli_status.status)
-app.command()(cli_openai.openai)
 
 Show = Callable[[float], None]
 """Takes the seconds of audio that are there."""
 
 
 @app.callback()
-def chatterbox(
-    context: typer.Context,
-    header: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="CHATTERBOX_HEADERS",
-            help='Sent with every call, "NAME: VALUE": a key for a server that restricts its protocols (the variable: '
-            "NAME:VALUE, spaces between several).",
-        ),
-    ] = None,
-) -> None:
+def chatterbox(context: typer.Context, header: HeaderOption = None) -> None:
     """Speak through a chatterbox-triton server."""
     make = context.obj or Client  # tests hand in a Client with a transport of their own
-    context.meta[HEADERS] = _headers(header or [])
-    context.obj = functools.partial(make, headers=context.meta[HEADERS]) if header else make
+    context.obj = functools.partial(make, headers=parse_headers(header)) if header else make
 
 
 @app.command()
@@ -138,13 +126,6 @@ def say(
 def main() -> None:
     """Entry point of the installed command."""
     app()
-
-
-def _headers(given: list[str]) -> dict[str, str]:
-    pairs = [entry.partition(":") for entry in given]
-    if not all(name.strip() and colon for name, colon, _ in pairs):
-        raise typer.BadParameter('give "NAME: VALUE"', param_hint="--header")
-    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _check_output(output: str) -> None:

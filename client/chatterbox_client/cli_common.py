@@ -13,9 +13,6 @@ from chatterbox_client.errors import ChatterboxClientError, InvalidRequest
 
 Connect = Callable[..., Client]
 
-HEADERS = "chatterbox.headers"
-"""Where the context's `meta` has what `--header` gave."""
-
 Url = Annotated[
     str | None,
     typer.Option(
@@ -24,6 +21,14 @@ Url = Annotated[
     ),
 ]
 ProtocolOption = Annotated[Literal["http", "grpc"], typer.Option(help="How to talk to the server.")]
+HeaderOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        envvar="CHATTERBOX_HEADERS",
+        help='Sent with every call, "NAME: VALUE": a key for a server that restricts its protocols (the variable: '
+        "NAME:VALUE, spaces between several).",
+    ),
+]
 Seconds = Annotated[float, typer.Option(help="Seconds to wait for the answer.")]
 
 
@@ -34,6 +39,14 @@ def connect(context: typer.Context, url: str | None, protocol: str, timeout: flo
         return make(url, protocol, timeout=timeout, **others)
     except InvalidRequest as error:
         raise typer.BadParameter(str(error), param_hint="--url") from error
+
+
+def parse_headers(given: list[str]) -> dict[str, str]:
+    """Headers from the values of `--header`. Raises BadParameter."""
+    pairs = [entry.partition(":") for entry in given]
+    if not all(name.strip() and colon for name, colon, _ in pairs):
+        raise typer.BadParameter('give "NAME: VALUE"', param_hint="--header")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The command `chatterbox openai`, as a process."""
+"""The command `chatterbox-gateway`, as a process."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ class Front:
         grpc_url: str,
         log: Path,
         options: Sequence[str] = (),
-        before: Sequence[str] = (),
-        program: Path = Path(sys.executable).parent / "chatterbox",
+        program: Path = Path(sys.executable).parent / "chatterbox-gateway",
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """options: of the command, beside its addresses; before: of `chatterbox` itself, which is `program`."""
+        """options: of the command, beside its addresses."""
         ports = ReservedPorts("127.0.0.1", [0])
         ports.release()
         self.address = f"127.0.0.1:{ports.numbers[0]}"
-        self._command = [str(program), *before, "openai", "--url", grpc_url, "--port", str(ports.numbers[0]), *options]
+        self._command = [str(program), "--url", grpc_url, "--port", str(ports.numbers[0]), *options]
         self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._log = log
 

@@ -31,7 +31,7 @@ NOT_RUN = {
     "README.md": {
         "make demo": "make test runs the same in tests/server/test_demo_voice.py, and itself",
         "make serve CHECKPOINT=": DOWNLOAD,
-        ".venv/bin/chatterbox openai": f"{SERVES}; the fixture `front` runs it",
+        ".venv/bin/chatterbox-gateway": f"{SERVES}; the fixture `front` runs it",
         "export CHATTERBOX_VOICE_KEY=": KEY,
         "docker build": DOCKER,
     },
@@ -39,7 +39,7 @@ NOT_RUN = {
         "docker build": DOCKER,
         "docker run --network host": DOCKER,
         "export POSTGRES_PASSWORD=": DOCKER,
-        ".venv/bin/chatterbox openai": f"{SERVES}; the fixture `front` runs it",
+        ".venv/bin/chatterbox-gateway": f"{SERVES}; the fixture `front` runs it",
         "make loadtest HOST=server": LONG,
     },
     "docs/models.md": {
@@ -48,7 +48,7 @@ NOT_RUN = {
         "cp -r model_repository": f"{SERVES}; tests/server/test_several_models.py runs it",
     },
     "docs/openai.md": {
-        ".venv/bin/chatterbox openai": f"{SERVES}; the fixture `front` runs it",
+        ".venv/bin/chatterbox-gateway": f"{SERVES}; the fixture `front` runs it",
         "pip install": "changes the environment; tests/server/test_image.py installs it",
     },
     "docs/performance.md": {

@@ -102,7 +102,7 @@ def test_only_what_is_needed_at_run_time_is_installed_in_the_locked_versions(env
     lock = (ROOT / "requirements" / "requirements.lock").read_text()
     locked = {(normal(name), version) for name, version in re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE)}
     names = {name for name, _ in installed}
-    assert {name for name, _ in installed - locked} == {"chatterbox-engine", "chatterbox-client"}
+    assert {name for name, _ in installed - locked} == {"chatterbox-engine", "chatterbox-client", "chatterbox-gateway"}
     assert {"torch", "tritonclient", "sqlalchemy", "aiohttp", "av"} <= names
     assert not names & {"nvidia-pytriton", "pytest", "locust", "mypy", "ruff", "openai"}
 
@@ -136,7 +136,7 @@ def test_the_front_of_the_compose_file_speaks_and_its_health_check_passes(
     assert options[-2:] == ["--url", "server:8001"]
     way, python, flag, check = service["healthcheck"]["test"]
     assert (way, python, flag) == ("CMD", "python", "-c")
-    with Front(addresses["grpc"], tmp_path / "log", options[1:-2], program=environment / "bin" / program) as front:
+    with Front(addresses["grpc"], tmp_path / "log", options[:-2], program=environment / "bin" / program) as front:
         assert healthy(environment, check.replace("localhost:8080", front.address))
         assert not healthy(environment, check.replace("localhost:8080", "localhost:1"))
         body = {"input": "Hello from the image.", "seed": 1}

@@ -1,4 +1,4 @@
-"""`chatterbox openai` in front of a real server, asked by OpenAI's own client."""
+"""`chatterbox-gateway` in front of a real server, asked by OpenAI's own client."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import openai
 import pytest
 
 from chatterbox_client import Client
-from chatterbox_client.openai.encoding import FORMATS
 from chatterbox_engine.launcher.server import TritonServer
+from chatterbox_gateway.encoding import FORMATS
 from tests.server.front import Front
 from tests.server.given_up import LONG, requests_given_up
 

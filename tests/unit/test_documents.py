@@ -89,7 +89,7 @@ def test_pages_have_examples_in_languages_that_are_run() -> None:
 def test_the_version_is_the_same_everywhere() -> None:
     version = page("VERSION").strip()
     assert re.fullmatch(r"\d+\.\d+\.\d+", version)
-    for package in ("chatterbox-engine", "chatterbox-client"):
+    for package in ("chatterbox-engine", "chatterbox-client", "chatterbox-gateway"):
         assert importlib.metadata.version(package) == version
     assert re.findall(r"^ARG VERSION=(.*)$", page("Dockerfile.triton"), flags=re.MULTILINE) == [version]
     assert f"## [{version}]" in page("CHANGELOG.md")

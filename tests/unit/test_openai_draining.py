@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 
 from chatterbox_client import Audio
-from chatterbox_client.openai.server import SpeechApi
 from chatterbox_client.request import Tensors
+from chatterbox_gateway.server import SpeechApi
 from tests.unit.client_fakes import SAMPLES, STATS, TOKENS, FakeAsyncTransport, spoken_chunks
 
 PCM = Audio(SAMPLES, 24_000, TOKENS, STATS).to_bytes("s16")

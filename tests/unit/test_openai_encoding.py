@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from chatterbox_client.openai.encoding import FORMATS, Encoder, encode_file
+from chatterbox_gateway.encoding import FORMATS, Encoder, encode_file
 
 RATE = 24_000
 TONE = np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE) * 0.5

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from chatterbox_client import InvalidRequest, NotFound
-from chatterbox_client.openai.encoding import FORMATS
-from chatterbox_client.openai.request import parse
+from chatterbox_gateway.encoding import FORMATS
+from chatterbox_gateway.request import parse
 
 MODELS = ["chatterbox", "turbo"]
 LEAST = {"model": "tts-1", "input": "Hello.", "voice": "anna"}
@@ -82,8 +82,8 @@ def test_the_clients_own_arguments_are_fields_too() -> None:
         ({**LEAST, "stream_format": "websocket"}, "stream_format must be one of audio, sse"),
         ({**LEAST, "stream_format": ["sse"]}, "stream_format must be a string"),
         ({**LEAST, "stream": "yes"}, "stream must be true or false"),
-        ({**LEAST, "stream": False, "stream_format": "sse"}, "sse is a stream"),
-        ({**LEAST, "stream": False, "chunk_tokens": 25}, "chunk_tokens: this answer is not a stream"),
+        ({**LEAST, "stream": False, "stream_format": "sse"}, "sse needs stream"),
+        ({**LEAST, "stream": False, "chunk_tokens": 25}, "chunk_tokens: this response is not streamed"),
         ({**LEAST, "speed": 1.5}, "speed: "),
         ({**LEAST, "instructions": "Whisper."}, "instructions: "),
         ({**LEAST, "pitch": 2, "mood": 1}, "unknown field mood, pitch"),

@@ -22,9 +22,9 @@ import pytest
 from aiohttp import web
 
 from chatterbox_client import Audio, InvalidRequest, NotFound, ServerError, Timeout, Unavailable
-from chatterbox_client.openai.server import SpeechApi
 from chatterbox_client.request import Tensors
 from chatterbox_client.transports import AsyncTransport, open_async_transport
+from chatterbox_gateway.server import SpeechApi
 from tests.unit.client_fakes import SAMPLES, STATS, TOKENS, FakeAsyncTransport, fake_server, spoken_chunks
 
 PCM = Audio(SAMPLES, 24_000, TOKENS, STATS).to_bytes("s16")
@@ -285,7 +285,7 @@ def test_a_reader_that_takes_nothing_is_not_waited_for_without_end(caplog: pytes
         assert transport.ended.wait(20)
         with pytest.raises(ConnectionResetError):
             b"".join(iter(lambda: connection.recv(1 << 20), b""))
-    assert "its reader did not take a piece within 0.5 s" in caplog.text
+    assert "the client did not read a piece within 0.5 s" in caplog.text
 
 
 def test_a_stream_of_events_that_breaks_says_so() -> None:

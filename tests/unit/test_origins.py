@@ -7,10 +7,10 @@ import json
 import httpx
 import pytest
 
-from chatterbox_client.openai import origins as front
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import ConfigError, Forbidden
 from chatterbox_engine.origins import check_origin, parse_origins
+from chatterbox_gateway import origins as front
 from tests.unit.test_openai_server import PCM, SPEECH, WithVoices, serving
 
 ALLOWED = "https://App.example.com, http://localhost:3000"
@@ -28,7 +28,7 @@ def test_origins_are_read_from_one_line_by_both() -> None:
 def test_what_is_no_origin_is_refused_by_name(wrong: str) -> None:
     with pytest.raises(ConfigError, match="allowed_origins has"):
         Config(allowed_origins=f"{ALLOWED},{wrong}")
-    with pytest.raises(ValueError, match="is no origin"):
+    with pytest.raises(ValueError, match="is not an origin"):
         front.parse_origins(f"{ALLOWED},{wrong}")
 
 

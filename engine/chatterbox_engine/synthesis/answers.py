@@ -52,7 +52,7 @@ class StreamAnswer:
         """What is sent of a chunk, with statistics when it is the last. The arguments are `WholeAnswer.add`'s."""
         self._sums.add(chunk, seconds)
         samples = self._joiner.add(wave, chunk.span)
-        self._sums.hear()
+        self._sums.audible()
         self._samples += len(samples)
         stats = None
         if chunk.last:
@@ -76,7 +76,7 @@ class _Sums:
         self._vocoder_seconds += seconds
         self._decoded = self._decoded or chunk.times.decoded
 
-    def hear(self) -> None:
+    def audible(self) -> None:
         """Audio can be sent now."""
         self._first_audio = self._first_audio or time.monotonic()
 

@@ -90,7 +90,7 @@ class Chunk:
 
     @property
     def first(self) -> bool:
-        """A client waits for it to hear anything at all."""
+        """A client waits for it as its first audio."""
         return self.streamed and self.number == 0
 
     @property

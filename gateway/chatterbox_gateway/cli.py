@@ -1,4 +1,4 @@
-"""The command `chatterbox openai`."""
+"""The command `chatterbox-gateway`."""
 
 from __future__ import annotations
 
@@ -9,61 +9,61 @@ from typing import Annotated
 
 import typer
 
-from chatterbox_client.cli_common import HEADERS, Seconds, fail, one_line_errors
+from chatterbox_client.cli_common import HeaderOption, Seconds, parse_headers
 from chatterbox_client.client import DEFAULT_TIMEOUT
 from chatterbox_client.errors import InvalidRequest
 from chatterbox_client.transports import URL_VARIABLES, open_async_transport
 from chatterbox_client.voices import KEY_VARIABLE
+from chatterbox_gateway.draining import serve
+from chatterbox_gateway.origins import parse_origins
+from chatterbox_gateway.server import AccessLog, SpeechApi
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-def openai(
-    context: typer.Context,
+@app.command()
+def gateway(
     url: Annotated[
         str | None,
         typer.Option(envvar=URL_VARIABLES["grpc"], help="host:port of the Triton server's gRPC; localhost:8001."),
     ] = None,
+    header: HeaderOption = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="A model to serve, again for more; the first answers to OpenAI's names.")
+        list[str] | None, typer.Option(help="A model to serve; repeat for several. OpenAI's names mean the first.")
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
     key: Annotated[
         list[str] | None,
         typer.Option(
             envvar="CHATTERBOX_OPENAI_KEYS",
-            help="An API key that may ask, again for more (the variable: spaces between them); none: everybody.",
+            help="An accepted API key; repeat for several (in the variable: separated by spaces). None: all clients.",
         ),
     ] = None,
     lenient: Annotated[
-        bool, typer.Option("--lenient", help="Ignore what Chatterbox has not: speed, instructions, unknown fields.")
+        bool, typer.Option("--lenient", help="Ignore speed, instructions and unknown fields instead of refusing them.")
     ] = False,
     change_voices: Annotated[
         bool,
         typer.Option(
             "--change-voices",
-            help=f"Let those who may ask store and delete voices, too; with the server's key in {KEY_VARIABLE}.",
+            help=f"Allow clients to store and delete voices; needs the server's key in {KEY_VARIABLE}.",
         ),
     ] = False,
     allowed_origins: Annotated[
         str,
         typer.Option(
             envvar="CHATTERBOX_ALLOWED_ORIGINS",
-            help="Whose web pages may ask, as in https://app.example.com, commas between several; none: no others'.",
+            help="Other origins whose web pages are accepted, as in https://app.example.com, separated by commas.",
         ),
     ] = "",
     timeout: Seconds = DEFAULT_TIMEOUT,
     grace_seconds: Annotated[
-        float, typer.Option(min=0, help="Seconds that requests under way have to finish after SIGTERM or SIGINT.")
+        float, typer.Option(min=0, help="Seconds that requests in progress have to finish after SIGTERM or SIGINT.")
     ] = 30.0,
 ) -> None:
     """Serve OpenAI's speech API (/v1/audio/speech) in front of a Triton server."""
-    try:
-        from chatterbox_client.openai.draining import serve
-        from chatterbox_client.openai.origins import parse_origins
-        from chatterbox_client.openai.server import AccessLog, SpeechApi
-    except ImportError as error:
-        fail(f"{error}: install chatterbox-client[openai]")
-    if not all(key or ()):  # a shell's unset variable would be a key that everybody has
+    if not all(key or ()):  # an unset shell variable would make the empty key valid
         raise typer.BadParameter("is empty", param_hint="--key")
     if change_voices and not os.environ.get(KEY_VARIABLE):
         raise typer.BadParameter(f"{KEY_VARIABLE} is not set", param_hint="--change-voices")
@@ -72,7 +72,7 @@ def openai(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--allowed-origins") from error
     try:
-        transport = open_async_transport(url, "grpc", context.meta.get(HEADERS))
+        transport = open_async_transport(url, "grpc", parse_headers(header or []))
     except InvalidRequest as error:
         raise typer.BadParameter(str(error), param_hint="--url") from error
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
@@ -85,7 +85,7 @@ def openai(
         change_voices=change_voices,
         allowed_origins=origins,
     )
-    with one_line_errors():
+    try:
         asyncio.run(
             serve(
                 api.application(),
@@ -97,3 +97,15 @@ def openai(
                 access_log_class=AccessLog,
             )
         )
+    except OSError as error:
+        typer.echo(f"chatterbox-gateway: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,8 @@
-"""The HTTP side: `POST /v1/audio/speech`, voices, and the lists that programs ask for beside it.
+"""HTTP handlers: `POST /v1/audio/speech`, voices, and lists of models.
 
-A client like any other: it holds no model and no queue, and what the Triton server refuses is refused here in the same
-words with OpenAI's status. OpenAI's reference: https://platform.openai.com/docs/api-reference/audio/createSpeech.
-`/v1/audio/voices` and `/v1/audio/models` are what Open WebUI asks a server that is not OpenAI's
-(backend/open_webui/routers/audio.py).
+The gateway holds no model and no queue. Errors of the Triton server are passed on with their message and OpenAI's
+status. Reference: https://platform.openai.com/docs/api-reference/audio/createSpeech. Open WebUI requests
+`/v1/audio/voices` and `/v1/audio/models` of servers other than OpenAI's (backend/open_webui/routers/audio.py).
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ from chatterbox_client.errors import (
     Timeout,
     Unavailable,
 )
-from chatterbox_client.openai.draining import Drain, cut_off
-from chatterbox_client.openai.encoding import Encoder, Format, encode_file
-from chatterbox_client.openai.origins import foreign_origin
-from chatterbox_client.openai.request import THEIR_VOICES, SpeechRequest, parse, served_model
 from chatterbox_client.transports import AsyncTransport
 from chatterbox_client.voices import AsyncVoiceList
+from chatterbox_gateway.draining import Drain, cut_off
+from chatterbox_gateway.encoding import Encoder, Format, encode_file
+from chatterbox_gateway.origins import foreign_origin
+from chatterbox_gateway.request import THEIR_VOICES, SpeechRequest, parse, served_model
 
 MAX_BODY = 64 << 20
-"""Bytes of a request: a reference clip is in it as base64."""
+"""Maximum size of a request in bytes; it may hold a reference clip in base64."""
 
 _STATUS: dict[type[ChatterboxClientError], int] = {
     InvalidRequest: 400,
@@ -56,7 +55,7 @@ _log = logging.getLogger("chatterbox.openai")
 
 
 class AccessLog(AccessLogger):
-    """A line for each request but those of health checks."""
+    """Logs every request except health checks."""
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         """See aiohttp."""
@@ -67,10 +66,10 @@ class AccessLog(AccessLogger):
 class SpeechApi:
     """The handlers.
 
-    transport: reaches the Triton server over gRPC; models: its models that are served, not empty; keys: the bearer
-    tokens of those who may ask, empty for everybody; timeout: seconds that speaking may take, and that a reader may
-    keep a piece waiting; lenient: whether what a request asks for and Chatterbox has not is ignored; change_voices:
-    whether those who may ask may store and delete voices, too; allowed_origins: in lower case, whose pages may ask.
+    transport: gRPC transport to the Triton server; models: served models, at least one; keys: accepted bearer tokens,
+    empty to accept all clients; timeout: seconds for the synthesis, and for a client to read a piece of a stream;
+    lenient: ignore unsupported fields of requests; change_voices: allow clients to store and delete voices;
+    allowed_origins: other origins whose pages are accepted, in lower case.
     """
 
     def __init__(
@@ -92,10 +91,10 @@ class SpeechApi:
         self._clients = {name: AsyncClient(model=name, timeout=timeout, transport=transport) for name in models}
         self._keys = [key.encode() for key in keys]
         self.drain = Drain()
-        """How its requests end when the front does."""
+        """Ends the requests in progress at shutdown."""
 
     def application(self) -> web.Application:
-        """To be run with `handler_cancellation`, so that who goes away gives the request up."""
+        """Run the application with `handler_cancellation`, so that a client that disconnects cancels its request."""
         app = web.Application(client_max_size=MAX_BODY, middlewares=[self._guard, self.drain.admit])
         app.router.add_post("/v1/audio/speech", self._speech)
         app.router.add_get("/v1/audio/voices", self._list_voices)
@@ -122,21 +121,21 @@ class SpeechApi:
 
     @property
     def _voices(self) -> AsyncVoiceList:
-        """All models' voices are the same."""
+        """All models share the voices."""
         return next(iter(self._clients.values())).voices
 
     async def _list_voices(self, _http: web.Request) -> web.Response:
         try:
             stored = [voice.name for voice in await self._voices.list()]
-        except NotFound:  # a server that leaves the model of voices out
+        except NotFound:  # the server runs without the voices model
             stored = []
         return web.json_response({"voices": [{"id": name, "name": name} for name in ["default", *stored]]})
 
     async def _add_voice(self, http: web.Request) -> web.Response:
-        """OpenAI's form, of which `consent` is left to the caller."""
+        """Takes OpenAI's form and ignores its `consent`."""
         try:
             form = await http.post()
-        except (ValueError, LookupError, RuntimeError, web.RequestPayloadError) as error:  # a boundary, charset, coding
+        except (ValueError, LookupError, RuntimeError, web.RequestPayloadError) as error:  # boundary, charset, encoding
             raise InvalidRequest(f"the body is not a form: {error}") from error
         name, sample = form.get("name"), form.get("audio_sample")
         if not isinstance(name, str) or not isinstance(sample, web.FileField):
@@ -170,7 +169,7 @@ class SpeechApi:
     async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Refuses the pages of other origins, asks for a key, and answers errors in OpenAI's form."""
+        """Checks origin and key, and turns errors into OpenAI's format."""
         foreign = foreign_origin(request.headers.getall("Origin", ()), request.host, self._allowed_origins)
         if foreign is not None and request.method not in _READING:
             return _refusal(403, f"pages of {foreign[:100]!r} may not use this server: see --allowed-origins")
@@ -180,12 +179,12 @@ class SpeechApi:
             return await handler(request)
         except ChatterboxClientError as error:
             return _refusal(_status(error), error.message)
-        except web.HTTPException as error:  # no such path, a wrong method, a body that is too large
+        except web.HTTPException as error:  # unknown path, wrong method, body too large
             return _refusal(error.status, error.reason, allow=error.headers.get("Allow"))
 
     def _is_known(self, authorization: str) -> bool:
         kind, _, key = authorization.partition(" ")
-        sent = key.strip().encode(errors="surrogateescape")  # as aiohttp decodes what is not UTF-8
+        sent = key.strip().encode(errors="surrogateescape")  # as aiohttp decodes bytes that are not UTF-8
         matches = [hmac.compare_digest(sent, known) for known in self._keys]
         return kind.lower() == "bearer" and any(matches)
 
@@ -193,7 +192,7 @@ class SpeechApi:
 async def _json(http: web.Request) -> Any:
     try:
         return json.loads(await http.read())
-    except (ValueError, RecursionError, web.RequestPayloadError) as error:  # the last: not compressed as it says
+    except (ValueError, RecursionError, web.RequestPayloadError) as error:  # the last: wrong Content-Encoding
         raise InvalidRequest(f"the body is not JSON: {error}") from error
 
 
@@ -202,7 +201,7 @@ def _about(model: str) -> dict[str, Any]:
 
 
 async def _stored_voice(client: AsyncClient, voice: str | None) -> str | None:
-    """The voice to ask the server for; None is the built-in one."""
+    """The voice to request from the server; None is the built-in one."""
     if voice not in THEIR_VOICES:
         return voice
     try:
@@ -214,9 +213,9 @@ async def _stored_voice(client: AsyncClient, voice: str | None) -> str | None:
 async def _send_stream(
     http: web.Request, request: SpeechRequest, chunks: AsyncGenerator[Chunk, None], timeout: float | None, drain: Drain
 ) -> web.StreamResponse:
-    """Sends the audio while it is spoken. Until the first chunk is there an error is raised: it has its own status.
+    """Sends the audio as it is synthesised. Errors before the first chunk are raised, so that they get their status.
 
-    timeout: seconds that the reader may keep a piece waiting; drain: tells whether the front cuts it off.
+    timeout: seconds for the client to read a piece; drain: tells whether the shutdown cancelled the request.
     """
     events = request.sent == "events"
     response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # nginx's
@@ -243,32 +242,32 @@ async def _send_stream(
             if events:
                 await send(_event(_done(len(request.text), tokens)))
         except (ChatterboxClientError, asyncio.CancelledError) as cause:
-            # before anything is sent there is a status for it; and one who has gone away is told nothing
+            # before the first byte it gets a status; a disconnected client gets nothing
             if not response.prepared or (isinstance(cause, asyncio.CancelledError) and not drain.over):
                 raise
             error = cause if isinstance(cause, ChatterboxClientError) else cut_off()
-            _log.warning("a stream broke: %s", error)
+            _log.warning("a stream failed: %s", error)
             if events:
                 await send(_event({"type": "error", **_error(_status(error), error.message)}))
             else:
-                _break_off(http)
+                _abort(http)
                 return response
         await asyncio.wait_for(response.write_eof(), timeout)
     except asyncio.TimeoutError:
-        _log.warning("a stream was broken off: its reader did not take a piece within %g s", timeout)
-        _break_off(http)
+        _log.warning("a stream was aborted: the client did not read a piece within %g s", timeout)
+        _abort(http)
     except asyncio.CancelledError:
         if not (response.prepared and drain.over):
             raise
-        _break_off(http)  # while the last of it was sent
+        _abort(http)  # cancelled while sending the end
     except ConnectionError:
-        _log.info("the reader of a stream has gone away")
+        _log.info("the client of a stream disconnected")
     return response
 
 
-def _break_off(http: web.Request) -> None:
-    """Resets the connection, so that half of the audio does not pass for all of it: to an HTTP/1.0 client, as nginx may
-    be one, a closed connection is the end of the body."""
+def _abort(http: web.Request) -> None:
+    """Resets the connection, so that truncated audio does not look complete: for an HTTP/1.0 client, such as nginx, a
+    closed connection ends the body."""
     if http.transport is not None:
         connection = http.transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -284,7 +283,7 @@ def _delta(piece: bytes) -> bytes:
 
 
 def _done(characters: int, tokens: int) -> dict[str, Any]:
-    """The last event. Its usage counts what this server knows: characters in, S3 tokens (of 40 ms) out."""
+    """The last event. Usage: characters of the input, speech tokens (40 ms each) of the output."""
     usage = {"input_tokens": characters, "output_tokens": tokens, "total_tokens": characters + tokens}
     return {"type": "speech.audio.done", "usage": usage}
 

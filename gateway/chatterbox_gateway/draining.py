@@ -1,4 +1,4 @@
-"""How the front ends: it takes no more requests, and those under way finish or are told that it ends."""
+"""Graceful shutdown: new requests are refused; requests in progress finish, or are cancelled with an error."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from aiohttp import web
 from chatterbox_client.errors import Unavailable
 
 SECONDS_TO_NOTICE = 5.0
-"""That those who are cut off have to be told so."""
+"""Time for cancelled requests to send their error."""
 
 _MESSAGE = "the server is shutting down"
 
 
 class Drain:
-    """The requests under way; belongs to one event loop."""
+    """Tracks the requests in progress. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
         self.over = False
-        """Whoever is cancelled from now on is cut off by the front, not by its client."""
+        """True once the grace period is over: later cancellations come from the shutdown, not from the client."""
 
     @web.middleware
     async def admit(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Raises Unavailable for requests that come too late, and for those that take too long."""
+        """Raises Unavailable for a request that arrives after the shutdown began, or outlasts the grace period."""
         if self._draining:
             raise Unavailable(_MESSAGE)
         task = asyncio.current_task()
@@ -46,7 +46,8 @@ class Drain:
             self._tasks.discard(task)
 
     async def run(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Takes no more requests, and gives those under way this long to finish, or until `hurry`."""
+        """Refuses new requests and waits until those in progress finish, `seconds` pass or `hurry` is set; then cancels
+        the rest."""
         self._draining = True
         hurried = asyncio.ensure_future(hurry.wait())
         limit = asyncio.get_running_loop().time() + seconds
@@ -61,16 +62,16 @@ class Drain:
 
 
 def cut_off() -> Unavailable:
-    """What those are told who are cut off."""
+    """The error of a request that is cancelled by the shutdown."""
     return Unavailable(f"{_MESSAGE}: the request did not finish in the time that was left for it")
 
 
 async def serve(
     application: web.Application, drain: Drain, *, host: str, port: int, grace_seconds: float, **options: Any
 ) -> None:
-    """Runs until SIGTERM or SIGINT, and then until nothing is under way; a second signal does not wait.
+    """Serves until SIGTERM or SIGINT, then drains; a second signal ends the grace period.
 
-    options: of aiohttp's runner. Raises OSError when the port cannot be had.
+    options: of aiohttp's runner. Raises OSError if the address cannot be bound.
     """
     stop, hurry = asyncio.Event(), asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""A request to OpenAI's `POST /v1/audio/speech`, checked and in this package's terms."""
+"""A request to OpenAI's `POST /v1/audio/speech`, parsed into arguments of the client."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from chatterbox_client.errors import InvalidRequest, NotFound, quote
-from chatterbox_client.openai.encoding import FORMATS, Format
 from chatterbox_client.request import speech_request, stream_request
+from chatterbox_gateway.encoding import FORMATS, Format
 
 THEIR_MODELS = ("tts-", "gpt-")
-"""How the names of OpenAI's own models begin: who asks for one of them gets the first that is served."""
+"""Prefixes of OpenAI's own model names, which mean the first model that is served."""
 
 THEIR_VOICES = frozenset(
     ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse")
 )
-"""OpenAI's own voices: one of them that nobody has stored is the built-in voice."""
+"""OpenAI's own voices. They mean the built-in voice unless a voice is stored under the name."""
 
 _OURS = frozenset(inspect.signature(stream_request).parameters) - {"text", "voice"}
 _OF_STREAMS = _OURS - frozenset(inspect.signature(speech_request).parameters)
 _THEIRS = frozenset(("model", "input", "voice", "response_format", "speed", "instructions", "stream_format"))
 _KNOWN = _THEIRS | _OURS | {"stream"}
 _MOST, _LONGEST = 8, 40
-"""Unknown fields that a message names, and characters of each."""
+"""Maximum number of unknown fields in a message, and of characters of each name."""
 
 
 Sent = Literal["whole", "stream", "events"]
@@ -32,24 +32,24 @@ Sent = Literal["whole", "stream", "events"]
 
 @dataclass(frozen=True)
 class SpeechRequest:
-    """What is to be spoken, and how it is sent."""
+    """What to synthesise, and how to send it."""
 
     model: str
     text: str
     voice: str | None
-    """None: the built-in one, or `reference_audio` among the options."""
+    """None: the built-in voice, or `reference_audio` of the options."""
     options: Mapping[str, Any]
-    """The other arguments of `Client.stream`, of `Client.speak` where it is sent whole."""
+    """Other arguments of `Client.stream`, or of `Client.speak` if `sent` is "whole"."""
     format: Format
     sent: Sent
 
 
 def parse(body: Any, models: Sequence[str], *, lenient: bool = False) -> SpeechRequest:
-    """A request from its JSON. models: those that are served, not empty; lenient: leaves out what cannot be heeded.
+    """Parses the JSON body. models: served models, at least one; lenient: ignore unsupported fields.
 
-    Beside OpenAI's fields it may have the arguments of `Client.stream` under their names (`reference_audio` in base64
-    or as a `data:` URI) and `stream`, false for one whole answer. A field that is null is as if it were not there.
-    Raises InvalidRequest for what is wrong or cannot be heeded, NotFound for another model.
+    Besides OpenAI's fields it may have the arguments of `Client.stream` by name (`reference_audio` in base64 or as a
+    `data:` URI) and `stream`; false asks for one whole response. A null field counts as missing. Raises InvalidRequest
+    for wrong or unsupported values, NotFound for a model that is not served.
     """
     if not isinstance(body, dict):
         raise InvalidRequest("the body is not a JSON object")
@@ -60,15 +60,15 @@ def parse(body: Any, models: Sequence[str], *, lenient: bool = False) -> SpeechR
         names = ", ".join(name[:_LONGEST] for name in unknown[:_MOST])
         raise InvalidRequest(f"unknown field {names}: the known ones are {', '.join(sorted(_KNOWN))}")
     if given.get("speed", 1) != 1:
-        raise InvalidRequest("speed: Chatterbox has a pace of its own; leave it out, or 1")
+        raise InvalidRequest("speed: Chatterbox does not support it; leave it out or set it to 1")
     if given.get("instructions"):
-        raise InvalidRequest("instructions: Chatterbox takes none; use preset, exaggeration or cfg_weight")
+        raise InvalidRequest("instructions: Chatterbox does not support them; use preset, exaggeration or cfg_weight")
     if given.get("input") == "":
         raise InvalidRequest("input is empty")
     name = _one_of(given, "response_format", FORMATS, "mp3")
     sent = _sent(given, name)
-    if sent == "whole" and (useless := sorted(_OF_STREAMS & set(given))):
-        raise InvalidRequest(f"{', '.join(useless)}: this answer is not a stream")
+    if sent == "whole" and (unused := sorted(_OF_STREAMS & set(given))):
+        raise InvalidRequest(f"{', '.join(unused)}: this response is not streamed")
     options = _options(given)
     return SpeechRequest(
         model=served_model(_string(given, "model", models[0]), models),
@@ -81,7 +81,7 @@ def parse(body: Any, models: Sequence[str], *, lenient: bool = False) -> SpeechR
 
 
 def served_model(name: str, models: Sequence[str]) -> str:
-    """The model that a name means. models: those that are served, not empty. Raises NotFound."""
+    """The served model that a name refers to. models: served models, at least one. Raises NotFound."""
     if name in models:
         return name
     if name.startswith(THEIR_MODELS):
@@ -91,24 +91,24 @@ def served_model(name: str, models: Sequence[str]) -> str:
 
 def _voice(given: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
     voice = given.get("voice")
-    if isinstance(voice, dict):  # OpenAI's way to name a voice of one's own
+    if isinstance(voice, dict):  # OpenAI's form for custom voices
         voice = _string(voice, "id")
     elif voice is not None:
         voice = _string(given, "voice")
-    if "reference_audio" in options and voice in THEIR_VOICES | {"default"}:  # OpenAI's client has to send some voice
+    if "reference_audio" in options and voice in THEIR_VOICES | {"default"}:  # OpenAI's client always sends a voice
         return None
     return voice
 
 
 def _sent(given: Mapping[str, Any], name: str) -> Sent:
     events = _one_of(given, "stream_format", ("audio", "sse"), "audio") == "sse"
-    # The header of these has the audio's length, which a stream does not know; without it a file is misread or refused.
+    # Their header holds the length, which is unknown while streaming; players misread or refuse files without it.
     file = name in ("wav", "flac") and not _OF_STREAMS & set(given)
     stream = given.get("stream", events or not file)
     if not isinstance(stream, bool):
         raise InvalidRequest(f"stream must be true or false, not {quote(stream)}")
     if events and not stream:
-        raise InvalidRequest("stream_format: sse is a stream")
+        raise InvalidRequest("stream_format: sse needs stream: true")
     return "events" if events else "stream" if stream else "whole"
 
 
@@ -117,7 +117,7 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("language", "preset", "reference_audio"):
         if name in options:
             options[name] = _string(options, name)
-    if "reference_audio" in options:  # base64 or a data: URI, which the server decodes
+    if "reference_audio" in options:  # base64 or a data: URI; the server decodes it
         options["reference_audio"] = options["reference_audio"].encode("ascii", "replace")
     return options
 

@@ -1,7 +1,7 @@
-"""Encoding speech piece by piece, for answers that are heard while they are still being spoken.
+"""Incremental audio encoding for streamed responses.
 
-PyAV (FFmpeg) does it: libsndfile, which writes this package's files, cannot make a stream of a format whose header says
-how long the audio is, and keeps back a second of Opus. PyAV comes with the extra `openai`.
+It uses PyAV (FFmpeg): libsndfile, which the client uses for files, cannot stream formats whose header holds the length
+and buffers a second of Opus.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Format:
-    """How FFmpeg makes one of OpenAI's formats."""
+    """FFmpeg settings of one of OpenAI's formats."""
 
     container: str
     codec: str
     content_type: str
-    bit_rate: int | None = None  # a second; None: lossless
+    bit_rate: int | None = None  # bits per second; None: lossless
     options: dict[str, str] = field(default_factory=dict)  # of the container
 
 
@@ -36,7 +36,7 @@ FORMATS = {
 
 
 class _Pipe:
-    """What an encoder writes to when nobody can go back."""
+    """A sink that cannot seek."""
 
     def __init__(self) -> None:
         self.taken = bytearray()
@@ -47,14 +47,14 @@ class _Pipe:
 
 
 class Encoder:
-    """Makes one file of 16-bit samples that come in pieces.
+    """Encodes mono 16-bit samples into one file, incrementally.
 
         encoder = Encoder(FORMATS["mp3"], 24_000)
         for chunk in client.stream("Hello."):
             player.write(encoder.encode(chunk.to_bytes()))
         player.write(encoder.finish())
 
-    What it returns, joined, is the file; its header does not tell the length (`encode_file` makes one that does).
+    The returned bytes, joined, are the file. Its header does not hold the length; that of `encode_file` does.
     """
 
     def __init__(self, format: Format, sample_rate: int) -> None:
@@ -62,7 +62,7 @@ class Encoder:
         self._writer = _Writer(format, sample_rate, self._pipe)
 
     def encode(self, samples: bytes) -> bytes:
-        """The part of the file that is ready after these raw little-endian 16-bit samples; maybe nothing yet."""
+        """Takes raw little-endian 16-bit samples and returns the bytes that are ready, which may be none."""
         self._writer.write(samples)
         return self._take()
 
@@ -78,7 +78,7 @@ class Encoder:
 
 
 def encode_file(format: Format, sample_rate: int, samples: bytes) -> bytes:
-    """A whole file of raw little-endian 16-bit samples."""
+    """Encodes raw little-endian mono 16-bit samples as a file."""
     buffer = io.BytesIO()
     writer = _Writer(format, sample_rate, buffer)
     writer.write(samples)
@@ -88,11 +88,15 @@ def encode_file(format: Format, sample_rate: int, samples: bytes) -> bytes:
 
 class _Writer:
     def __init__(self, format: Format, sample_rate: int, sink: object) -> None:
-        options = {"flush_packets": "1", "fflags": "bitexact", **format.options}  # FFmpeg does not name itself
+        options = {
+            "flush_packets": "1",
+            "fflags": "bitexact",
+            **format.options,
+        }  # bitexact: no encoder name
         self._container = av.open(sink, "w", format=format.container, options=options)
         stream = self._container.add_stream(format.codec, rate=sample_rate, layout="mono")
         assert isinstance(stream, av.AudioStream)
-        stream.codec_context.thread_count = 1  # many encode side by side
+        stream.codec_context.thread_count = 1  # many streams are encoded in parallel
         if format.bit_rate is not None:
             stream.bit_rate = format.bit_rate
         self._stream = stream

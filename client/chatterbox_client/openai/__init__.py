@@ -1,1 +1,0 @@
-"""OpenAI's speech API in front of a chatterbox-triton server; needs the extra `openai`."""
