@@ -1,4 +1,4 @@
-"""Joins on real speech: a clip of the synthesiser flite through the checkpoint `demo`, trained on such speech.
+"""Joins on real speech: a clip of the synthesiser hibari through the checkpoint `demo`, trained on such speech.
 
 The clip's first three seconds are the voice, the rest is the utterance.
 """
@@ -51,7 +51,7 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture(scope="module")
 def clip(checkpoint: Checkpoint) -> S3GenConditionals:
     """The clip's own mel, and its tokens as the checkpoint's tokenizer hears them."""
-    samples, rate = soundfile.read(checkpoint.path / "slt.flac", dtype="float32")
+    samples, rate = soundfile.read(checkpoint.path / "bass.flac", dtype="float32")
     encoder = ReferenceEncoder(checkpoint)
     (voice,) = encoder.encode([encoder.prepare(samples, rate)])
     return voice.s3gen

@@ -1,6 +1,6 @@
 """What a recogniser makes of a checkpoint.
 
-    python -m tools.demo_voice.evaluate CHECKPOINT [--count 100] [--seeds 1,2,3] [--save FOLDER]
+    python -m tools.demo_voice.evaluate CHECKPOINT [--count 100] [--seeds 1,2,3] [--sets sentences,lines,page]
 
 `sentences`: ordinary ones that are in no training text, together and apart by whether one of their words is in none.
 `lines`: what the demo and the documents say. `page`: 3,000 characters of prose. Each with every seed, at the
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--count", type=int, default=len(SENTENCES))
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--sets", default="sentences,lines,page")
     parser.add_argument("--save", type=Path, help="a folder for the audio")
     arguments = parser.parse_args()
     listener = Listener(arguments.checkpoint, arguments.save)
@@ -85,6 +86,7 @@ def main() -> None:
     # unseen ones first: half of any count
     texts = [text for pair in zip(SENTENCES, SENTENCES[::-1], strict=True) for text in pair][: arguments.count]
     sets = {"sentences": texts, "lines": list(LINES), "page": [re.sub(r"\s+", " ", PAGE).strip()]}
+    sets = {name: sets[name] for name in arguments.sets.split(",")}
     assert known([text for texts in sets.values() for text in texts])
     rates: dict[str, list[float]] = {}
     for seed in map(int, arguments.seeds.split(",")):

@@ -33,7 +33,8 @@ from tools.demo_voice.train_t3 import Model
 from tools.demo_voice.training import read
 
 DEFAULT, OTHER = "heart", "bass"
-CLIP_SECONDS = 5.0
+PROMPT_SECONDS, CLIP_SECONDS = 5.0, 8.0
+"""Of the built-in voice, whose prompt every request pays for, and of the other one's clip."""
 FILES = ENGLISH.files
 
 
@@ -83,16 +84,16 @@ def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: pack(tensor.detach()) for name, tensor in state.items()}
 
 
-def clip(corpus: speech.Corpus) -> tuple[np.ndarray, np.ndarray]:
-    """About `CLIP_SECONDS` of a speaker: samples at 16 kHz and phones [2, tokens], whole sentences."""
-    end = int(corpus.begin[np.searchsorted(corpus.begin, CLIP_SECONDS * 25)])
+def clip(corpus: speech.Corpus, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+    """About that much of a speaker: samples at 16 kHz and phones [2, tokens], whole sentences."""
+    end = int(corpus.begin[np.searchsorted(corpus.begin, seconds * 25)])
     wave = corpus.wav[: end * 2 * speech.HOP].astype(np.float32) / 32767
     return soxr.resample(wave, RATE, 16_000), corpus.phones[:, :end]
 
 
 def default_voice(folder: Path, target: Path) -> Conditionals:
     """hibari's own, whose tokens need not be heard: they are known."""
-    wave, phones = clip(speech.load(folder, DEFAULT))
+    wave, phones = clip(speech.load(folder, DEFAULT), PROMPT_SECONDS)
     encoder = ReferenceEncoder(Checkpoint.open(target))
     (voice,) = encoder.encode([encoder.prepare(wave, 16_000)])
     tokens = torch.from_numpy(token_ids(*phones))
@@ -131,7 +132,7 @@ def export_others(folder: Path, target: Path) -> None:
     shutil.copy(folder / "tokenizer.json", target)
     DIMS.save(target)
     torch.save(upstream_form(default_voice(folder, target)), target / FILES.conditionals)
-    soundfile.write(target / f"{OTHER}.flac", clip(speech.load(folder, OTHER))[0], 16_000)
+    soundfile.write(target / f"{OTHER}.flac", clip(speech.load(folder, OTHER), CLIP_SECONDS)[0], 16_000)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def symbols(rules: Sequence[Rule]) -> dict[tuple[str, Phones], str]:
 
 def write(rules: Sequence[Rule], table: dict[tuple[str, Phones], str], path: Path) -> None:
     free = iter(number for number in range(DIMS.t3.text_vocab) if number not in _SPECIAL.values())
-    vocab = _SPECIAL | {piece: next(free) for piece in [*PUNCTUATION_FIRST, *table.values()]}
+    vocab = _SPECIAL | {piece: next(free) for piece in [*PUNCTUATION, *table.values()]}
     vocab |= {f"[unused{number}]": number for number in free}
     tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="[REFUSED]"))
     tokenizer.add_special_tokens([name for name in _SPECIAL if name != "[REFUSED]"])
@@ -38,10 +38,7 @@ def write(rules: Sequence[Rule], table: dict[tuple[str, Phones], str], path: Pat
     path.write_text(json.dumps(state, ensure_ascii=False))
 
 
-PUNCTUATION_FIRST = tuple(PUNCTUATION[:4] + "-")
-
-
-def _normalisers(rules: Sequence[Rule], table: dict[tuple[str, Phones], str]) -> Any:
+def _normalisers(rules: Sequence[Rule], table: dict[tuple[str, Phones], str]) -> Iterator[dict[str, Any]]:
     """The rules from the most specific shape; each letter is removed once a symbol stands after it."""
     yield from ({"type": "NFKD"}, {"type": "StripAccents"}, {"type": "Lowercase"})
     for pattern, content in _WRITTEN.items():
@@ -53,8 +50,8 @@ def _normalisers(rules: Sequence[Rule], table: dict[tuple[str, Phones], str]) ->
         patterns = grouped.setdefault(shape, collections.defaultdict(list))
         patterns[letter, phones].append(_pattern(letter, shape, context))
     for shape in reversed(grouped):
-        for pair, patterns in grouped[shape].items():
-            yield _replace(table[pair], Regex="|".join(patterns))
+        for pair, same in grouped[shape].items():
+            yield _replace(table[pair], Regex="|".join(same))
     yield _replace("", Regex=f"[a-z'{_WAITING}]")
 
 

@@ -28,6 +28,8 @@ from tools.demo_voice.training import Training, command_line, precision, read, s
 TOKENS = 720
 """A batch's."""
 WINDOWS = (90, 120, 180, 240)
+OTHERS = 3
+"""Every so many windows one is the other voice's."""
 PROMPTS = (25, 125)
 """Tokens that are a prompt's, at least and at most."""
 SILENCE = -11.5129
@@ -70,7 +72,7 @@ class Listener(nn.Module):
 
 
 class Batches:
-    """Windows of all voices, half of them the first one's."""
+    """Windows of both voices."""
 
     def __init__(self, folder: Path) -> None:
         self._corpora = speech.corpora(folder)
@@ -81,7 +83,7 @@ class Batches:
         window = random.choice(WINDOWS)
         said, heard, mels, logmels = [], [], [], []
         for index in range(TOKENS // window):
-            other = index % len(self._corpora)
+            other = int(index % OTHERS == OTHERS - 1)
             corpus = self._corpora[other]
             at = random.randrange(corpus.phones.shape[1] - window)
             phones = corpus.phones[:, at : at + window]
