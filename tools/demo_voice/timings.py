@@ -65,7 +65,9 @@ class Speller:
         self._ids: dict[str, list[int]] = {}
         self._splits: dict[tuple[str, Phones], list[Phones]] = {}
         self.labels: dict[Phones, int] = {}
-        self.space = int(tokenizer.token_to_id("[SPACE]"))
+        space = tokenizer.token_to_id("[SPACE]")
+        assert space is not None
+        self.space = space
 
     def sentence(self, spoken: Spoken) -> Sentence | None:
         """None where a word is not of letters, or has more phones than they can have."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -198,7 +199,7 @@ class Model(nn.Module):
         self.head_phones.zero_()
 
 
-def _norm(module: nn.Module, x: Tensor) -> Tensor:
+def _norm(module: Any, x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], module.weight.to(x.dtype), module.variance_epsilon)
 
 
@@ -208,7 +209,7 @@ def _expanded(rotation: Tensor) -> Tensor:
     return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])
 
 
-def _projections(attention: nn.Module) -> Tensor:
+def _projections(attention: Any) -> Tensor:
     """Weights of queries, keys, both with their halves swapped (so that a rotation is two products), and values."""
     q, k = (
         part.weight.unflatten(0, (T3.heads, 2, -1)) * scale
@@ -219,7 +220,7 @@ def _projections(attention: nn.Module) -> Tensor:
     )
 
 
-def _project(layer: nn.Module, weights: Tensor, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _project(layer: Any, weights: Tensor, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled and rotated queries and keys, and values, [rows, heads, length, head_dim]."""
     y = F.linear(_norm(layer.input_layernorm, x), weights).unflatten(-1, (5, T3.heads, -1))
     straight, swapped, v = y[:, :, :2], y[:, :, 2:4], y[:, :, 4]
@@ -228,7 +229,7 @@ def _project(layer: nn.Module, weights: Tensor, x: Tensor, rotation: Tensor) -> 
     return q, k, v.transpose(1, 2)
 
 
-def _mix(layer: nn.Module, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _mix(layer: Any, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """A layer after its projections, and its attention, [rows * heads, queries, keys]. Flash attention's backward takes
     five times as long on a CPU."""
     scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
@@ -325,8 +326,17 @@ class Batch:
             letters.append(np.concatenate([row.letters + 1, [[t - 1, t - 1]]]))
             dropped.append(np.full(s + 1, lost[i]))
         join = lambda parts: torch.from_numpy(np.concatenate(parts))  # noqa: E731
-        whole = (torch.from_numpy(array) for array in (ids, places, is_text))
-        return cls(*whole, *map(join, (at, wanted, fed, letters, dropped)), torch.from_numpy(spelt))
+        return cls(
+            ids=torch.from_numpy(ids),
+            places=torch.from_numpy(places),
+            is_text=torch.from_numpy(is_text),
+            at=join(at),
+            wanted=join(wanted),
+            fed=join(fed),
+            letters=join(letters),
+            dropped=join(dropped),
+            spelt=torch.from_numpy(spelt),
+        )
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(value.to(device) for value in vars(self).values()))
