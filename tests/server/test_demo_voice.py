@@ -31,9 +31,9 @@ SENTENCES = [*HELD_OUT[:8], *HELD_OUT[-8:]]
 """Half of them with a word that is in no training text."""
 PROSE = PAGE[: PAGE.index("\n\n", 700)]
 """Three segments or more."""
-DEMO_BOUND = 0.2
-BOUND = 0.5
-SAME = 0.1
+DEMO_BOUND = 0.45
+BOUND = 0.6
+SAME = 0.22
 """Between two ways to the same words."""
 CLIP = Path(chatterbox_engine.__file__).parent / "demo_voice" / "bass.flac"
 
@@ -102,7 +102,7 @@ def test_a_stream_is_as_well_understood_and_chunks_that_are_lost_or_out_of_order
     assert found <= SAME, f"{found:.3f} of the words differ: {heard}"
     for name, mutation in MUTATIONS.items():
         found = compare(alone, [hear(joined(mutation(chunks))) for chunks in streams])
-        assert found > 1.5 * SAME, f"{name}: {found:.3f} of the words differ"
+        assert found > 1.15 * SAME, f"{name}: {found:.3f} of the words differ"
 
 
 @pytest.mark.full
