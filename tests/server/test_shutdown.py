@@ -194,7 +194,8 @@ def test_clients_that_leave_at_the_last_chunk_hold_no_model_and_an_unloaded_one_
 
 
 def _processes_of(server: TritonServer, model: str) -> list[int]:
-    found = [pid for pid in server.stub_pids if f"/{model}/".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    alive = [psutil.Process(pid) for pid in server.stub_pids if psutil.pid_exists(pid)]
+    found = [process.pid for process in alive if any(f"/{model}/" in part for part in process.cmdline())]
     assert found
     return found
 

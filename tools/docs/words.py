@@ -112,10 +112,8 @@ TO_REWRITE: tuple[str, ...] = (
     "tests/unit/test_reply.py",
     "tests/unit/test_runner_static.py",
     "tests/unit/test_voices.py",
-    "tools/demo_voice/data.py",
     "tools/demo_voice/recogniser.py",
     "tools/demo_voice/restore.py",
-    "tools/demo_voice/sentences.py",
     "tools/demo_voice/train_codec.py",
     "tools/demo_voice/train_t3.py",
 )

@@ -99,6 +99,10 @@ class EnglishText:
         return self._tokenizer.speaks(ids)
 
 
+_REFUSED = "[REFUSED]"
+"""The token of characters that a checkpoint cannot speak; most checkpoints have `[UNK]` instead and speak on."""
+
+
 class Tokenizer:
     """Text to the token ids that T3 reads, without its start and stop tokens."""
 
@@ -113,10 +117,18 @@ class Tokenizer:
         missing = [name for name in ("[START]", "[STOP]", "[SPACE]") if self._tokenizer.token_to_id(name) is None]
         if missing:
             raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
+        self._refused = self._tokenizer.token_to_id(_REFUSED)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a normalised text, as upstream's `EnTokenizer.encode`."""
-        ids: list[int] = self._tokenizer.encode(text.replace(" ", "[SPACE]")).ids
+        """Token ids of a normalised text, as upstream's `EnTokenizer.encode`. Raises InvalidRequest for characters that
+        the checkpoint cannot speak."""
+        text = text.replace(" ", "[SPACE]")
+        encoding = self._tokenizer.encode(text)
+        ids: list[int] = encoding.ids
+        if self._refused in ids:
+            places = [place for token, place in zip(ids, encoding.offsets, strict=True) if token == self._refused]
+            strange = dict.fromkeys(text[begin:end] for begin, end in places)
+            raise InvalidRequest(f"this checkpoint cannot speak {', '.join(map(repr, strange))}: write it in words")
         return ids
 
     def speaks(self, ids: Sequence[int]) -> bool:
