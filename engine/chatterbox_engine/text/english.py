@@ -112,7 +112,7 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path}: not a tokenizer: {error}") from error
-        spoken = {token: number for token, number in self._tokenizer.get_vocab().items() if is_speakable(token)}
+        spoken = {token: number for token, number in self._tokenizer.get_vocab().items() if _is_spoken(token)}
         self._spoken = set(spoken.values()) - {spoken.get(token) for token in _NO_TEXT}
         missing = [name for name in ("[START]", "[STOP]", "[SPACE]") if self._tokenizer.token_to_id(name) is None]
         if missing:
@@ -159,6 +159,11 @@ def validate_text(data: bytes | str, max_chars: int) -> str:
 def is_speakable(text: str) -> bool:
     """Whether a text has letters or numbers of any script; punctuation, symbols, emoji and lone marks are silent."""
     return any(category(char)[0] in "LN" and char not in _INVISIBLE_LETTERS for char in text)
+
+
+def _is_spoken(token: str) -> bool:
+    """Whether a token stands for something to speak: private-use characters do (the demo voice has them)."""
+    return is_speakable(token) or any(category(char) == "Co" for char in token)
 
 
 def _is_invisible(char: str) -> bool:
