@@ -92,6 +92,7 @@ def test_spoken_from_its_tokens_the_joins_make_no_step_and_no_sound(spoken: Spee
 
 
 @chunkings
+@pytest.mark.full
 def test_chunks_that_are_not_joined_would_be_heard(vocoded: Speech, policy: ChunkPolicy) -> None:
     found = vocoded.at_joins(policy, joined=False)
     assert found.step > found.inside, found

@@ -146,6 +146,7 @@ def test_thirty_two_streams_and_eight_requests_ten_times(
     check(tiny_path, tmp_path, 32, 8)
 
 
+@pytest.mark.full
 def test_a_server_that_drains_is_not_ready_and_refuses_new_requests(tiny_path: Path, tmp_path: Path) -> None:
     with serve(tiny_path, tmp_path, "--grace-seconds=600") as served, served.client("grpc") as client:
         stream = client.stream(LONG, seed=1, max_seconds=20.0)
@@ -173,6 +174,7 @@ def test_no_process_outlives_a_guard_that_is_killed_under_load(tiny_path: Path, 
         load.outcomes()
 
 
+@pytest.mark.full
 def test_clients_that_leave_at_the_last_chunk_hold_no_model_and_an_unloaded_one_is_no_death(
     tiny_path: Path, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ def wait_for(seen: Callable[[], bool]) -> None:
         never.wait(0.02)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_an_interrupted_stream_leaves_what_was_spoken_and_no_traceback(tmp_path: Path, protocol: str) -> None:
     with fake_server() as server:
