@@ -167,7 +167,7 @@ def test_inputs_are_read_by_name() -> None:
 
 
 def test_a_parameter_that_nothing_knows_is_refused_by_name() -> None:
-    """Triton hands on the fields of `generate` that are no inputs, those that only `infer` heeds among them."""
+    """Triton passes on the fields of `generate` that are not inputs, those that only `infer` supports among them."""
     for name in ("nope", "Text", "priority", "timeout", "sequence_id", "binary_data_output", ""):
         request = SimpleNamespace(inputs=list, parameters=lambda name=name: json.dumps({name: 1}))
         with pytest.raises(InvalidRequest, match=f"unknown field '{name}': the model has no such input"):
