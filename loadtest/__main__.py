@@ -104,7 +104,7 @@ def run(options: argparse.Namespace, addresses: Addresses, voices: Sequence[str]
         problems.append("the server no longer answers")
     about = _about(options, scenario, voices, problems)
     page = report.write(options.out / options.scenario, about, figures, records, collected["timeline"], usages)
-    counts = f"{figures['requests']} requests, {figures['given_up']} given up, {figures['failed']} failed"
+    counts = f"{figures['requests']} requests, {figures['cancelled']} cancelled, {figures['failed']} failed"
     _say(f"{counts}, {figures['audio_seconds']:.1f} s of audio")
     for problem in problems:
         _say(problem)
@@ -122,9 +122,9 @@ def find_problems(
         problems.append(f"{figures['failed']} of {figures['requests']} requests failed: {figures['errors']}")
     elif code:
         problems.append(f"Locust ended with exit code {code}")
-    if figures["requests"] == figures["failed"] + figures["given_up"]:
+    if figures["requests"] == figures["failed"] + figures["cancelled"]:
         problems.append("no request was answered")
-    if alone and not scenario.given_up:
+    if alone and not scenario.cancelled:
         problems += summary.disagreements(figures)
     if scenario.soak:
         problems += summary.leaks(usages, figures["settled"], scenario.soak.growth)
@@ -157,7 +157,7 @@ def drive(options: argparse.Namespace, addresses: Addresses, voices: Sequence[st
 
 def call(command: Sequence[str], limit: float | None) -> int:
     """The exit code of a program, -9 when it had to be killed after `limit` seconds. A Locust that hangs at its end,
-    when every request is answered or given up, has written its records."""
+    when every request is answered or cancelled, has written its records."""
     try:
         return subprocess.run(command, check=False, stdin=subprocess.DEVNULL, timeout=limit).returncode
     except subprocess.TimeoutExpired:

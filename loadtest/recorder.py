@@ -101,7 +101,7 @@ def _say(seconds: float, users: int) -> None:
     p50 = f"{statistics.median(record['latency'] for record in recent):.2f} s" if recent else "none"
     print(
         f"loadtest: {seconds:4.0f} s, {users:3} users, {len(_records):5} answers, {failed} failed, "
-        f"{audio:6.1f} s of audio a second, latency p50 {p50}",
+        f"{audio:6.1f} x real time, latency p50 {p50}",
         file=sys.stderr,
         flush=True,
     )

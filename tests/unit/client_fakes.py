@@ -145,7 +145,7 @@ class FakeServer:
         self.json: list[dict[str, Any]] = []  # what streams over HTTP were asked with
         self.metadata: list[dict[str, str]] = []  # of the streams
         self.stopping = threading.Event()
-        self.given_up: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.cancelled: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.http_url = self.grpc_url = ""
 
     def refusal(self, request: Received) -> str | None:
@@ -253,7 +253,7 @@ def _http_handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
                     self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
                 self.wfile.write(b"0\r\n\r\n")
             finally:
-                fake.given_up.put(text)
+                fake.cancelled.put(text)
 
         def _answer(self, names: list[str]) -> None:
             arrays = {name: spoken()[name] for name in names}
@@ -282,7 +282,7 @@ def _http_handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             pass
 
         def handle(self) -> None:
-            with suppress(ConnectionError):  # the client gave up first: the timeout tests
+            with suppress(ConnectionError):  # the client disconnected first: the timeout tests
                 super().handle()
 
     return Handler
@@ -304,7 +304,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     def ModelStreamInfer(self, requests: Any, context: Any) -> Any:  # noqa: N802
         request = next(requests)
         text = request.raw_input_contents[0][4:].decode()
-        context.add_callback(lambda: self._fake.given_up.put(text))
+        context.add_callback(lambda: self._fake.cancelled.put(text))
         self._fake.metadata.append(dict(context.invocation_metadata()))
         if status := self._fake.refusal(_received(request)):
             yield _stream_error(f"{CODES[status]}: refused with {status}")

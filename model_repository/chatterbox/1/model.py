@@ -24,7 +24,7 @@ from chatterbox_engine.metrics import TritonMetrics
 from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.serving import contract
 from chatterbox_engine.serving.codec import Tensors
-from chatterbox_engine.serving.reply import Attendance, Reply, tensors_of
+from chatterbox_engine.serving.reply import CancellationWatcher, Reply, tensors_of
 from chatterbox_engine.serving.supervision import supervise
 from chatterbox_engine.serving.wire import FOLDER_VARIABLE, Host, Outlet, socket_path
 from chatterbox_engine.types import SynthesisChunk, SynthesisResult
@@ -55,11 +55,11 @@ class TritonPythonModel:
             preset=config.preset,
         )
         self._metrics.start(self._engine.status, self._engine.about)
-        self._attendance = Attendance()
+        self._watcher = CancellationWatcher()
         if self._host is not None:
             self._host.serve(self._stream)
         supervise(os.environ.get(FOLDER_VARIABLE), self._engine.drain)
-        # What is here now stays, and looking for garbage among all of it would stop every thread for 0.2 s.
+        # These objects stay until the end; garbage collection that scans them would stop every thread for 0.2 s.
         gc.collect()
         gc.freeze()
         report("ready")
@@ -77,14 +77,14 @@ class TritonPythonModel:
     def finalize(self) -> None:
         if self._host is not None:
             self._host.close()
-        self._attendance.close()
+        self._watcher.close()
         self._engine.close()
         self._metrics.close()
 
     def _speak(self, reply: Reply, tensors: Tensors) -> None:
         call = contract.parse(tensors, self._terms)
         number = self._engine.submit(call.request, partial(_answer, reply, call.format))
-        self._attendance.watch(reply, partial(self._engine.cancel, number))
+        self._watcher.watch(reply, partial(self._engine.cancel, number))
 
     def _stream(self, tensors: Tensors, outlet: Outlet) -> Callable[[], None]:
         """Begins a stream for the front."""
