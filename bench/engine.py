@@ -73,7 +73,7 @@ def compare(name: str, checkpoint: Checkpoint, tts: Any) -> None:
     engine = assemble.build(config, report=say, metrics=line)
     engine.start()
     gc.collect()
-    gc.freeze()  # as the server does: else looking for garbage among upstream's objects, too, stops all threads
+    gc.freeze()  # as the server does: otherwise garbage collection scans upstream's objects and stops all threads
     report = Report(name)
     report.notes = {"text": TEXT, "seconds": SECONDS, "watermark": False}
     for count in cases:
@@ -133,7 +133,7 @@ def upstream_speed(name: str, checkpoint: Checkpoint, tts: Any) -> float:
         samples += tts.generate(TEXT).shape[-1]
     synchronize()
     speed = samples / SAMPLE_RATE / (time.perf_counter() - began)
-    say(f"{name}: upstream speaks {speed:.3f} audio seconds a second, {samples / SAMPLE_RATE:.1f} s in all")
+    say(f"{name}: upstream speaks {speed:.3f} audio seconds per second, {samples / SAMPLE_RATE:.1f} s in all")
     return speed
 
 

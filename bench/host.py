@@ -83,6 +83,6 @@ def stream(engine: Engine, request: SynthesisRequest, heard: Callable[[int, bool
 
 
 def draw(axes: Any, rows: Sequence[Row]) -> None:
-    """Audio seconds a second, by kind of request."""
+    """Audio seconds per second, by kind of request."""
     axes.bar([row["case"] for row in rows], [row["ours"] for row in rows])
     axes.set_ylabel("audio s/s that the host can keep up with")

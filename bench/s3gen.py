@@ -1,4 +1,4 @@
-"""S3Gen: audio seconds a second at several batch, utterance and prompt lengths, beside upstream in the same run.
+"""S3Gen: audio seconds per second by batch size, utterance and prompt length, next to upstream in the same run.
 
 Both have the same random weights. Upstream takes one utterance at a time, so n of them take it n times as long. The
 rounds go through all of them in turn, so that a machine that is busy for a while is so for both. On a GPU those batches
@@ -231,5 +231,5 @@ def draw(axes: Any, rows: Sequence[Row]) -> None:
     axes.barh([place + 0.2 for place in places], [row["upstream"] for row in rows], height=0.4, label="upstream")
     axes.set_yticks(list(places), [row["case"] for row in rows], fontsize="x-small")
     axes.invert_yaxis()
-    axes.set_xlabel("audio seconds a second")
+    axes.set_xlabel("audio seconds per second")
     axes.legend()

@@ -42,7 +42,7 @@ OUR_OPERATOR = attend._opoverload
 
 
 class Stream:
-    """Work in order. `done`: the tick up to which the host has waited for it."""
+    """Work in order. `done`: the last tick that the host has waited for."""
 
     here: ClassVar[PretendCuda]
 

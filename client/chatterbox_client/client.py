@@ -156,8 +156,8 @@ class AsyncClient:
 
     @takes_arguments_of(stream_request)
     def stream(self, request: Callable[[], Tensors]) -> AsyncGenerator[Chunk, None]:
-        """`Client.stream` for `async for`. A loop that is left early gives the request up soon after; at once with
-        `contextlib.aclosing`."""
+        """`Client.stream` for `async for`. Leaving the loop early cancels the request soon after, or at once
+        with `contextlib.aclosing`."""
         tensors = request()
         return chunks_of_async(self._transport.stream(f"{self._model}_stream", tensors, STREAM_OUTPUTS, self._timeout))
 

@@ -3,9 +3,9 @@
 ChatterboxClientError
 ├── InvalidRequest    the request is wrong: HTTP 400, gRPC INVALID_ARGUMENT, or seen before it was sent
 ├── NotFound          it names a voice or model that does not exist: 404, NOT_FOUND
-├── Unavailable       the server is full, closing or gave the request up: 503, UNAVAILABLE
+├── Unavailable       the server is full or closing, or its deadline has passed: 503, UNAVAILABLE
 ├── Timeout           no answer within the client's timeout
-├── ConnectionFailed  the server was not reached, or went away before it answered
+├── ConnectionFailed  no connection, or the server closed it before it answered
 └── ServerError       everything else that a server answers
 """
 

@@ -220,7 +220,7 @@ def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device, me
         from chatterbox_engine.voices.reference import ReferenceEncoder  # imports upstream: ten seconds
 
         encoder = ReferenceEncoder(checkpoint, device)
-        gc.freeze()  # upstream stays: looking for garbage in it would stop every thread
+        gc.freeze()  # upstream's objects stay; garbage collection that scans them stops every thread
         return encoder
 
     return Voices(

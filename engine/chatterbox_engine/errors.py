@@ -10,7 +10,7 @@ ChatterboxError
     ├── Overloaded       the queue is full: 503
     ├── Unavailable      the server is shutting down, or what it needs, the voice store for one, is not reached: 503
     ├── DeadlineExceeded it waited or ran longer than allowed: 503
-    ├── Cancelled        its client went away
+    ├── Cancelled        its client cancelled it or disconnected
     └── EngineFailed     the engine broke while it held the request: 500
 """
 
@@ -68,7 +68,7 @@ class DeadlineExceeded(RequestError):
 
 
 class Cancelled(RequestError):
-    """The client gave the request up."""
+    """The client cancelled the request or disconnected."""
 
 
 class EngineFailed(RequestError):

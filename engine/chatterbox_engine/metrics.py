@@ -31,7 +31,7 @@ COUNTERS = {
     "chatterbox_audio_seconds_total": "Seconds of audio in these answers",
     "chatterbox_speech_tokens_total": "Speech tokens in these answers",
     "chatterbox_segments_total": "Segments in these answers",
-    "chatterbox_cancellations_total": "Requests given up by their clients",
+    "chatterbox_cancellations_total": "Requests cancelled by their clients",
     "chatterbox_t3_steps_total": "Decode steps of T3",
     "chatterbox_t3_step_seconds_total": "Wall time of these steps",
     "chatterbox_t3_step_utterances_total": "Utterances decoded in these steps, summed over the steps",

@@ -50,7 +50,7 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def clip(checkpoint: Checkpoint) -> S3GenConditionals:
-    """The clip's own mel, and its tokens as the checkpoint's tokenizer hears them."""
+    """The clip's own mel, and its tokens from the checkpoint's tokenizer."""
     samples, rate = soundfile.read(checkpoint.path / "slt.flac", dtype="float32")
     encoder = ReferenceEncoder(checkpoint)
     (voice,) = encoder.encode([encoder.prepare(samples, rate)])

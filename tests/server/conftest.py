@@ -43,8 +43,8 @@ class Spoken:
         url = self.server.http_url if protocol == "http" else self.server.grpc_url
         return Client(url, protocol, model=self.model, timeout=120)
 
-    def heeded(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Those of the options that the family heeds."""
+    def supported(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Those of the options that the family supports."""
         refused = {"exaggeration", "cfg_weight", "min_p", "top_k"} - set(self.family.inputs)
         return {name: value for name, value in options.items() if name not in refused}
 

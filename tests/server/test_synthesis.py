@@ -111,7 +111,7 @@ def test_sixteen_requests_together_each_equal_the_same_request_alone(spoken: Spo
         options: dict[str, Any] = {"seed": number, "cfg_weight": [0.5, 0.0, 1.2][number % 3], "top_k": 10 * number}
         options["max_seconds"] = 1.0 + number / 5
         options |= {"top_p": 0.8} if number % 4 == 1 else {"temperature": 0.5 + number / 16}
-        calls.append((text, spoken.heeded(options)))
+        calls.append((text, spoken.supported(options)))
 
     def speak(number: int) -> Audio:
         text, options = calls[number]

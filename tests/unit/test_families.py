@@ -71,7 +71,7 @@ def test_every_input_that_a_family_does_not_heed_is_refused_by_name(family: Fami
         if name in family.inputs:
             assert getattr(parse(family, **{name: limits.high}).sampling, name) == limits.high
         else:
-            with pytest.raises(InvalidRequest, match=rf"{name} has no effect on {family.title}, which heeds"):
+            with pytest.raises(InvalidRequest, match=rf"{name} has no effect on {family.title}, which supports"):
                 parse(family, **{name: limits.high})
 
 

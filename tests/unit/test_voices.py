@@ -384,7 +384,7 @@ def test_what_is_damaged_in_the_store_is_computed_anew(desk: Desk, open_desk: Ca
     desk.store.add("anna", ANNA)
     desk.store.put_conditionals(content_hash(ANNA), "checkpoint/1", b"rubbish")
     assert desk.source("anna") == "encoded"
-    assert any("is damaged and computed anew" in line for line in desk.lines)
+    assert any("are damaged and are computed again" in line for line in desk.lines)
     assert open_desk().source("anna") == "store"
 
 

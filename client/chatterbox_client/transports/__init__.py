@@ -37,7 +37,7 @@ class Transport(Protocol):
     def stream(
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
     ) -> Generator[Tensors, None, None]:
-        """Runs a model that answers several times; starts with the first `next`, and closing it gives it up."""
+        """Runs a model that sends several responses. Starts with the first `next`; closing the generator cancels it."""
 
     def ready(self, model: str, timeout: float | None) -> bool:
         """Whether the server can run the model now."""

@@ -131,8 +131,8 @@ class AsyncStreamChannel:
 async def read_message(call: Any) -> Any:
     """The call's next message, or `grpc.aio.EOF`.
 
-    A read that is cancelled with the task that waits for it leaves its memory behind (grpcio 1.85: 10 to 25 kB for each
-    stream that is given up so). So the call is cancelled in its place, which ends the read.
+    Cancelling a pending read with the task that awaits it leaks memory (grpcio 1.85: 10 to 25 kB for each stream
+    cancelled this way). So the call is cancelled instead, which ends the read.
     """
     reading = asyncio.ensure_future(call.read())
     try:

@@ -25,8 +25,8 @@ _DRAIN_SECONDS = 1.0
 class HttpTransport:
     """One connection per call, so that any number of threads or greenlets can share the transport.
 
-    `tritonclient.http`'s client and its sockets belong to the thread that made them. Connecting anew costs 0.5 ms on
-    one machine, 1.3 ms where the thread has no gevent hub yet; an utterance takes hundreds.
+    `tritonclient.http`'s client and its sockets belong to the thread that made them. Connecting again costs 0.5 ms
+    on one machine, 1.3 ms if the thread has no gevent hub yet; an utterance takes hundreds.
     """
 
     def __init__(self, url: str, headers: dict[str, str], *, secure: bool = False) -> None:

@@ -17,14 +17,14 @@ REPOSITORY_VARIABLE = "CHATTERBOX_MODEL_REPOSITORY"
 _CHECKOUT_REPOSITORY = Path(__file__).parents[3] / "model_repository"
 
 
-# On a CPU oneDNN keeps the programs that it makes for the shapes of tensors, by itself 1,024 of them, a quarter of a
-# megabyte each. S3Gen has about 45 for a length of audio; making them anew takes 70 ms, the audio itself seconds.
-# Lengths seldom come again, and what is kept splits malloc's free space: more than one length's saves no time.
+# On a CPU, oneDNN caches the primitives that it compiles for each tensor shape: 1,024 by default, 0.25 MB each. S3Gen
+# needs about 45 for each length of audio; compiling them takes 70 ms, synthesis takes seconds. Lengths seldom recur,
+# and cached primitives fragment malloc's heap, so caching more than one length saves no time.
 _DEFAULTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 
-# How long libgomp's threads wait awake at a barrier before they let others run. By itself it looks 300,000 times, which
-# beside one busy process makes S3Gen on two cores twenty times as slow: every barrier waits for a thread that is not
-# running. So few looks cost nothing there while the machine is quiet (docs/performance.md).
+# How long libgomp's threads busy-wait at a barrier before they yield. With the default of 300,000 iterations, one other
+# busy process makes S3Gen on two cores 20 times slower: every barrier waits for a thread that is not running. This
+# lower count costs nothing on an idle machine (docs/performance.md).
 _SPIN = {"GOMP_SPINCOUNT": "3000"}
 _WAIT_POLICY = "OMP_WAIT_POLICY"
 """The user's own word about waiting, which a count would override."""

@@ -9,7 +9,7 @@ import numpy as np
 from chatterbox_engine.types import SAMPLE_RATE, Samples
 
 FADE = SAMPLE_RATE // 200
-"""Samples, 5 ms: long enough that no edge clicks, too short to be heard as a fade."""
+"""Samples, 5 ms: long enough to avoid clicks, too short to be audible as a fade."""
 
 
 def pause_samples(seconds: float) -> int:

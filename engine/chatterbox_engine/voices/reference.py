@@ -53,7 +53,7 @@ class ReferenceEncoder:
         return module.to(self._device).eval()
 
     def prepare(self, audio: Samples, sample_rate: int) -> ReferenceClip:
-        """A clip as the encoders hear it: `audio` is mono, [n] float32, of any rate.
+        """The clip as the encoders take it. `audio` is mono, [n] float32, at any sample rate.
 
         Raises InvalidRequest when the clip is shorter than the family's minimum or not finite.
         """
@@ -74,7 +74,7 @@ class ReferenceEncoder:
     def encode(self, clips: Sequence[ReferenceClip]) -> list[Conditionals]:
         """The voices of clips that go through the networks together; each equals that of its clip alone to rounding.
 
-        S3Gen hears the first 10 seconds of a clip, T3 as many as the family says.
+        S3Gen uses the first 10 seconds of a clip, T3 as many as the family specifies.
         """
         narrow = [clip.narrow for clip in clips]
         speakers = torch.from_numpy(self._voice.embeds_from_wavs(narrow, sample_rate=_ENCODER_RATE))

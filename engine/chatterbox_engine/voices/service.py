@@ -271,7 +271,7 @@ class Voices:
         try:
             voice = Voice(key, from_bytes(data))
         except (SafetensorError, KeyError) as error:
-            self._report(f"what the store has of the clip {key} is damaged and computed anew: {error}")
+            self._report(f"the stored conditionals of clip {key} are damaged and are computed again: {error}")
             return None
         self._count("store")
         self._cache.put(voice)
