@@ -1,7 +1,7 @@
 """Triton model `chatterbox`: whole utterances. A thin adapter over chatterbox_engine: parse, submit, send.
 
-It owns the engine, and hands it to the streaming front over a local socket. A copy of its folder is another model, with
-an engine of its own.
+It owns the engine, and serves the streaming front over a local socket. A copy of its folder is another model with its
+own engine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TritonPythonModel:
         lift_file_limit()
         self._name = name = args["model_name"]
         report = partial(_log, name)
-        self._host = _listen(name)  # first of all: the front learns from it whether there is an engine
+        self._host = _listen(name)  # before anything slow: the front waits for its socket
         from chatterbox_engine import assemble  # imports torch, which takes seconds
 
         parameters = json.loads(args["model_config"])["parameters"]
@@ -46,7 +46,7 @@ class TritonPythonModel:
         self._allowed_origins = parse_origins(config.allowed_origins)
         self._metrics = TritonMetrics(pb_utils.MetricFamily, name)
         self._engine = assemble.build(config, report=report, on_failure=_end_process, metrics=self._metrics)
-        presets.sampling(self._engine.family, config.preset)  # a wrong one stops the start, not every request
+        presets.sampling(self._engine.family, config.preset)  # an invalid preset stops the start
         self._engine.start()
         self._terms = contract.Terms(
             max_text_chars=config.max_text_chars,

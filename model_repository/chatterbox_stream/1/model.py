@@ -23,7 +23,7 @@ from chatterbox_engine.serving.wire import FOLDER_VARIABLE, Link, engine_of, soc
 
 
 class TritonPythonModel:
-    """`execute` hands requests on and returns; the socket's thread sends what comes back."""
+    """`execute` forwards requests and returns; the socket's thread sends the responses."""
 
     def initialize(self, args: dict[str, str]) -> None:
         lift_file_limit()
