@@ -95,8 +95,7 @@ def test_with_the_mel_of_the_utterance_the_real_vocoder_gives_its_waveform(s3gen
 class Voiced:
     """A checkpoint-independent vocoder: harmonics at the mel's loudness, at the pitch in the mel's last bin.
 
-    What a window makes of a frame differs from window to window, as the flow's solutions do: the pitch by about 1%, the
-    loudness by about 0.5 dB.
+    A frame differs between windows, as the flow's solutions do: its pitch by about 1%, its loudness by about 0.5 dB.
     """
 
     device = torch.device("cpu")

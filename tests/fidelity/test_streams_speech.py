@@ -67,7 +67,7 @@ def spoken(checkpoint: Checkpoint, clip: S3GenConditionals) -> Speech:
 
 @pytest.fixture(scope="module")
 def vocoded(spoken: Speech, clip: S3GenConditionals) -> Speech:
-    """The utterance vocoded from the clip's own mel, which is the same in all windows."""
+    """The utterance vocoded from the clip's own mel, which is identical in all windows."""
     same = SameMel(spoken.s3gen, clip.prompt_mel[2 * VOICE :])
     return Speech.of(same, spoken.voice, same.tokens)
 

@@ -62,7 +62,7 @@ def family_client(spoken: Spoken) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def small(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server of two slots, where one that is not freed is soon missed."""
+    """A server with two slots, where a leaked slot is soon noticed."""
     environment = {"CHATTERBOX_CHECKPOINT": str(tiny_path), "CHATTERBOX_MAX_SLOTS": "2"}
     log = tmp_path_factory.mktemp("small") / "triton.log"
     with TritonServer(ServerOptions(environment=environment, log=log)) as running:

@@ -8,9 +8,9 @@ A voice is known by the content hash of its clip. Threads:
     encoder computes missing conditionals: the queued clips, several at once, each of them once
     watch starts the loading of the encoders and the computation of new voices, ahead of requests
 
-The store is asked at every request that names a stored voice (one indexed row), so that a voice which is replaced or
-deleted there takes effect at the next request, on every server. While the store is unavailable, the voices in memory
-are used as last seen, without waiting for it. A store that hangs makes the first of them wait PATIENCE_SECONDS.
+The store is asked at every request that names a stored voice (one indexed row), so that a voice's replacement or
+deletion takes effect at the next request, whichever server made it. While the store is unavailable, the voices in
+memory are used as last seen, without waiting for it. A store that hangs makes the first of them wait PATIENCE_SECONDS.
 """
 
 from __future__ import annotations
