@@ -1,9 +1,9 @@
 """The demo voice through a real server: a recogniser finds the words.
 
 A wrong position, a lost chunk or a bad join passes every check of shapes; here it costs words. Bounds are word error
-rates on sentences that the voice was not trained on: what it reached when it was made (its README) and a margin for
-other processors' rounding, which changes what is drawn. What wrong positions, a missing BOS and guidance of the wrong
-sign do to the tokens is in tests/fidelity/test_t3.py.
+rates of a recogniser of general English on sentences that the voice was not trained on: what it reached when it was
+made (its README) and a margin for other processors' rounding, which changes what is drawn. What wrong positions, a
+missing BOS and guidance of the wrong sign do to the tokens is in tests/fidelity/test_t3.py.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ import numpy as np
 import pytest
 
 import chatterbox_engine
-from chatterbox_client import Chunk, Client
+from chatterbox_client import Chunk, Client, InvalidRequest
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 from chatterbox_engine.types import SAMPLE_RATE
 from demo import STREAMED, WHOLE
-from tools.demo_voice import data
+from tools.demo_voice.held_out import SENTENCES as HELD_OUT
+from tools.demo_voice.lines import PAGE
 from tools.demo_voice.recogniser import Recogniser, error_rate
-from tools.demo_voice.sentences import normal
 
 pytestmark = pytest.mark.server
 
-TRAINED, HELD_OUT = data.texts()
-SENTENCES = HELD_OUT[:16]
-FLITE = 0.06
-"""The word error rate of what it learnt from."""
-DEMO_BOUND = FLITE + 0.14
-BOUND = FLITE + 0.45
-SAME = 0.1
+SENTENCES = [*HELD_OUT[:8], *HELD_OUT[-8:]]
+"""Half of them with a word that is in no training text."""
+PROSE = PAGE[: PAGE.index("\n\n", 700)]
+"""Three segments or more."""
+DEMO_BOUND = 0.45
+BOUND = 0.6
+PAGE_BOUND = 0.8
+"""Of segments of up to 300 characters."""
+SAME = 0.22
 """Between two ways to the same words."""
-CLIP = Path(chatterbox_engine.__file__).parent / "demo_voice" / "slt.flac"
+CLIP = Path(chatterbox_engine.__file__).parent / "demo_voice" / "bass.flac"
 
 Hear = Callable[[np.ndarray], list[str]]
 
@@ -102,7 +104,7 @@ def test_a_stream_is_as_well_understood_and_chunks_that_are_lost_or_out_of_order
     assert found <= SAME, f"{found:.3f} of the words differ: {heard}"
     for name, mutation in MUTATIONS.items():
         found = compare(alone, [hear(joined(mutation(chunks))) for chunks in streams])
-        assert found > 1.5 * SAME, f"{name}: {found:.3f} of the words differ"
+        assert found > 1.15 * SAME, f"{name}: {found:.3f} of the words differ"
 
 
 @pytest.mark.full
@@ -126,11 +128,10 @@ def heard_from(environment: dict[str, str], folder: Path, texts: list[str], hear
 
 
 @pytest.mark.full
-def test_a_text_of_several_segments_is_understood(hear: Hear, tmp_path: Path) -> None:
-    texts = [" ".join(SENTENCES[:8])]
-    heard = heard_from({"CHATTERBOX_SEGMENT_CHARS": "80"}, tmp_path, texts, hear)  # longer ones it has hardly learnt
-    found = error_rate(texts, heard)
-    assert found <= BOUND, f"word error rate {found:.3f}: {heard}"
+def test_a_page_of_several_segments_is_understood(demo_server: TritonServer, hear: Hear) -> None:
+    heard = [hear(speak(demo_server, PROSE))]
+    found = error_rate([PROSE], heard)
+    assert found <= PAGE_BOUND, f"word error rate {found:.3f}: {heard}"
 
 
 @pytest.mark.full
@@ -141,18 +142,22 @@ def test_bfloat16_is_as_well_understood(hear: Hear, tmp_path: Path) -> None:
     assert found <= BOUND, f"word error rate {found:.3f}: {heard}"
 
 
-@pytest.mark.parametrize("text", ["Zyzzyva quokka xylophone!", "2 + 2 = 4; e.g. <b> 日本語"])
-def test_what_it_does_not_know_comes_out_as_something(demo_server: TritonServer, text: str) -> None:
-    samples = speak(demo_server, text, max_seconds=6.0)
+def test_a_word_that_nobody_knows_comes_out_as_something(demo_server: TritonServer) -> None:
+    samples = speak(demo_server, "Zyzzyva quokka xylophone!", max_seconds=6.0)
     assert np.isfinite(samples).all()
     assert 0 < len(samples) <= 6.0 * SAMPLE_RATE
+
+
+def test_other_alphabets_are_refused(demo_server: TritonServer) -> None:
+    with pytest.raises(InvalidRequest, match="cannot speak '日', '本', '語'"):
+        speak(demo_server, "This is 日本語.")
 
 
 @pytest.mark.full
 def test_its_other_voice_is_cloned_from_a_clip(demo_server: TritonServer) -> None:
     own = pitch(speak(demo_server, SENTENCES[0]))
     other = pitch(speak(demo_server, SENTENCES[0], reference_audio=CLIP))
-    assert other > 1.25 * own, f"{own:.0f} Hz and {other:.0f} Hz"
+    assert other < 0.8 * own, f"{own:.0f} Hz and {other:.0f} Hz"
 
 
 def pitch(samples: np.ndarray) -> float:
@@ -161,9 +166,3 @@ def pitch(samples: np.ndarray) -> float:
 
     f0, _ = pyworld.dio(samples.astype(np.float64), SAMPLE_RATE, f0_floor=60, f0_ceil=400)
     return float(np.median(f0[f0 > 0]))
-
-
-def test_the_sentences_words_are_known() -> None:
-    said = {word for text in TRAINED for word in normal(text)}
-    for text in (WHOLE, STREAMED, *SENTENCES):
-        assert said.issuperset(normal(text)), text

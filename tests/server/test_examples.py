@@ -60,8 +60,8 @@ NOT_RUN = {
         "make loadtest HOST=localhost": LONG,
     },
     "docs/voices.md": {
-        "CHATTERBOX_VOICE_STORE=": SERVES,
         "export CHATTERBOX_VOICE_KEY=": KEY,
+        "CHATTERBOX_VOICE_STORE=": SERVES,
     },
 }
 """Examples that cannot run here, by page and by how they begin, and why."""

@@ -249,7 +249,7 @@ def test_wrong_calls_of_the_voices_model_are_refused(voices_server: TritonServer
 def test_the_command_line_imports_a_folder_and_shows_what_is_there(voices_server: TritonServer, tmp_path: Path) -> None:
     for name in ("carla", "dora"):
         (tmp_path / f"{name}.flac").write_bytes(encoded(tone(1.0), kind="flac"))
-    (tmp_path / "broken.wav").write_bytes(b"not audio")
+    (tmp_path / "broken.wav").write_bytes(b"\x00\xffnot audio")
     (tmp_path / "notes.txt").write_text("not a clip")
 
     def run(*arguments: str) -> tuple[int, str, str]:

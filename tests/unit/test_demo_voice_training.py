@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from tests.elsewhere import Elsewhere
 from tests.fidelity import upstream
-from tools.demo_voice import data, train_codec, train_flow, train_hift, train_t3
+from tools.demo_voice import speech, train_codec, train_hift, train_t3
+from tools.demo_voice.phones import PHONES
 from tools.demo_voice.sizes import DIMS
+from tools.demo_voice.source import SPEAKERS
 from tools.demo_voice.training import Training
 
 HOST = torch.device("cpu")
@@ -60,7 +62,7 @@ def test_what_was_saved_on_the_host_goes_on_elsewhere(tmp_path: Path, where: str
     second = small(tmp_path / "small.pt", torch.device(where))
     learn(second)
     assert {tensor.device.type for tensor in weights(second)} == {where}
-    moments = second._optimiser.state.values()
+    moments = second._optimisers[0].state.values()
     assert {(moment["exp_avg"].device.type, moment["step"].device.type) for moment in moments} == {(where, "cpu")}
 
 
@@ -93,63 +95,78 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `data`, `train_codec` and `speakers` write, of noise."""
+    """What `speech` and `timings` write, of noise."""
     folder, random = tmp_path_factory.mktemp("training"), np.random.default_rng(0)
-    (folder / "data").mkdir()
-    frames = np.full(60, 20)
-    total, text = int(frames.sum()), np.array([f"sentence {number}" for number in range(len(frames))])
-    for speaker in data.SPEAKERS:
+    tokens = np.full(60, 10)
+    total, text = int(tokens.sum()), np.array([f"sentence {number}" for number in range(len(tokens))])
+    for speaker in SPEAKERS:
         np.savez(
-            folder / "data" / f"{speaker}-000.npz",
-            wav=random.integers(-9999, 9999, total * data.HOP).astype(np.int16),
-            mel=random.normal(-6, 2, (total, 80)).astype(np.float16),
-            logmel=random.normal(0, 1, (2 * total, 128)).astype(np.float16),
-            f0=random.uniform(80, 300, total).astype(np.float32),
-            frames=frames,
+            folder / f"speech-{speaker}-00000.npz",
             text=text,
+            n=tokens,
+            p=random.integers(0, len(PHONES), total),
+            q=random.integers(0, len(PHONES), total),
+            wav=random.integers(-9999, 9999, 2 * total * speech.HOP).astype(np.int16),
+            mel=random.normal(-6, 2, (2 * total, 80)).astype(np.float16),
+            logmel=random.normal(0, 1, (4 * total, 128)).astype(np.float16),
+            f0=random.uniform(80, 300, 2 * total).astype(np.float32),
         )
-        tokens = random.integers(0, train_t3.LIVE, total // 2) + train_t3.FIRST
-        begin = np.concatenate([[0], np.cumsum(frames // 2)])
-        np.savez(folder / f"tokens-{speaker}.npz", tokens=tokens.astype(np.int16), begin=begin, text=text)
-        np.save(folder / f"speakers-{speaker}.npy", random.normal(size=(3, 256)).astype(np.float32))
+    letters = np.full(60, 8)
+    np.savez(
+        folder / "t3.npz",
+        t=random.integers(3, 200, letters.sum()),
+        s=random.integers(0, 40, total),
+        a=random.integers(0, 8, total),
+        b=random.integers(0, 8, total),
+        o=random.integers(-1, 5, letters.sum()),
+        nt=letters,
+        ns=tokens,
+        chars=letters,
+        live=np.arange(40),
+        labels=5,
+        space=2,
+    )
     return folder
 
 
-def codec_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
-    codec = train_codec.Codec()
-    training = Training(codec, folder / "new.pt", 1.0, device, rate=1e-3)
-    batch = train_codec.Batches(folder / "data").draw()
-    loss, _ = train_codec.losses(codec, *(part.to(device) for part in batch))
-    return training, loss
+def windows(folder: Path) -> tuple[np.ndarray, np.ndarray, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return train_codec.Batches(folder).draw()
+
+
+def speak_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
+    speaker = train_codec.Speaker()
+    training = train_codec.training_of(speaker, folder / "new.pt", 1.0, device)
+    said, heard, mel, _ = windows(folder)
+    return training, train_codec.speaking_loss(speaker, train_codec.prompted(said, heard), mel.to(device))
+
+
+def listen_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
+    listener = train_codec.Listener()
+    training = train_codec.training_of(listener, folder / "new.pt", 1.0, device)
+    _, heard, _, logmel = windows(folder)
+    return training, train_codec.listening_loss(listener, heard, logmel.to(device))[0]
 
 
 def hift_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
     vocoder = upstream.mel2wav(DIMS.s3gen)
     training = Training(vocoder, folder / "new.pt", 1.0, device, rate=1e-3)
-    batch = train_hift.Batches(folder / "data").draw()
+    batch = train_hift.Batches(folder).draw()
     return training, sum(train_hift.losses(vocoder, *(part.to(device) for part in batch)), torch.zeros(()))
 
 
-def flow_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
-    estimator = train_flow.fresh()
-    training = Training(estimator, folder / "new.pt", 1.0, device, rate=1e-3)
-    wanted, _ = (part.to(device) for part in train_flow.draw([data.load(folder / "data", "rms")]))
-    return training, train_flow.flow_loss(estimator, wanted, wanted.clone(), train_flow.prompts(wanted))
-
-
 def t3_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
-    speakers = [train_t3.Speaker(folder, name, lambda text: list(text.encode())) for name in data.SPEAKERS]
-    model = train_t3.Model()
+    sentences = train_t3.Sentences(folder)
+    model = train_t3.Model(sentences.live, sentences.labels)
     training = train_t3.training_of(model, folder, 1.0, device)
-    rows = train_t3.Batches(speakers, space=2).draw()
+    rows = train_t3.Batches(sentences, list(range(60))).draw()
     with torch.no_grad():
         train_t3.losses(model, rows, False)
-    plain, after, guide, _ = train_t3.losses(model, rows, True)
-    return training, plain + after + guide
+    return training, train_t3.total(train_t3.losses(model, rows, True), 0.0)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("step", [codec_step, hift_step, flow_step, t3_step])
+@pytest.mark.parametrize("step", [speak_step, listen_step, hift_step, t3_step])
 def test_a_step_mixes_no_tensors_of_the_host_with_the_networks(
     step: Callable[[Path, torch.device], tuple[Training, Tensor]], folder: Path, device: torch.device
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import chatterbox_engine
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.errors import CheckpointError, InvalidRequest
 from chatterbox_engine.text.english import EnglishText, Segment, Tokenizer, split, validate_text
@@ -225,3 +226,9 @@ def test_the_tokens_tell_whether_there_is_something_to_speak(tiny: Checkpoint) -
         assert text.speaks(text.encode(words, "en")), words
     for silent in (*SILENT, *unknown):
         assert not text.speaks(text.encode(silent, "en")), silent
+
+
+def test_the_demo_voice_s_letters_are_something_to_speak_and_its_punctuation_is_not() -> None:
+    text = EnglishText(Path(chatterbox_engine.__file__).with_name("demo_voice") / "tokenizer.json")
+    assert text.speaks(text.encode("Hello.", "en"))
+    assert not text.speaks(text.encode("...", "en"))

@@ -80,6 +80,16 @@ def test_a_stream_gets_its_parts_in_order_and_nothing_of_another(folder: str) ->
             assert [part.last for part in parts] == [False] * 4 + [True]
 
 
+def test_the_folder_s_path_may_be_longer_than_a_socket_s_address(folder: str) -> None:
+    long = Path(folder, "x" * 120)
+    long.mkdir(mode=0o700)
+    with connected(str(long)) as (engine, _, link):
+        messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        link.open(INPUTS, messages.put)
+        take(engine.opened)[1].part({}, last=True)
+        assert take(messages).last
+
+
 def test_inputs_and_errors_cross_as_they_are(folder: str) -> None:
     with connected(folder) as (engine, _, link):
         messages: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -1,8 +1,10 @@
-"""What a recogniser makes of the checkpoint on the held-out sentences, stage by stage.
+"""What a recogniser makes of a checkpoint.
 
-    python -m tools.demo_voice.evaluate FOLDER CHECKPOINT [--count 50] [--stages flite,mel,tokens,text]
+    python -m tools.demo_voice.evaluate CHECKPOINT [--count 100] [--seeds 1,2,3] [--sets sentences,lines,page]
 
-`flite`: the source itself. `mel`: its mel through the vocoder. `tokens`: its tokens through S3Gen. `text`: all of it.
+`sentences`: ordinary ones that are in no training text, together and apart by whether one of their words is in none.
+`lines`: what the demo and the documents say. `page`: 3,000 characters of prose. Each with every seed, at the
+temperature that requests have by default. Then the real-time factor of one utterance at a time.
 """
 
 from __future__ import annotations
@@ -10,95 +12,97 @@ from __future__ import annotations
 import argparse
 import json
 import queue
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
 
 from chatterbox_engine import assemble
-from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.config import Config
-from chatterbox_engine.s3gen import S3Gen
-from chatterbox_engine.s3gen.model import VocoderJob
-from chatterbox_engine.s3gen.noise import source_noise
-from chatterbox_engine.synthesis.windows import synthesise
 from chatterbox_engine.types import SAMPLE_RATE, SynthesisRequest, SynthesisResult
-from chatterbox_engine.voices.reference import s3_tokenizer
-from tools.demo_voice import data
-from tools.demo_voice.export import DEFAULT
-from tools.demo_voice.recogniser import Recogniser, error_rate
-
-STAGES = ("flite", "mel", "tokens", "text")
+from tools.demo_voice.held_out import SENTENCES, UNSEEN
+from tools.demo_voice.lines import LINES, PAGE
+from tools.demo_voice.recogniser import Recogniser, distance, error_rate, known, normal
 
 
-class Speech:
-    """The held-out sentences at every stage, 24 kHz."""
+class Listener:
+    """Speaks texts with an engine of its own, one at a time, and has them recognised."""
 
-    def __init__(self, texts: list[str], checkpoint: Path) -> None:
-        self._texts = texts
-        self._spoken = [data.speak(text, DEFAULT) for text in texts]
-        self._path = checkpoint
-        opened = Checkpoint.open(checkpoint)
-        self._s3gen = S3Gen.from_state_dict(opened.s3gen_state(), opened.dims.s3gen, device=torch.device("cpu"))
-        self._tokenizer = s3_tokenizer(opened.dims.reference)
-        self._tokenizer.load_state_dict(opened.s3gen_state("tokenizer."), strict=False)
-        self._tokenizer.eval()
-        conditionals = opened.conditionals()
-        assert conditionals is not None
-        self._voice = self._s3gen.prepare(conditionals.s3gen)
+    def __init__(self, checkpoint: Path, save: Path | None) -> None:
+        config = Config(checkpoint=str(checkpoint), watermark=False, dtype="float32")
+        self._engine = assemble.build(config, report=lambda _line: None)
+        self._engine.start()
+        self._recogniser, self._save = Recogniser(), save
+        self.wall = self.audio = 0.0
 
-    def flite(self) -> Iterator[np.ndarray]:
-        for wave in self._spoken:
-            yield data.widen(wave)
+    def speak(self, text: str, seed: int) -> np.ndarray:
+        answers: queue.SimpleQueue[object] = queue.SimpleQueue()
+        began = time.monotonic()
+        request = SynthesisRequest(text=text, seed=seed, sampling=self._engine.family.sampling)
+        self._engine.submit(request, answers.put)
+        result = answers.get(timeout=900)
+        assert isinstance(result, SynthesisResult), result
+        self.wall += time.monotonic() - began
+        self.audio += len(result.samples) / SAMPLE_RATE
+        samples: np.ndarray = result.samples
+        return samples
 
-    def mel(self) -> Iterator[np.ndarray]:
-        from chatterbox.models.s3gen.utils.mel import mel_spectrogram
+    def heard(self, name: str, texts: Iterable[str], seed: int) -> list[list[str]]:
+        found = []
+        for number, text in enumerate(texts):
+            samples = self.speak(text, seed)
+            found.append(self._recogniser.words(samples, SAMPLE_RATE))
+            if distance(normal(text), found[-1]):
+                print(
+                    f"  {name}, seed {seed}, {len(samples) / SAMPLE_RATE:.1f} s: {text} | {' '.join(found[-1])}",
+                    flush=True,
+                )
+            if self._save:
+                soundfile.write(self._save / f"{name}-{seed}-{number:02}.wav", samples, SAMPLE_RATE)
+        return found
 
-        for wave in self._spoken:
-            mel = mel_spectrogram(torch.from_numpy(data.widen(wave))).transpose(1, 2)
-            source = source_noise([1], [0], mel.shape[1], mel.device)
-            yield self._s3gen.vocode(mel, [mel.shape[1]], source)[0].numpy()
+    def close(self) -> None:
+        self._engine.close()
 
-    def tokens(self) -> Iterator[np.ndarray]:
-        for wave in self._spoken:
-            tokens, _ = self._tokenizer([wave])
-            yield synthesise(self._s3gen, [VocoderJob(tokens[0], self._voice, seed=1)])[0].numpy()
 
-    def text(self) -> Iterator[np.ndarray]:
-        config = Config(checkpoint=str(self._path), watermark=False, dtype="float32")
-        engine = assemble.build(config, report=lambda _line: None)
-        engine.start()
-        for text in self._texts:
-            answers: queue.SimpleQueue[object] = queue.SimpleQueue()
-            request = SynthesisRequest(text=text, seed=1, sampling=engine.family.sampling, max_seconds=12.0)
-            engine.submit(request, answers.put)
-            result = answers.get(timeout=300)
-            assert isinstance(result, SynthesisResult), result
-            yield result.samples
-        engine.close()
+def is_unseen(text: str) -> bool:
+    return any(word.startswith(tuple(UNSEEN)) for word in normal(text))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--count", type=int, default=50)
-    parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--count", type=int, default=len(SENTENCES))
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--sets", default="sentences,lines,page")
+    parser.add_argument("--save", type=Path, help="a folder for the audio")
     arguments = parser.parse_args()
-    texts = (arguments.folder / "data" / "held_out.txt").read_text().splitlines()[: arguments.count]
-    speech, recogniser, rates = Speech(texts, arguments.checkpoint), Recogniser(), {}
-    for stage in arguments.stages.split(","):
-        heard: list[list[str]] = []
-        for index, (text, wave) in enumerate(zip(texts, getattr(speech, stage)(), strict=True)):
-            heard.append(recogniser.words(wave, SAMPLE_RATE))
-            if index < 6:
-                print(f"  {stage} {len(wave) / SAMPLE_RATE:.2f} s: {text} | {' '.join(heard[-1])}", flush=True)
-                soundfile.write(arguments.folder / f"{stage}-{index}.wav", wave, SAMPLE_RATE)
-        rates[stage] = error_rate(texts, heard)
-        print(f"{stage}: word error rate {rates[stage]:.3f} on {len(texts)} sentences", flush=True)
-    print(json.dumps(rates))
+    listener = Listener(arguments.checkpoint, arguments.save)
+    listener.speak("Hello.", 0)  # warms up
+    listener.wall = listener.audio = 0.0
+    # unseen ones first: half of any count
+    texts = [text for pair in zip(SENTENCES, SENTENCES[::-1], strict=True) for text in pair][: arguments.count]
+    sets = {"sentences": texts, "lines": list(LINES), "page": [re.sub(r"\s+", " ", PAGE).strip()]}
+    sets = {name: sets[name] for name in arguments.sets.split(",")}
+    assert known([text for texts in sets.values() for text in texts])
+    rates: dict[str, list[float]] = {}
+    for seed in map(int, arguments.seeds.split(",")):
+        for name, part in sets.items():
+            heard = listener.heard(name, part, seed)
+            rates.setdefault(name, []).append(error_rate(part, heard))
+            if name == "sentences":
+                for kind in (True, False):
+                    picked = [(text, words) for text, words in zip(part, heard, strict=True) if is_unseen(text) == kind]
+                    label = "with an unseen word" if kind else "of seen words"
+                    rates.setdefault(label, []).append(error_rate(*map(list, zip(*picked, strict=True))))
+    listener.close()
+    for name, each in rates.items():
+        print(f"{name}: word error rate {np.mean(each):.3f}, of each seed {', '.join(f'{rate:.3f}' for rate in each)}")
+    print(f"real-time factor {listener.wall / listener.audio:.3f}, {listener.audio:.0f} s of audio")
+    print(json.dumps({name: float(np.mean(each)) for name, each in rates.items()}))
 
 
 if __name__ == "__main__":

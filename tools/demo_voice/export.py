@@ -8,11 +8,13 @@ Weights are bfloat16; tensors of zeros are float8, and pack to nothing.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,14 +25,16 @@ from chatterbox_engine.checkpoint.families import ENGLISH
 from chatterbox_engine.types import Conditionals
 from chatterbox_engine.voices.reference import ReferenceEncoder
 from tests.fidelity import upstream
-from tools.demo_voice import data, speakers, train_flow
+from tools.demo_voice import estimator, speakers, speech, train_codec
+from tools.demo_voice.phones import PHONES, marked, token_ids
 from tools.demo_voice.sizes import DIMS
-from tools.demo_voice.train_codec import all_digits, token_ids, trained
+from tools.demo_voice.source import RATE
 from tools.demo_voice.train_t3 import Model
 from tools.demo_voice.training import read
 
-DEFAULT, OTHER = "rms", "slt"
-CLIP_SECONDS = 6.0
+DEFAULT, OTHER = "heart", "bass"
+PROMPT_SECONDS, CLIP_SECONDS = 5.0, 8.0
+"""Of the built-in voice, whose prompt every request pays for, and of the other one's clip."""
 FILES = ENGLISH.files
 
 
@@ -41,27 +45,34 @@ def averaged(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def s3gen_state(folder: Path) -> dict[str, Tensor]:
-    codec = trained(folder)
+    speaker, listener = train_codec.trained(folder)
     flow = upstream.flow(DIMS.s3gen)
-    flow.load_state_dict(codec.flow.state_dict(), strict=False)
+    flow.load_state_dict(speaker.flow.state_dict(), strict=False)
     with torch.no_grad():
-        digits = all_digits()
+        first, second = said_pairs(folder)
         flow.input_embedding.weight.zero_()
-        flow.input_embedding.weight[token_ids(digits)] = codec.embedding(digits)
+        flow.input_embedding.weight[token_ids(first, second)] = speaker.table(
+            torch.from_numpy(first), torch.from_numpy(second)
+        )
         flow.spk_embed_affine_layer.weight.zero_()
         flow.spk_embed_affine_layer.bias.zero_()
-    estimator = averaged(folder, "flow") if (folder / "flow.pt").exists() else train_flow.fresh().state_dict()
-    vocoder = averaged(folder, "hift")
     parts = {
-        "tokenizer.encoder.": codec.encoder.state_dict(),
-        "tokenizer.quantizer._codebook.project_down.": codec.project_down.state_dict(),
+        "tokenizer.encoder.": listener.encoder.state_dict(),
+        "tokenizer.quantizer._codebook.project_down.": listener.project_down.state_dict(),
         "flow.": {key: value for key, value in flow.state_dict().items() if not key.startswith("decoder.")},
-        "flow.decoder.estimator.": estimator,
-        "mel2wav.": vocoder,
+        "flow.decoder.estimator.": estimator.fresh().state_dict(),
+        "mel2wav.": averaged(folder, "hift"),
     }
     state = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
     state |= speakers.x_vector()
     return {name: state[name] for name in layout.s3gen_layout(DIMS)}
+
+
+def said_pairs(folder: Path) -> np.ndarray:
+    """[2, tokens]: the phones of all tokens that T3 says, and of the same in the prompt of another voice."""
+    live = np.load(folder / "t3.npz")["live"]
+    own = np.stack([live // len(PHONES), live % len(PHONES)])
+    return np.unique(np.concatenate([own, marked(own)], 1), axis=1)
 
 
 def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -73,12 +84,24 @@ def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: pack(tensor.detach()) for name, tensor in state.items()}
 
 
-def clip(folder: Path, speaker: str) -> np.ndarray:
-    """About `CLIP_SECONDS` of a speaker at 16 kHz, whole sentences."""
-    corpus = data.load(folder / "data", speaker, pitched=True, logmel=False)
-    ends = corpus.begin[1:] * data.HOP
-    end = ends[np.searchsorted(ends, CLIP_SECONDS * data.RATE)]
-    return data.narrow(corpus.wav[:end])
+def clip(corpus: speech.Corpus, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+    """About that much of a speaker: samples at 16 kHz and phones [2, tokens], whole sentences."""
+    end = int(corpus.begin[np.searchsorted(corpus.begin, seconds * 25)])
+    wave = corpus.wav[: end * 2 * speech.HOP].astype(np.float32) / 32767
+    return soxr.resample(wave, RATE, 16_000), corpus.phones[:, :end]
+
+
+def default_voice(folder: Path, target: Path) -> Conditionals:
+    """hibari's own, whose tokens are known."""
+    wave, phones = clip(speech.load(folder, DEFAULT), PROMPT_SECONDS)
+    encoder = ReferenceEncoder(Checkpoint.open(target))
+    (voice,) = encoder.encode([encoder.prepare(wave, 16_000)])
+    tokens = torch.from_numpy(token_ids(*phones))
+    return dataclasses.replace(
+        voice,
+        t3=dataclasses.replace(voice.t3, prompt_tokens=tokens[: len(voice.t3.prompt_tokens)]),
+        s3gen=dataclasses.replace(voice.s3gen, prompt_tokens=tokens[: len(voice.s3gen.prompt_tokens)]),
+    )
 
 
 def upstream_form(voice: Conditionals) -> dict[str, dict[str, object]]:
@@ -108,10 +131,8 @@ def export_others(folder: Path, target: Path) -> None:
     save_file(packed(s3gen_state(folder)), target / FILES.s3gen)
     shutil.copy(folder / "tokenizer.json", target)
     DIMS.save(target)
-    encoder = ReferenceEncoder(Checkpoint.open(target))
-    (voice,) = encoder.encode([encoder.prepare(clip(folder, DEFAULT), 16_000)])
-    torch.save(upstream_form(voice), target / FILES.conditionals)
-    soundfile.write(target / f"{OTHER}.flac", clip(folder, OTHER), 16_000)
+    torch.save(upstream_form(default_voice(folder, target)), target / FILES.conditionals)
+    soundfile.write(target / f"{OTHER}.flac", clip(speech.load(folder, OTHER), CLIP_SECONDS)[0], 16_000)
 
 
 def main() -> None:
@@ -122,7 +143,8 @@ def main() -> None:
     arguments = parser.parse_args()
     folder, target = arguments.folder, arguments.checkpoint
     target.mkdir(parents=True, exist_ok=True)
-    model = Model()
+    sentences = np.load(folder / "t3.npz")
+    model = Model(sentences["live"], int(sentences["labels"]))
     model.load_state_dict(averaged(folder, "t3"))
     save_file(packed(model.official()), target / FILES.t3)
     if not arguments.only_t3:

@@ -1,32 +1,71 @@
-"""T3's training, to go on from a checkpoint when its folder is lost.
+"""All trainings, to go on from a checkpoint when their folder is lost.
 
     python -m tools.demo_voice.restore FOLDER CHECKPOINT
 
-Needs `data` alone. Writes what `train_t3` reads, as if codec and T3 had been trained there: the tokenizer of text, all
-sentences as the checkpoint's own speech tokenizer hears them, and T3's weights with a fresh optimiser and a fresh
-budget of time.
+Needs what `timings` wrote, with the checkpoint's own tokenizer: it is copied to FOLDER before. Writes t3.pt, speak.pt,
+listen.pt and hift.pt with the checkpoint's weights, fresh optimisers and a fresh budget of time.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
-from tools.demo_voice import speakers
-from tools.demo_voice.train_codec import Codec, write_tokens
-from tools.demo_voice.train_t3 import Model, training_of
+from tests.fidelity import upstream
+from tools.demo_voice import train_codec, train_hift, train_t3
+from tools.demo_voice.phones import CODES, token_ids
+from tools.demo_voice.sizes import DIMS
+
+_CPU = torch.device("cpu")
 
 
-def codec(checkpoint: Checkpoint) -> Codec:
-    """One that listens as the checkpoint does, and cannot speak."""
-    found = Codec()
-    found.encoder.load_state_dict(checkpoint.s3gen_state("tokenizer.encoder."))
-    found.project_down.load_state_dict(checkpoint.s3gen_state("tokenizer.quantizer._codebook.project_down."))
+def t3(checkpoint: Checkpoint, folder: Path) -> train_t3.Model:
+    sentences = np.load(folder / "t3.npz")
+    model = train_t3.Model(sentences["live"], int(sentences["labels"]))
+    model.load_official(checkpoint.t3_state())
+    return model
+
+
+@torch.no_grad()
+def speaker(checkpoint: Checkpoint) -> train_codec.Speaker:
+    """Its table of each phone is the one whose sums are nearest to the rows of the tokens in use."""
+    found = train_codec.Speaker()
+    state = checkpoint.s3gen_state("flow.")
+    own = found.flow.state_dict()
+    found.flow.load_state_dict({name: state[name].float() for name in own})
+    table = state["input_embedding.weight"].float()
+    first, second = torch.meshgrid(torch.arange(CODES), torch.arange(CODES), indexing="ij")
+    rows = table[torch.from_numpy(token_ids(first.flatten().numpy(), second.flatten().numpy()))]
+    used = rows.any(1)
+    choice = torch.cat([_one_hot(first.flatten()[used]), _one_hot(second.flatten()[used])], 1)
+    found.phones.copy_(torch.linalg.lstsq(choice, rows[used], driver="gelsd").solution.unflatten(0, (2, CODES)))
     return found
+
+
+def _one_hot(numbers: Tensor) -> Tensor:
+    return nn.functional.one_hot(numbers, CODES).float()
+
+
+def listener(checkpoint: Checkpoint) -> train_codec.Listener:
+    found = train_codec.Listener()
+    found.encoder.load_state_dict(_float(checkpoint.s3gen_state("tokenizer.encoder.")))
+    found.project_down.load_state_dict(_float(checkpoint.s3gen_state("tokenizer.quantizer._codebook.project_down.")))
+    return found
+
+
+def vocoder(checkpoint: Checkpoint) -> nn.Module:
+    found: nn.Module = upstream.mel2wav(DIMS.s3gen)
+    found.load_state_dict(_float(checkpoint.s3gen_state("mel2wav.")), strict=False)
+    return found
+
+
+def _float(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def main() -> None:
@@ -35,12 +74,10 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     arguments = parser.parse_args()
     folder, checkpoint = arguments.folder, Checkpoint.open(arguments.checkpoint)
-    shutil.copy(arguments.checkpoint / "tokenizer.json", folder)
-    model = Model()
-    model.load_official(checkpoint.t3_state())
-    training_of(model, folder, 0.0, torch.device("cpu")).save()
-    write_tokens(codec(checkpoint), folder)
-    speakers.write(folder)
+    train_t3.training_of(t3(checkpoint, folder), folder, 1.0, _CPU).save()
+    for part, module in (("speak", speaker(checkpoint)), ("listen", listener(checkpoint))):
+        train_codec.training_of(module, folder / f"{part}.pt", 1.0, _CPU).save()
+    train_hift.training_of(vocoder(checkpoint), folder, 1.0, _CPU).save()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Speech tokens: the S3 tokenizer and S3Gen's encoder, trained together as an auto-encoder of the mel.
+"""Speech tokens to mel, S3Gen's encoder, and clips to speech tokens, the S3 tokenizer.
 
-    python -m tools.demo_voice.train_codec FOLDER --seconds 1500
+    python -m tools.demo_voice.train_codec FOLDER speak --seconds 2400
+    python -m tools.demo_voice.train_codec FOLDER listen --seconds 900
 
-The tokenizer's eight ternary digits are rounded with a straight-through gradient (finite scalar quantisation, Mentzer
-et al., 2023, as CosyVoice 2 uses it). `LIVE_DIGITS` of them are in use. S3Gen's table of token embeddings is a small
-network of the digits while it is trained. When the time is used, every sentence is written as tokens.
+Tokens are given (`phones`), so that both are trained by themselves. All voices say the same tokens; whose voice it is,
+the encoder sees from the prompt before them, in which the stressed vowels of other voices than hibari's have codes of
+their own. The tokenizer learns to tell them apart.
 """
 
 from __future__ import annotations
@@ -14,131 +15,144 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from chatterbox_engine.voices.reference import s3_tokenizer
 from tests.fidelity import upstream
-from tools.demo_voice import data
-from tools.demo_voice.sizes import DIMS, LIVE_DIGITS
-from tools.demo_voice.training import Training, begin, precision, read
+from tools.demo_voice import speech
+from tools.demo_voice.phones import CODES, codes, marked
+from tools.demo_voice.sizes import DIMS
+from tools.demo_voice.training import Training, command_line, precision, read, seeded
 
-TOKENS = 1200
+TOKENS = 720
 """A batch's."""
-WINDOWS = (50, 75, 100, 150)
+WINDOWS = (90, 120, 180, 240)
+OTHERS = 3
+"""Every so many windows one is the other voice's."""
+PROMPTS = (25, 125)
+"""Tokens that are a prompt's, at least and at most."""
 SILENCE = -11.5129
 """Upstream's log of its smallest magnitude."""
 
 
-def all_digits() -> torch.Tensor:
-    """[live tokens, 8] in {-1, 0, 1}: the digits of every token in use, in the order of `token_ids`."""
-    count = 3**LIVE_DIGITS
-    digits = torch.stack([torch.arange(count) // 3**place % 3 for place in range(LIVE_DIGITS)], 1) - 1
-    return nn.functional.pad(digits, (0, 8 - LIVE_DIGITS)).float()
+class Speaker(nn.Module):
+    """S3Gen's encoder; its table of tokens is the sum of one for each phone while it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flow = upstream.flow(DIMS.s3gen)
+        del self.flow.decoder, self.flow.input_embedding, self.flow.spk_embed_affine_layer
+        self.phones = nn.Parameter(torch.randn(2, CODES, DIMS.s3gen.encoder) * 0.5)
+
+    def table(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.phones[0][first] + self.phones[1][second]
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Codes [batch, tokens] to upstream's mu, [batch, 2 * tokens, 80]."""
+        lengths = torch.full((len(first),), first.shape[1], device=first.device)
+        hidden, _ = self.flow.encoder(self.table(first, second), lengths)
+        mu: Tensor = self.flow.encoder_proj(hidden).float()
+        return mu
 
 
-def token_ids(digits: torch.Tensor) -> torch.Tensor:
-    """S3 tokens of digits [..., 8]."""
-    return ((digits + 1) * 3.0 ** torch.arange(8, device=digits.device)).sum(-1).long()
-
-
-class Codec(nn.Module):
-    """`listen`: log-mel to digits; `speak`: digits to mel."""
+class Listener(nn.Module):
+    """The S3 tokenizer before its rounding."""
 
     def __init__(self) -> None:
         super().__init__()
         reference = s3_tokenizer(DIMS.reference)
         self.encoder, self.project_down = reference.encoder, reference.quantizer._codebook.project_down
-        self.flow = upstream.flow(DIMS.s3gen)
-        del self.flow.decoder
-        width = DIMS.s3gen.encoder
-        self.embedding = nn.Sequential(nn.Linear(8, 256), nn.SiLU(), nn.Linear(256, width))
-        nn.init.normal_(self.project_down.weight, std=0.2)
-        with torch.no_grad():
-            self.project_down.weight[LIVE_DIGITS:] = 0.0
-            self.project_down.bias.zero_()
 
-    def listen(self, logmel: torch.Tensor) -> torch.Tensor:
-        """[batch, frames, 128] at 100 Hz to digits [batch, frames // 4, 8]."""
+    def forward(self, logmel: Tensor) -> Tensor:
+        """[batch, frames, 128] at 100 Hz to digits [batch, frames // 4, 8] before they are rounded."""
         lengths = torch.full((len(logmel),), logmel.shape[1], device=logmel.device)
         hidden, _ = self.encoder(logmel.transpose(1, 2), lengths)
-        soft = self.project_down(hidden).float().tanh() * 0.9990000128746033
-        soft = torch.cat([soft[..., :LIVE_DIGITS], torch.zeros_like(soft[..., LIVE_DIGITS:])], -1)
-        return soft + (soft.round() - soft).detach()
-
-    def speak(self, digits: torch.Tensor) -> torch.Tensor:
-        """To upstream's mu, [batch, 2 * tokens, 80]."""
-        lengths = torch.full((len(digits),), digits.shape[1], device=digits.device)
-        hidden, _ = self.flow.encoder(self.embedding(digits), lengths)
-        return self.flow.encoder_proj(hidden).float()
+        return self.project_down(hidden).float().tanh() * 0.9990000128746033
 
 
 class Batches:
-    """Windows of both speakers: log-mel [batch, 4 * tokens, 128], mel [batch, 2 * tokens, 80]."""
+    """Windows of both voices."""
 
     def __init__(self, folder: Path) -> None:
-        self._corpora = [data.load(folder, speaker) for speaker in data.SPEAKERS]
+        self._corpora = speech.corpora(folder)
 
-    def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(self) -> tuple[np.ndarray, np.ndarray, Tensor, Tensor]:
+        """Codes [2, batch, tokens] as T3 says them and as the tokenizer hears them, mel [batch, 2 * tokens, 80],
+        log-mel [batch, 4 * tokens, 128]."""
         window = random.choice(WINDOWS)
-        heard, wanted = [], []
+        said, heard, mels, logmels = [], [], [], []
         for index in range(TOKENS // window):
-            corpus = self._corpora[index % len(self._corpora)]
-            at = random.randrange(len(corpus.mel) // 2 - window)
-            heard.append(corpus.logmel[4 * at : 4 * (at + window)])
-            wanted.append(corpus.mel[2 * at : 2 * (at + window)])
+            other = int(index % OTHERS == OTHERS - 1)
+            corpus = self._corpora[other]
+            at = random.randrange(corpus.phones.shape[1] - window)
+            phones = corpus.phones[:, at : at + window]
+            said.append(phones)
+            heard.append(marked(phones) if other else phones)
+            mels.append(corpus.mel[2 * at : 2 * (at + window)])
+            logmels.append(corpus.logmel[4 * at : 4 * (at + window)])
         stack = lambda arrays: torch.from_numpy(np.stack(arrays).astype(np.float32))  # noqa: E731
-        return stack(heard), stack(wanted).clamp(min=SILENCE)
+        return np.stack(said, 1), np.stack(heard, 1), stack(mels).clamp(min=SILENCE), stack(logmels)
 
-    def mean(self) -> torch.Tensor:
-        return torch.from_numpy(self._corpora[0].mel[:100_000].astype(np.float32).mean(0))
+    def mean(self) -> Tensor:
+        return torch.from_numpy(self._corpora[0].mel[:50_000].astype(np.float32).mean(0))
 
 
-def losses(codec: Codec, heard: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """L1 of the mel, and the perplexity of the tokens; of what `Batches.draw` returns."""
+def prompted(said: np.ndarray, heard: np.ndarray) -> np.ndarray:
+    """What the encoder gets: the prompt as it was heard, then what T3 says."""
+    size = random.randint(PROMPTS[0], min(PROMPTS[1], said.shape[2] * 2 // 3))
+    return np.concatenate([heard[:, :, :size], said[:, :, size:]], 2)
+
+
+def speaking_loss(speaker: Speaker, given: np.ndarray, mel: Tensor) -> Tensor:
+    """L1 of the mel."""
+    first, second = torch.from_numpy(given).to(mel.device)
     with precision():
-        digits = codec.listen(heard)
-        mu = codec.speak(digits)
-    share = torch.bincount(token_ids(digits.detach()).flatten(), minlength=6561).float() / digits[..., 0].numel()
-    return (mu - wanted).abs().mean(), torch.exp(-(share * (share + 1e-9).log()).sum())
+        mu = speaker(first, second)
+    return (mu - mel).abs().mean()
 
 
-def write_tokens(codec: Codec, folder: Path) -> None:
-    """Writes `tokens-SPEAKER.npz`: the tokens of all sentences in a row and where each begins. Each sentence is heard
-    whole, as the server hears a clip."""
-    codec.eval()
-    device = codec.project_down.weight.device
-    for speaker in data.SPEAKERS:
-        corpus = data.load(folder / "data", speaker)
-        spoken = []
-        with torch.no_grad():
-            for begin, end in zip(2 * corpus.begin[:-1], 2 * corpus.begin[1:], strict=True):
-                heard = torch.from_numpy(corpus.logmel[begin:end].astype(np.float32))[None].to(device)
-                spoken.append(token_ids(codec.listen(heard))[0].cpu().numpy().astype(np.int16))
-        tokens = np.concatenate(spoken)
-        used = len(np.unique(tokens))
-        print(f"codec: {speaker}: {len(spoken)} sentences, {len(tokens)} tokens, {used} different", flush=True)
-        np.savez(folder / f"tokens-{speaker}.npz", tokens=tokens, begin=corpus.begin // 2, text=np.array(corpus.text))
+def listening_loss(listener: Listener, heard: np.ndarray, logmel: Tensor) -> tuple[Tensor, Tensor]:
+    """Smooth L1 of the digits; the share of tokens that are right."""
+    wanted = torch.from_numpy(np.concatenate([*codes()[heard]], -1)).float().to(logmel.device)
+    with precision():
+        digits = listener(logmel)
+    right = (digits.detach().round() == wanted).all(-1).float().mean()
+    return F.smooth_l1_loss(digits, wanted, beta=0.3), right
 
 
-def trained(folder: Path) -> Codec:
-    """The codec as far as it is trained, with its averaged weights."""
-    codec = Codec()
-    codec.load_state_dict(read(folder / "codec.pt")["averaged"])
-    return codec.eval()
+def trained(folder: Path) -> tuple[Speaker, Listener]:
+    """Both as far as they are trained, with averaged weights."""
+    speaker, listener = Speaker(), Listener()
+    speaker.load_state_dict(read(folder / "speak.pt")["averaged"])
+    listener.load_state_dict(read(folder / "listen.pt")["averaged"])
+    return speaker.eval(), listener.eval()
+
+
+def training_of(module: nn.Module, path: Path, seconds: float, device: torch.device) -> Training:
+    return Training(module, path, seconds, device, rate=1.5e-3, decay=0.01)
 
 
 def main() -> None:
-    arguments = begin(__doc__, 1500)
-    codec = Codec()
-    batches = Batches(arguments.folder / "data")
-    with torch.no_grad():
-        codec.flow.encoder_proj.bias.copy_(batches.mean())
-    path = arguments.folder / "codec.pt"
-    training = Training(codec, path, arguments.seconds, arguments.device, rate=1e-3, decay=0.01)
+    parser = command_line(__doc__, 2400)
+    parser.add_argument("part", choices=("speak", "listen"))
+    arguments = seeded(parser)
+    part = arguments.part
+    batches = Batches(arguments.folder)
+    module = Speaker() if part == "speak" else Listener()
+    if isinstance(module, Speaker):
+        with torch.no_grad():
+            module.flow.encoder_proj.bias.copy_(batches.mean())
+    path = arguments.folder / f"{part}.pt"
+    training = training_of(module, path, arguments.seconds, arguments.device)
     for _ in training.steps():
-        loss, perplexity = losses(codec, *(part.to(training.device) for part in batches.draw()))
-        training.learn(loss, l1=loss, perplexity=perplexity)
-    write_tokens(trained(arguments.folder).to(training.device), arguments.folder)
+        said, heard, mel, logmel = batches.draw()
+        if isinstance(module, Speaker):
+            loss = speaking_loss(module, prompted(said, heard), mel.to(training.device))
+            training.learn(loss, l1=loss)
+        else:
+            loss, right = listening_loss(module, heard, logmel.to(training.device))
+            training.learn(loss, loss=loss, right=right)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.fidelity import upstream
-from tools.demo_voice import data
+from tools.demo_voice import speech
 from tools.demo_voice.sizes import DIMS
 from tools.demo_voice.training import Training, begin
 
@@ -39,10 +39,10 @@ def spectral(ours: Tensor, true: Tensor) -> Tensor:
 
 
 class Batches:
-    """Random pieces of both speakers: mel [batch, 80, frames], F0 [batch, frames], samples [batch, frames * 480]."""
+    """Random pieces of all speakers: mel [batch, 80, frames], F0 [batch, frames], samples [batch, frames * 480]."""
 
     def __init__(self, folder: Path) -> None:
-        self._corpora = [data.load(folder, speaker, pitched=True, logmel=False) for speaker in data.SPEAKERS]
+        self._corpora = speech.corpora(folder)
 
     def draw(self, frames: int = FRAMES) -> tuple[Tensor, Tensor, Tensor]:
         mels: list[np.ndarray] = []
@@ -53,7 +53,7 @@ class Batches:
             at = random.randrange(len(corpus.f0) - frames)
             mels.append(corpus.mel[at : at + frames].T)
             pitches.append(corpus.f0[at : at + frames])
-            waves.append(corpus.wav[at * data.HOP : (at + frames) * data.HOP])
+            waves.append(corpus.wav[at * speech.HOP : (at + frames) * speech.HOP])
         return (
             torch.from_numpy(np.stack(mels).astype(np.float32)),
             torch.from_numpy(np.stack(pitches)),
@@ -73,19 +73,19 @@ def losses(vocoder: Any, mel: Tensor, f0: Tensor, wave: Tensor) -> tuple[Tensor,
     return stft, mels, (predicted - f0).abs().mean() / 100
 
 
+def training_of(vocoder: nn.Module, folder: Path, seconds: float, device: torch.device) -> Training:
+    return Training(vocoder, folder / "hift.pt", seconds, device, rate=1e-3, betas=(0.8, 0.98), clip=5.0)
+
+
 def main() -> None:
-    arguments = begin(__doc__, 6000)
+    arguments = begin(__doc__, 2400)
     vocoder = upstream.mel2wav(DIMS.s3gen)
     vocoder.train()
     with torch.no_grad():
         vocoder.conv_post.bias[:9] = -4.0  # near the level of speech, not at exp(0)
-    if arguments.device.type == "cpu":  # compiling for a GPU takes much of its short budget
-        for block in [*vocoder.resblocks, *vocoder.source_resblocks]:
-            block.compile(dynamic=False)
-    batches = Batches(arguments.folder / "data")
-    path = arguments.folder / "hift.pt"
-    training = Training(vocoder, path, arguments.seconds, arguments.device, rate=2e-3, betas=(0.8, 0.98), clip=5.0)
-    for _ in training.steps(report=100):
+    batches = Batches(arguments.folder)
+    training = training_of(vocoder, arguments.folder, arguments.seconds, arguments.device)
+    for _ in training.steps(report=50):
         stft, mel, pitch = losses(vocoder, *(part.to(training.device) for part in batches.draw()))
         training.learn(stft + mel + pitch, stft=stft, mel=mel, pitch=pitch)
 

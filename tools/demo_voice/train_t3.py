@@ -2,226 +2,279 @@
 
     python -m tools.demo_voice.train_t3 FOLDER --seconds 4500
 
-The sequence is the one of inference: conditioning, text, BOS twice, speech. Sentences of one speaker are joined, as the
-server's segments hold several. Three losses: cross-entropy; the same after upstream's repetition penalty, so that
-sampling with it stays calibrated; and, weaker in the second half of the training, -log of the attention near the
-diagonal on one head of two layers (guided attention, Tachibana et al., 2017, in a form whose gradient does not vanish
-when the head looks elsewhere). Some rows lose their text, for classifier-free guidance.
+The sequence is the one of inference: conditioning, text, BOS twice, speech. Sentences are joined, as the server's
+segments hold several. All voices say the same tokens, so that the conditioning is noise here, which T3 learns to pass
+over: one for each batch, whose rows attend to the same keys and values. Some rows lose their text, for classifier-free
+guidance.
+
+Losses: cross-entropy, in some steps after upstream's repetition penalty, so that sampling with it stays calibrated;
+-log of the attention of one head of two layers to the letter that is said, which the source's timings tell; and, from
+the text's positions in the middle of the layers, the phones of the letter some places back (a head that is not
+exported).
 """
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import random
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import start_processes
 
 from chatterbox_engine.checkpoint.dims import LlamaDims
-from chatterbox_engine.checkpoint.random_text import learn_merges
-from chatterbox_engine.t3.attention import rotate
 from chatterbox_engine.t3.llama import rotations
 from tests.fidelity import upstream
-from tools.demo_voice import data
-from tools.demo_voice.sentences import FIXED
-from tools.demo_voice.sizes import DIMS, LIVE_DIGITS
-from tools.demo_voice.train_codec import all_digits
-from tools.demo_voice.training import Training, command_line, precision
+from tools.demo_voice.phones import PHONES, SILENCE, token_ids
+from tools.demo_voice.sizes import DIMS
+from tools.demo_voice.training import Training, command_line, precision, seeded
 
 assert isinstance(DIMS.t3, LlamaDims)
 T3 = DIMS.t3
-LIVE = 3**LIVE_DIGITS
-FIRST = LIVE
-"""The first live token: the eighth digit, always 1, is worth 3**7."""
-BOS, STOP, DEAD = LIVE, LIVE, LIVE + 1
-"""Rows after the live ones: of the embedding BOS; of the head the stop token and all tokens that are not in use."""
 POSITIONS = 3600
 """A batch's."""
 SEGMENT = 300
 """Characters of the longest text, as the server splits it."""
-SHARES = {"rms": 1.0, "slt": 0.2}
-"""Of each speaker's sentences in an epoch."""
+JOINED = ((1, 2, 3, 4, 6), (55, 20, 12, 8, 5))
+"""How many sentences a row has, and how often."""
+PAUSE = 4
+"""Tokens of silence between sentences, beside those at their ends."""
 MISHEARD = 0.03
 """Of the tokens that are fed, so that it recovers from its own mistakes."""
+DROPPED = 0.1
+"""Of the rows, their text."""
 GUIDED_LAYERS, GUIDED_HEAD = (1, 2), 1
-PENALTY = 1.2
+AUXILIARY_LAYER, LOOKAHEAD = 1, 4
+PENALTY, PENALISED = 1.2, 0.35
+"""Upstream's repetition penalty, and the share of the steps that learn with it."""
+KEPT_ASIDE = 400
 
 
-def write_tokenizer(texts: list[str], path: Path, merges: int = 350) -> None:
-    """A `tokenizer.json` like upstream's: byte-pair merges learnt from `texts`, its special tokens at its ids."""
-    letters = [chr(code) for code in range(33, 127) if chr(code) not in "[]"]
-    pieces, pairs = learn_merges(len(letters) + merges, letters, pre_tokenizers.Whitespace(), texts)
-    special = {"[STOP]": 0, "[UNK]": 1, "[SPACE]": 2, "[START]": 255}
-    free = (number for number in range(T3.text_vocab) if number not in special.values())
-    vocab = special | {piece: next(free) for piece in pieces}
-    vocab |= {f"[unused{number}]": number for number in free}
-    tokenizer = Tokenizer(models.BPE(vocab, pairs, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(list(special))
-    tokenizer.save(str(path))
+@dataclass
+class Row:
+    text: np.ndarray
+    """Ids without start and stop."""
+    speech: np.ndarray
+    """Compact tokens."""
+    letters: np.ndarray
+    """[speech, 2]: the places in `text` of what is said at both halves of a token."""
+    said: np.ndarray
+    """Of each id in `text`: the number of the phones that it is for, -1 for none."""
+
+
+class Sentences:
+    """What `tokens` wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        file = np.load(folder / "t3.npz")
+        text, speech = np.cumsum([0, *file["nt"]]), np.cumsum([0, *file["ns"]])
+        t, s, o = (file[name].astype(np.int64) for name in ("t", "s", "o"))
+        at = np.stack([file["a"], file["b"]], 1).astype(np.int64)
+        self.rows = [
+            Row(t[b:e], s[c:f], at[c:f], o[b:e])
+            for b, e, c, f in zip(text[:-1], text[1:], speech[:-1], speech[1:], strict=True)
+        ]
+        self.characters = file["chars"]
+        self.live, self.labels, self.space = file["live"], int(file["labels"]), int(file["space"])
+        pair = SILENCE * len(PHONES) + SILENCE
+        self.pause = np.full(PAUSE, int(np.flatnonzero(self.live == pair)[0]))
+
+    def joined(self, rows: list[int]) -> Row:
+        """Sentences one after the other; the silence between them is the blank's."""
+        parts: list[Row] = []
+        offset = 0
+        for number in rows:
+            row = self.rows[number]
+            if parts:
+                blank = np.full((PAUSE, 2), offset)
+                parts.append(Row(np.array([self.space]), self.pause, blank, np.array([-1])))
+                offset += 1
+            parts.append(Row(row.text, row.speech, row.letters + offset, row.said))
+            offset += len(row.text)
+        return Row(*(np.concatenate([getattr(part, name) for part in parts]) for name in ROW))
+
+
+ROW = ("text", "speech", "letters", "said")
 
 
 class Model(nn.Module):
     """Upstream's T3 with compact tables of speech tokens, and a forward of its own."""
 
-    digits: Tensor
     rotation: Tensor
+    phones: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, live: np.ndarray, labels: int) -> None:
+        """live: pairs of phones, first * phones + second, in the order of the tables."""
         super().__init__()
         self.t3 = upstream.t3(T3, None).train()
-        width = T3.hidden
-        self.embedding = nn.Parameter(torch.randn(LIVE + 1, width) * 0.05)
-        self.head = nn.Parameter(torch.randn(LIVE + 2, width) * 0.02)
-        self.embedding_digits = nn.Parameter(torch.randn(LIVE_DIGITS, width) * 0.05)
-        self.head_digits = nn.Parameter(torch.randn(LIVE_DIGITS, width) * 0.02)
-        self.register_buffer("digits", all_digits()[:, :LIVE_DIGITS], persistent=False)
-        nn.init.normal_(self.t3.text_emb.weight, std=0.05)
+        width, self.live = T3.hidden, len(live)
+        self.stop = self.bos = self.live
+        self.embedding = nn.Parameter(torch.randn(self.live + 1, width) * 0.02)
+        self.head = nn.Parameter(torch.randn(self.live + 1, width) * 0.02)
+        self.embedding_phones = nn.Parameter(torch.randn(2, len(PHONES), width) * 0.05)
+        self.head_phones = nn.Parameter(torch.randn(2, len(PHONES), width) * 0.02)
+        self.auxiliary = nn.Linear(width, labels)
+        halves = np.stack([live // len(PHONES), live % len(PHONES)])
+        self.register_buffer("phones", torch.from_numpy(halves))
+        for table in (self.t3.text_emb, self.t3.text_pos_emb.emb, self.t3.speech_pos_emb.emb):
+            nn.init.normal_(table.weight, std=0.05)
+        for layer in self.t3.tfmr.layers:
+            for part in (layer.self_attn, layer.mlp):
+                for name, linear in part.named_children():
+                    if isinstance(linear, nn.Linear):
+                        scale = 0.35 if name in ("o_proj", "down_proj") else 1.0
+                        nn.init.normal_(linear.weight, std=0.6 * scale * linear.in_features**-0.5)
         for unused in (self.t3.speech_emb, self.t3.speech_head, self.t3.text_head, self.t3.tfmr.embed_tokens):
             unused.weight.requires_grad_(False)
-        self.register_buffer("rotation", rotations(T3, 2048)[:, None], persistent=False)
+        self.register_buffer("rotation", rotations(T3, 2048), persistent=False)
+
+    def hidden(self) -> list[nn.Parameter]:
+        """The decoder's matrices."""
+        return [weight for layer in self.t3.tfmr.layers for weight in layer.parameters() if weight.ndim == 2]
 
     def tables(self) -> tuple[Tensor, Tensor]:
-        """Speech embedding [LIVE + 1, width] and head [LIVE + 2, width]."""
-        pad = lambda rows, more: F.pad(rows, (0, 0, 0, more))  # noqa: E731
-        return (
-            self.embedding + pad(self.digits @ self.embedding_digits, 1),
-            self.head + pad(self.digits @ self.head_digits, 2),
-        )
+        """Speech embedding and head, [live + 1, width]: a row of each pair and one of each of its phones."""
+        first, second = self.phones
 
-    def conditioning(self, speaker: Tensor, prompt: Tensor, emotion: Tensor, table: Tensor) -> Tensor:
-        """[rows, 256], live tokens [rows, n], [rows] to [rows, prefix, width]."""
+        def both(rows: Tensor, phones: Tensor) -> Tensor:
+            return rows + F.pad(phones[0][first] + phones[1][second], (0, 0, 0, 1))
+
+        return both(self.embedding, self.embedding_phones), both(self.head, self.head_phones)
+
+    def conditioning(self, speaker: Tensor, prompt: Tensor, emotion: Tensor) -> Tensor:
+        """[1, 256], embedded tokens [1, n, width], [1] to [1, prefix, width]."""
         encoder = self.t3.cond_enc
-        embedded = table[prompt] + self.t3.speech_pos_emb.emb.weight[: prompt.shape[1]]
-        return torch.cat(
-            [
-                encoder.spkr_enc(speaker)[:, None],
-                encoder.perceiver(embedded),
-                encoder.emotion_adv_fc(emotion[:, None, None]),
-            ],
-            1,
-        )
+        embedded = prompt + self.t3.speech_pos_emb.emb.weight[: prompt.shape[1]]
+        parts = [encoder.spkr_enc(speaker)[:, None], encoder.perceiver(embedded)]
+        return torch.cat([*parts, encoder.emotion_adv_fc(emotion[:, None, None])], 1)
 
-    def forward(self, prefix: Tensor, x: Tensor, text: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
-        """Embedded sequences after the prefix, [rows, length, width], to last hidden states, and the attention of the
-        guided heads [rows, length, keys] to `text`, a span of keys in the whole sequence."""
-        skip, seen = prefix.shape[1], []
-        x = torch.cat([prefix, x], 1)
-        length = x.shape[1]
-        rotation = self.rotation[:length]
-        later = torch.full((length, length), -torch.inf, device=x.device).triu(1)
+    def forward(self, prefix: Tensor, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Prefix [1, prefix, width] and embedded sequences after it [rows, length, width] to last hidden states, the
+        attention of the guided heads [rows, length, length], and hidden states in the middle."""
+        start, length = prefix.shape[1], x.shape[1]
+        mask = torch.full((start + length, start + length), -torch.inf, dtype=x.dtype, device=x.device).triu(1)
+        rotation = _expanded(self.rotation[: start + length]).to(x.dtype)
+        seen, middle = [], x
         for index, layer in enumerate(self.t3.tfmr.layers):
-            attention, mlp = layer.self_attn, layer.mlp
-            h = layer.input_layernorm(x)
-            heads = lambda y: y.unflatten(-1, (T3.heads, -1))  # noqa: E731
-            q = rotate(heads(attention.q_proj(h)), rotation).transpose(1, 2)
-            k = rotate(heads(attention.k_proj(h)), rotation).transpose(1, 2)
-            v = heads(attention.v_proj(h)).transpose(1, 2)
-            # flash attention's backward takes five times as long on a CPU
-            scores = (q.to(v.dtype) @ k.to(v.dtype).transpose(2, 3)).float() * T3.head_dim**-0.5
-            weights = (scores + later).softmax(-1)
-            mixed = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+            weights = _projections(layer.self_attn)
+            own = _project(layer, weights, prefix, rotation[:, :start])
+            q, k, v = _project(layer, weights, x, rotation[:, start:])
+            k, v = (
+                torch.cat([one.expand(len(x), -1, -1, -1), many], 2) for one, many in zip(own[1:], (k, v), strict=True)
+            )
+            if index + 1 < len(self.t3.tfmr.layers):
+                prefix, _ = _mix(layer, prefix, *own, mask[:start, :start])
+            x, attention = _mix(layer, x, q, k, v, mask[start:])
             if index in GUIDED_LAYERS:
-                seen.append(weights[:, GUIDED_HEAD, skip:, text[0] : text[1]])
-            x = x + attention.o_proj(mixed)
-            h = layer.post_attention_layernorm(x)
-            x = x + mlp.down_proj(F.silu(mlp.gate_proj(h)) * mlp.up_proj(h))
-        return self.t3.tfmr.norm(x[:, skip:]), seen
+                seen.append(attention.unflatten(0, (len(x), -1))[:, GUIDED_HEAD, :, start:])
+            if index == AUXILIARY_LAYER:
+                middle = x
+        return _norm(self.t3.tfmr.norm, x), seen, middle
 
     def official(self) -> dict[str, Tensor]:
         """The state as upstream names it."""
-        embedding, head = self.tables()
+        embedding, head = (table.detach() for table in self.tables())
         state = {name: value.detach().clone() for name, value in self.t3.state_dict().items()}
-        for name in ("speech_emb.weight", "text_head.weight", "tfmr.embed_tokens.weight"):
+        for name in ("speech_emb.weight", "text_head.weight", "tfmr.embed_tokens.weight", "speech_head.weight"):
             state[name].zero_()
-        live = slice(FIRST, FIRST + LIVE)
-        state["speech_emb.weight"][live] = embedding[:LIVE].detach()
-        state["speech_emb.weight"][T3.start_speech] = embedding[BOS].detach()
-        state["speech_head.weight"][:] = head[DEAD].detach()
-        state["speech_head.weight"][live] = head[:LIVE].detach()
-        state["speech_head.weight"][T3.stop_speech] = head[STOP].detach()
+        ids = torch.from_numpy(token_ids(*self.phones.numpy()))
+        state["speech_emb.weight"][ids] = embedding[:-1]
+        state["speech_emb.weight"][T3.start_speech] = embedding[-1]
+        state["speech_head.weight"][ids] = head[:-1]
+        state["speech_head.weight"][T3.stop_speech] = head[-1]
         return state
 
     @torch.no_grad()
     def load_official(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `official`; what the digits gave to the tables is in their rows then."""
-        self.t3.load_state_dict(state)
-        live = slice(FIRST, FIRST + LIVE)
+        """The inverse of `official`; what the phones gave to the tables is in their rows then."""
         embedding, head = state["speech_emb.weight"], state["speech_head.weight"]
-        self.embedding.copy_(torch.cat([embedding[live], embedding[T3.start_speech, None]]))
-        self.head.copy_(torch.cat([head[live], head[[T3.stop_speech, 0]]]))
-        self.embedding_digits.zero_()
-        self.head_digits.zero_()
+        self.t3.load_state_dict(state)
+        ids = torch.from_numpy(token_ids(*self.phones.numpy()))
+        self.embedding.copy_(torch.cat([embedding[ids], embedding[T3.start_speech, None]]))
+        self.head.copy_(torch.cat([head[ids], head[T3.stop_speech, None]]))
+        self.embedding_phones.zero_()
+        self.head_phones.zero_()
 
 
-class Speaker:
-    """What one of flite's voices says: text and live speech tokens of every sentence, embeddings of some clips."""
-
-    def __init__(self, folder: Path, name: str, encode: Callable[[str], list[int]]) -> None:
-        file = np.load(folder / f"tokens-{name}.npz")
-        tokens, begin = file["tokens"].astype(np.int64) - FIRST, file["begin"]
-        self.speech = [tokens[a:b] for a, b in itertools.pairwise(begin)]
-        self.text = [str(text) for text in file["text"]]
-        self.ids = [encode(text) for text in self.text]
-        self.embedding = torch.from_numpy(np.load(folder / f"speakers-{name}.npy"))
-        often = [index for index, text in enumerate(self.text) if text in FIXED]
-        self.share = SHARES[name]
-        self.order = [*range(len(self.text)), *often * 8]
+def _norm(module: Any, x: Tensor) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], module.weight.to(x.dtype), module.variance_epsilon)
 
 
-Rows = list[tuple[Speaker, list[int], np.ndarray]]
-"""(speaker, text with start and stop, live tokens) of each row."""
+def _expanded(rotation: Tensor) -> Tensor:
+    """[positions, 2, half] to cosines and signed sines, [2, positions, head_dim]."""
+    cos, sin = rotation.unbind(1)
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])
+
+
+def _projections(attention: Any) -> Tensor:
+    """Weights of queries, keys, both with their halves swapped (so that a rotation is two products), and values."""
+    q, k = (
+        part.weight.unflatten(0, (T3.heads, 2, -1)) * scale
+        for part, scale in ((attention.q_proj, T3.head_dim**-0.5), (attention.k_proj, 1.0))
+    )
+    return torch.cat(
+        [q.flatten(0, 2), k.flatten(0, 2), q.flip(1).flatten(0, 2), k.flip(1).flatten(0, 2), attention.v_proj.weight]
+    )
+
+
+def _project(layer: Any, weights: Tensor, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled and rotated queries and keys, and values, [rows, heads, length, head_dim]."""
+    y = F.linear(_norm(layer.input_layernorm, x), weights).unflatten(-1, (5, T3.heads, -1))
+    straight, swapped, v = y[:, :, :2], y[:, :, 2:4], y[:, :, 4]
+    cos, sin = rotation[:, :, None, None]
+    q, k = torch.addcmul(straight * cos, swapped, sin).permute(2, 0, 3, 1, 4)
+    return q, k, v.transpose(1, 2)
+
+
+def _mix(layer: Any, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer after its projections, and its attention, [rows * heads, queries, keys]. Flash attention's backward takes
+    five times as long on a CPU."""
+    scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
+    weights = scores.softmax(-1)
+    mixed = torch.bmm(weights, v.flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2)
+    x = x + layer.self_attn.o_proj(mixed)
+    mlp = layer.mlp
+    h = _norm(layer.post_attention_layernorm, x)
+    return x + mlp.down_proj(F.silu(mlp.gate_proj(h)) * mlp.up_proj(h)), weights
 
 
 class Batches:
     """Batches of about `POSITIONS` positions, of rows of like length."""
 
-    def __init__(self, speakers: list[Speaker], space: int) -> None:
-        self._speakers, self._space = speakers, space
-        self._queue: list[list[tuple[Speaker, list[int]]]] = []
+    def __init__(self, sentences: Sentences, order: list[int]) -> None:
+        self._sentences, self._order = sentences, order
+        self._queue: list[list[list[int]]] = []
 
     def _epoch(self) -> None:
-        rows = []
-        for speaker in self._speakers:
-            order = random.sample(speaker.order, int(speaker.share * len(speaker.order)))
-            while order:
-                many = random.choices((1, 2, 3, 4, 6), (60, 20, 10, 6, 4))[0]
-                row = [order.pop() for _ in range(min(many, len(order)))]
-                while sum(len(speaker.text[i]) + 1 for i in row) > SEGMENT:
-                    order.append(row.pop())
-                rows.append((speaker, row))
-        rows.sort(key=lambda row: sum(len(row[0].speech[i]) for i in row[1]) + random.random() * 6)
-        batch: list[tuple[Speaker, list[int]]] = []
-        for speaker, row in rows:
-            length = T3.prefix + sum(len(speaker.speech[i]) + len(speaker.ids[i]) + 1 for i in row)
-            if batch and length * (len(batch) + 1) > POSITIONS:
+        order = random.sample(self._order, len(self._order))
+        characters, rows = self._sentences.characters, []
+        while order:
+            row = [order.pop() for _ in range(min(random.choices(*JOINED)[0], len(order)))]
+            while sum(characters[number] + 1 for number in row) > SEGMENT:
+                order.append(row.pop())
+            rows.append((sum(self._length(number) for number in row), row))
+        rows.sort(key=lambda row: row[0] + random.random() * 4)
+        batch: list[list[int]] = []
+        for length, row in rows:
+            if batch and (length + 4) * (len(batch) + 1) > POSITIONS:
                 self._queue.append(batch)
                 batch = []
-            batch.append((speaker, row))
+            batch.append(row)
         self._queue.append(batch)
         random.shuffle(self._queue)
 
-    def draw(self) -> Rows:
+    def _length(self, number: int) -> int:
+        row = self._sentences.rows[number]
+        return len(row.text) + len(row.speech) + 1 + PAUSE
+
+    def draw(self) -> list[Row]:
         """The next batch."""
         if not self._queue:
             self._epoch()
-        rows: Rows = []
-        for speaker, row in self._queue.pop():
-            text: list[int] = []
-            for i in row:
-                text += [self._space, *speaker.ids[i]] if text else speaker.ids[i]
-            rows.append((speaker, T3.frame(text), np.concatenate([speaker.speech[i] for i in row])))
-        return rows
+        return [self._sentences.joined(row) for row in self._queue.pop()]
 
 
 @dataclass
@@ -230,162 +283,167 @@ class Batch:
 
     ids: Tensor
     """[rows, length] into the tables of text and speech, one after the other: text, BOS, BOS, speech."""
-    positions: Tensor
+    places: Tensor
+    """[rows, length] into the tables of positions of text and speech."""
     is_text: Tensor
-    fed: Tensor
-    """[rows, longest]: the live tokens that the model hears before each one that it says, BOS first."""
-    wanted: Tensor
-    """[rows, longest]: what it should say, then `STOP`, then -100."""
     at: Tensor
-    """[rows, longest]: where in the sequence it says it."""
-    written: Tensor
-    spoken: Tensor
-    """[rows]: tokens of text and speech."""
+    """[said]: where something is said, in rows * length."""
+    wanted: Tensor
+    """[said]: what: compact tokens and `stop`."""
+    fed: Tensor
+    """[said]: what was heard before it, for the repetition penalty."""
+    letters: Tensor
+    """[said, 2]: places in the row of what is said."""
+    dropped: Tensor
+    """[said]: whether the row has lost its text."""
+    spelt: Tensor
+    """[rows, length]: the phones of the letter `LOOKAHEAD` places back, -100 for none."""
 
     @classmethod
-    def of(cls, rows: Rows, noise: float) -> Batch:
-        """`noise`: the share of tokens that are heard wrongly."""
-        count, vocab = len(rows), T3.text_vocab
-        written = torch.tensor([len(text) for _, text, _ in rows])
-        spoken = torch.tensor([len(speech) for _, _, speech in rows])
-        length, longest = int((written + spoken).max()) + 2, int(spoken.max()) + 1
-        shape = (count, length)
-        batch = cls(
-            torch.full(shape, vocab + BOS),
-            torch.zeros(shape, dtype=torch.long),
-            torch.zeros(shape, dtype=torch.bool),
-            torch.full((count, longest), BOS),
-            torch.full((count, longest), -100),
-            torch.zeros((count, longest), dtype=torch.long),
-            written,
-            spoken,
+    def of(cls, rows: list[Row], live: int, training: bool) -> Batch:
+        vocab, first = T3.text_vocab, len(rows) and max(len(row.text) + len(row.speech) for row in rows) + 4
+        length = -(-first // 8) * 8
+        shape = (len(rows), length)
+        ids, places = np.full(shape, vocab + live), np.full(shape, T3.text_positions)
+        is_text, spelt = np.zeros(shape, bool), np.full(shape, -100)
+        lost = np.random.default_rng(random.getrandbits(32)).random(len(rows)) < (DROPPED if training else 0.0)
+        at, wanted, fed, letters, dropped = [], [], [], [], []
+        for i, row in enumerate(rows):
+            text = T3.frame(row.text.tolist())
+            t, s = len(text), len(row.speech)
+            heard = row.speech.copy()
+            if training:
+                wrong = np.flatnonzero(np.random.random(s) < MISHEARD)
+                heard[wrong] = np.random.randint(0, live, len(wrong))
+            ids[i, :t], ids[i, t + 2 : t + 2 + s] = text, vocab + heard
+            places[i, :t], places[i, t + 2 : t + 2 + s] = np.arange(t), T3.text_positions + np.arange(1, s + 1)
+            is_text[i, :t] = not lost[i]
+            if not lost[i]:
+                spelt[i, 1 + LOOKAHEAD : t - 1] = np.where(row.said < 0, -100, row.said)[: t - 2 - LOOKAHEAD]
+            at.append(i * length + t + 1 + np.arange(s + 1))
+            wanted.append(np.append(row.speech, live))
+            fed.append(np.concatenate([[live], heard]))
+            letters.append(np.concatenate([row.letters + 1, [[t - 1, t - 1]]]))
+            dropped.append(np.full(s + 1, lost[i]))
+        join = lambda parts: torch.from_numpy(np.concatenate(parts))  # noqa: E731
+        return cls(
+            ids=torch.from_numpy(ids),
+            places=torch.from_numpy(places),
+            is_text=torch.from_numpy(is_text),
+            at=join(at),
+            wanted=join(wanted),
+            fed=join(fed),
+            letters=join(letters),
+            dropped=join(dropped),
+            spelt=torch.from_numpy(spelt),
         )
-        for i, (_, text, tokens) in enumerate(rows):
-            t, s = len(text), len(tokens)
-            speech = torch.from_numpy(tokens)
-            heard = torch.where(torch.rand(s) < noise, torch.randint(0, LIVE, (s,)), speech)
-            batch.wanted[i, :s], batch.wanted[i, s] = speech, STOP
-            batch.fed[i, 1 : s + 1] = heard
-            batch.at[i, : s + 1] = t + 1 + torch.arange(s + 1)
-            batch.ids[i, :t], batch.ids[i, t + 2 : t + 2 + s] = torch.tensor(text), vocab + heard
-            batch.positions[i, :t], batch.positions[i, t + 2 : t + 2 + s] = torch.arange(t), torch.arange(1, s + 1)
-            batch.is_text[i, :t] = True
-        return batch
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return Batch(*(value.to(device) for value in vars(self).values()))
 
 
-def voices(rows: Rows, size: int) -> tuple[Tensor, Tensor]:
-    """A speaker embedding and a prompt of `size` live tokens for each row, from other sentences of its speaker."""
-    prompts = []
-    for speaker, _, _ in rows:
-        other = random.choice(speaker.speech)
-        while len(other) < size:
-            other = np.concatenate([other, random.choice(speaker.speech)])
-        prompts.append(other[:size])
-    speakers = [speaker.embedding[random.randrange(len(speaker.embedding))] for speaker, _, _ in rows]
-    return torch.stack(speakers), torch.from_numpy(np.stack(prompts))
+def noise(model: Model, table: Tensor, training: bool) -> Tensor:
+    """A prefix of a random speaker, random tokens of which some are none of T3's, and a random emotion."""
+    size = random.randint(20, T3.prompt_tokens) if training else T3.prompt_tokens
+    device = table.device
+    speaker = F.normalize(torch.randn(1, 256).abs(), dim=1).to(device)
+    tokens = torch.randint(0, model.live, (1, size)).to(device)
+    known = (torch.rand(1, size, 1) > random.choice((0.0, 0.3))).to(device)
+    emotion = torch.full((1,), random.uniform(0.2, 1.0) if training else 0.5, device=device)
+    return model.conditioning(speaker, table[tokens] * known, emotion)
 
 
-def losses(model: Model, rows: Rows, training: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cross-entropy, the same after the repetition penalty, guided attention, accuracy."""
-    batch = Batch.of(rows, MISHEARD if training else 0.0)
-    count, width, device = len(rows), int(batch.written.max()), model.head.device
-    batch = batch.to(device)
+@dataclass
+class Losses:
+    plain: Tensor
+    penalised: Tensor | None
+    guide: Tensor
+    spelling: Tensor
+    accuracy: Tensor
+
+
+def losses(model: Model, rows: list[Row], training: bool) -> Losses:
+    batch = Batch.of(rows, model.live, training).to(model.head.device)
     table, head = model.tables()
-    text_position, speech_position = model.t3.text_pos_emb.emb.weight, model.t3.speech_pos_emb.emb.weight
-    dropped = torch.rand(count, device=device) < (0.12 if training else 0.0)
-    x = torch.cat([model.t3.text_emb.weight, table])[batch.ids] * ~(batch.is_text & dropped[:, None])[..., None]
-    written = batch.positions.clamp(max=len(text_position) - 1)  # of speech too, which has more of them
-    places = torch.where(batch.is_text[..., None], text_position[written], speech_position[batch.positions])
-    longest_prompt = T3.prompt_tokens
-    speakers, prompts = voices(rows, random.randint(25, longest_prompt) if training else longest_prompt)
-    emotion = torch.rand(count, device=device) * 0.8 + 0.2
+    emb = torch.cat([model.t3.text_emb.weight, table])
+    lost = (batch.ids < T3.text_vocab) & ~batch.is_text
+    positions = torch.cat([model.t3.text_pos_emb.emb.weight, model.t3.speech_pos_emb.emb.weight])
+    x = F.embedding(batch.ids, emb) * ~lost[..., None] + F.embedding(batch.places, positions)
     with precision():
-        prefix = model.conditioning(speakers.to(device), prompts.to(device), emotion, table)
-        start = prefix.shape[1]
-        hidden, seen = model(prefix, x + places, (start, start + width))
-        hidden = hidden.gather(1, batch.at[..., None].expand(-1, -1, hidden.shape[2]))
-        logits = F.linear(hidden, head).float()
-    # the tokens that are not in use share a row of the head, and count as many
-    logits = logits + F.pad(logits.new_zeros(LIVE + 1), (0, 1), value=float(np.log(T3.speech_vocab - LIVE - 1)))
-    real = batch.wanted >= 0
-    wanted = batch.wanted[real]
-    plain = F.cross_entropy(logits[real], wanted)
-    with torch.no_grad():
-        past = logits.new_zeros(*batch.fed.shape, LIVE + 2).scatter_(2, batch.fed[..., None], 1.0).cumsum_(1) > 0
-        past[..., LIVE:] = False  # BOS, whose place here is the stop token's
-        factor = 1 + past * ((logits > 0) * (1 / PENALTY - PENALTY) + PENALTY - 1)
-    after = F.cross_entropy((logits * factor)[real], wanted)
-    accuracy = (logits.argmax(-1)[real] == wanted).float().mean()
+        kind = torch.bfloat16 if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") else x.dtype
+        hidden, seen, middle = model(noise(model, table, training).to(kind), x.to(kind))
+        logits = F.linear(hidden.flatten(0, 1)[batch.at], head).float()
+        spelling = F.cross_entropy(model.auxiliary(middle).float().flatten(0, 1), batch.spelt.flatten())
+    penalised = None
+    if not training or random.random() < PENALISED:
+        penalised = F.cross_entropy(after_penalty(logits, batch), batch.wanted)
+    plain = F.cross_entropy(logits, batch.wanted)
     guide = logits.new_zeros(())
-    keep = real & ~dropped[:, None]
-    for weights in seen if keep.any() else []:
-        mass = (weights.gather(1, batch.at[..., None].expand(-1, -1, width)) * near_diagonal(batch, width)).sum(-1)
-        guide = guide - torch.log(mass + 1e-4)[keep].mean()
-    return plain, after, guide, accuracy
+    keep = ~batch.dropped
+    where, letters = batch.at[keep], batch.letters[keep]
+    for weights in seen:
+        looked = weights.flatten(0, 1)[where[:, None], letters].float()
+        mass = looked.sum(1) * torch.where(letters[:, 0] == letters[:, 1], 0.5, 1.0)
+        guide = guide - torch.log(mass + 1e-4).mean()
+    accuracy = (logits.argmax(-1) == batch.wanted).float().mean()
+    return Losses(plain, penalised, guide, spelling, accuracy)
 
 
-def near_diagonal(batch: Batch, width: int) -> Tensor:
-    """[rows, longest, width]: how near each text token is to where the speech is, from 0 to 1."""
-    device = batch.wanted.device
-    time = (torch.arange(batch.wanted.shape[1], device=device)[None, :, None] + 0.5) / batch.spoken[:, None, None]
-    place = (torch.arange(width, device=device)[None, None] + 0.5) / batch.written[:, None, None]
-    return torch.exp(-((place - time) ** 2) / (2 * 0.1**2)) * (place < 1)
+def after_penalty(logits: Tensor, batch: Batch) -> Tensor:
+    """What upstream samples from: tokens that were heard before are less likely."""
+    live = logits.shape[1] - 1
+    begins = torch.cumsum(batch.fed == live, 0)  # a row's first is BOS
+    past = torch.zeros_like(logits, dtype=torch.int16)
+    past.scatter_(1, batch.fed[:, None], 1)
+    past[:, live] = 0
+    counted = past.cumsum(0, dtype=torch.int16)
+    first = torch.searchsorted(begins, begins)  # of each one's row
+    past = (counted - counted[first]) > 0
+    return logits * torch.where(past, torch.where(logits > 0, 1 / PENALTY, PENALTY), 1.0)
 
 
-def main() -> None:
-    parser = command_line(__doc__, 4500)
-    parser.add_argument("--workers", type=int, default=1, help="on a CPU: processes that train together, a core each")
-    arguments = parser.parse_args()
-    if arguments.workers > 1 and arguments.device.type != "cpu":
-        parser.error("--workers is for a CPU: leave it out, or add --device cpu")
-    path = arguments.folder / "tokenizer.json"
-    if not path.exists():
-        write_tokenizer((arguments.folder / "data" / "train.txt").read_text().splitlines(), path)
-    if arguments.workers == 1:
-        train(0, arguments)
-        return
-    with tempfile.TemporaryDirectory() as meeting:
-        arguments.meeting = f"file://{meeting}/processes"
-        start_processes(train, (arguments,), arguments.workers)
+def total(found: Losses, share: float) -> Tensor:
+    main = found.plain if found.penalised is None else found.penalised
+    return main + 0.15 * max(0.2, 1 - share) * found.guide + 0.15 * found.spelling
 
 
 def training_of(model: Model, folder: Path, seconds: float, device: torch.device) -> Training:
-    return Training(model, folder / "t3.pt", seconds, device, rate=1.5e-3, decay=0.02)
+    path = folder / "t3.pt"
+    return Training(model, path, seconds, device, rate=2e-3, decay=0.02, muon=model.hidden())
 
 
-def train(rank: int, arguments: argparse.Namespace) -> None:
-    """One of the processes."""
-    from chatterbox.models.tokenizers import EnTokenizer
-
-    torch.manual_seed(0)
-    folder = arguments.folder
-    tokenizer = EnTokenizer(str(folder / "tokenizer.json"))
-    speakers = [Speaker(folder, name, tokenizer.encode) for name in data.SPEAKERS]
-    held: list[Rows] = []
-    for speaker in speakers:  # 40 sentences of each are kept aside
-        speaker.order = [index for index in speaker.order if index >= 40 or speaker.text[index] in FIXED]
-        held.append([(speaker, T3.frame(speaker.ids[i]), speaker.speech[i]) for i in range(20)])
-    model = Model()
-    if arguments.workers > 1:
-        dist.init_process_group("gloo", init_method=arguments.meeting, rank=rank, world_size=arguments.workers)
-        torch.manual_seed(rank)
-    training = training_of(model, folder, arguments.seconds, arguments.device)
-    random.seed(f"{rank} {training.step}")
-    batches = Batches(speakers, tokenizer.encode(" ")[0])
+def main() -> None:
+    arguments = seeded(command_line(__doc__, 4500))
+    sentences = Sentences(arguments.folder)
+    model = Model(sentences.live, sentences.labels)
+    training = training_of(model, arguments.folder, arguments.seconds, arguments.device)
+    batches = Batches(sentences, list(range(KEPT_ASIDE, len(sentences.rows))))
+    aside = [[sentences.joined([n]) for n in range(first, first + 25)] for first in range(0, 200, 25)]
     for step in training.steps():
-        weight = 0.15 * min(1.0, max(0.2, (0.5 - training.share) / 0.2))
-        plain, after, guide, accuracy = losses(model, batches.draw(), True)
-        loss = 0.6 * plain + 0.4 * after + weight * guide
-        training.learn(loss, ce=plain, penalised=after, guide=guide, accuracy=accuracy)
-        if step % 250 == 249 and rank == 0:
-            with torch.no_grad():
-                figures = [losses(model, rows, False) for rows in held]
-            for name, (plain, after, guide, accuracy) in zip(data.SPEAKERS, figures, strict=True):
-                found = f"ce {plain:.3f} penalised {after:.3f} guide {guide:.3f} accuracy {accuracy:.3f}"
-                print(f"t3: kept aside, {name}: {found}", flush=True)
+        found = losses(model, batches.draw(), True)
+        more = {} if found.penalised is None else {"penalised": found.penalised}
+        training.learn(
+            total(found, training.share),
+            ce=found.plain,
+            guide=found.guide,
+            spelling=found.spelling,
+            accuracy=found.accuracy,
+            **more,
+        )
+        if step % 200 == 199:
+            report(model, training, aside)
+
+
+@torch.no_grad()
+def report(model: Model, training: Training, aside: list[list[Row]]) -> None:
+    """Of the averaged weights, on sentences kept aside."""
+    now = {key: value.clone() for key, value in model.state_dict().items()}
+    model.load_state_dict(training.averaged)
+    found = [losses(model, rows, False) for rows in aside]
+    mean = lambda name: float(torch.stack([getattr(each, name) for each in found]).mean())  # noqa: E731
+    names = ("plain", "penalised", "guide", "spelling", "accuracy")
+    print("t3: kept aside: " + ", ".join(f"{name} {mean(name):.3f}" for name in names), flush=True)
+    model.load_state_dict(now)
 
 
 if __name__ == "__main__":

@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import argparse
-import math
+import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
+COOLING = 0.4
+"""The share of the time, at its end, in which the learning rate falls to zero."""
+
 
 def command_line(description: str | None, seconds: float) -> argparse.ArgumentParser:
-    """The options of a training: `folder`, `seconds` and `device`."""
+    """The options of a training: `folder`, `seconds`, `device` and `threads`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=float, default=seconds, help="of wall time, over all runs")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=torch.device, default=device, help="cuda where there is one, else cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a CPU")
     return parser
 
 
 def begin(description: str | None, seconds: float) -> argparse.Namespace:
     """Reads the command line; seeds the random numbers of every device, and has all of them compute in float32."""
+    return seeded(command_line(description, seconds))
+
+
+def seeded(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    arguments = parser.parse_args()
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
     torch.manual_seed(0)
     random.seed(0)
-    # TF32 would make networks this small no faster, and move the analytic estimator's velocities, which are differences
-    # of large numbers (`train_flow`), by 0.17 where they are 2.1 (means, its rounding emulated).
+    torch.set_num_threads(arguments.threads)
+    # TF32 would make networks this small no faster
     torch.backends.cudnn.allow_tf32 = False
-    return command_line(description, seconds).parse_args()
+    return arguments
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -49,10 +61,11 @@ def precision() -> AbstractContextManager[None]:
 class Training:
     """A module, moved to `device`, trained for `seconds` of wall time in all, over as many runs as it takes.
 
-    The state on disk (`path`) holds weights, their running average, the optimiser and the time used, so that a run that
-    was cut off goes on where it was, on the same device or another. With torch.distributed (processes on a CPU)
-    gradients and time are averaged over the processes, and the first one writes and reports. The learning rate warms up
-    over `warm` steps, then falls to a twentieth along a cosine of the time used.
+    The state on disk (`path`) holds weights, their running average, the optimisers' and the time used, so that a run
+    that was cut off goes on where it was, on the same device or another. The learning rate warms up over `warm`
+    steps, and falls to zero in the last `COOLING` of the time. Several processes, which torchrun starts, share their
+    gradients, and the first one writes and reports. Matrices in `muon` are trained by Muon (Jordan, 2024), all other
+    weights by AdamW.
     """
 
     def __init__(
@@ -66,80 +79,95 @@ class Training:
         betas: tuple[float, float] = (0.9, 0.98),
         decay: float = 0.0,
         clip: float = 1.0,
-        warm: int = 200,
+        warm: int = 100,
         average: float = 0.998,
+        muon: Iterable[torch.nn.Parameter] = (),
     ) -> None:
         self.module, self.path, self.seconds, self.device = module.to(device), path, seconds, device
         self._rate, self._clip, self._warm, self._average = rate, clip, warm, average
         self._wanted = [weight for weight in module.parameters() if weight.requires_grad]
-        self._optimiser = torch.optim.AdamW(self._wanted, lr=rate, betas=betas, weight_decay=decay)
+        hidden = list(muon)
+        ids = {id(weight) for weight in hidden}
+        others = [weight for weight in self._wanted if id(weight) not in ids]
+        self._optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=rate, betas=betas, weight_decay=0.0 if hidden else decay)
+        ]
+        if hidden:
+            self._optimisers.append(
+                torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            )
         self.averaged = {key: value.clone() for key, value in module.state_dict().items()}
         self.step, self.used, self._last = 0, 0.0, time.monotonic()
         if path.exists():
-            state = read(path)
-            module.load_state_dict(state["module"])
-            self.averaged = {key: value.to(device) for key, value in state["averaged"].items()}
-            self.step, self.used = state["step"], state["used"]
-            self._optimiser.load_state_dict(state["optimiser"])
-        self._sums: dict[str, float] = {}
-        self._count = 0
+            self._restore(read(path))
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
+        seed = 1000 * self.step + self._rank
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.averaged = {key: value.to(self.device) for key, value in state["averaged"].items()}
+        self.step, self.used = state["step"], state["used"]
+        for optimiser, saved in zip(self._optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
 
     @property
     def share(self) -> float:
         """Of the time, what is used."""
         return min(1.0, self.used / self.seconds)
 
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self._rate * min(1.0, (self.step + 1) / self._warm, (1 - self.share) / COOLING)
+
     def steps(self, report: int = 50, save: float = 60.0) -> Iterator[int]:
         """Yields until the time is used, prints mean losses every `report` steps, writes the state every `save` s."""
         name = self.path.stem
         self._last = saved = time.monotonic()
         while self.used < self.seconds:
-            cosine = 0.5 * (1 + math.cos(math.pi * self.share))
-            for group in self._optimiser.param_groups:
-                group["lr"] = self._rate * min(1.0, (self.step + 1) / self._warm) * max(0.05, cosine)
+            for group in (group for optimiser in self._optimisers for group in optimiser.param_groups):
+                group["lr"] = self.rate()
             yield self.step
-            if self.step % report == 0 and self._first:
-                losses = " ".join(f"{key} {value / self._count:.4f}" for key, value in self._sums.items())
+            if self.step % report == 0 and not self._rank:
+                losses = " ".join(f"{key} {value / count:.4f}" for key, (value, count) in self._sums.items())
                 print(f"{name}: step {self.step}, {self.used:.0f} of {self.seconds:.0f} s, {losses}", flush=True)
-                self._sums, self._count = {}, 0
-            if time.monotonic() - saved > save and self._first:
+                self._sums = {}
+            if time.monotonic() - saved > save:
                 self.save()
                 saved = time.monotonic()
-        if self._first:
-            self.save()
+        self.save()
 
-    @property
-    def _first(self) -> bool:
-        return not dist.is_initialized() or dist.get_rank() == 0
-
-    def _share_gradients(self) -> None:
-        """And the time used, so that all processes end after the same step."""
+    def _share(self) -> None:
+        """Averages gradients and time over the processes, which all end after the same step then."""
         if not dist.is_initialized():
             return
-        time = torch.tensor([self.used])
-        together = torch.cat([*(weight.grad.flatten() for weight in self._wanted if weight.grad is not None), time])
+        gradients = [weight.grad for weight in self._wanted if weight.grad is not None]
+        together = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor([self.used])])
         dist.all_reduce(together)
         together /= dist.get_world_size()
         self.used = float(together[-1])
-        begin = 0
-        for weight in self._wanted:
-            if weight.grad is not None:
-                weight.grad.copy_(together[begin : begin + weight.numel()].view_as(weight))
-                begin += weight.numel()
+        parts = together[:-1].split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def learn(self, loss: torch.Tensor, /, **losses: torch.Tensor) -> None:
-        """One optimiser step; `losses` are for the report."""
-        self._optimiser.zero_grad()
+        """One step of the optimisers; `losses` are for the report."""
+        for optimiser in self._optimisers:
+            optimiser.zero_grad()
         loss.backward()
         now = time.monotonic()
         self.used, self._last = self.used + now - self._last, now
-        self._share_gradients()
+        self._share()
         torch.nn.utils.clip_grad_norm_(self._wanted, self._clip)
-        self._optimiser.step()
+        for optimiser in self._optimisers:
+            optimiser.step()
         self.step += 1
-        self._count += 1
         for key, value in losses.items():
-            self._sums[key] = self._sums.get(key, 0.0) + float(value.detach())
+            total, count = self._sums.get(key, (0.0, 0))
+            self._sums[key] = total + float(value.detach()), count + 1
         momentum = min(self._average, 1 - 1 / (self.step / 10 + 1))
         with torch.no_grad():
             for key, value in self.module.state_dict().items():
@@ -147,10 +175,12 @@ class Training:
                     self.averaged[key].lerp_(value, 1 - momentum)
 
     def save(self) -> None:
+        if self._rank:
+            return
         state = {
             "module": self.module.state_dict(),
             "averaged": self.averaged,
-            "optimiser": self._optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
             "step": self.step,
             "used": self.used,
         }

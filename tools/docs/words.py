@@ -48,10 +48,7 @@ MEANT = "widht,temprature,caf"
 
 TO_REWRITE: tuple[str, ...] = (
     "tests/server/test_demo_voice.py",
-    "tools/demo_voice/data.py",
     "tools/demo_voice/recogniser.py",
-    "tools/demo_voice/restore.py",
-    "tools/demo_voice/sentences.py",
     "tools/demo_voice/train_codec.py",
     "tools/demo_voice/train_t3.py",
 )

@@ -12,7 +12,7 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
-from chatterbox_engine.serving.supervision import CONTROL, DRAINED
+from chatterbox_engine.serving.supervision import CONTROL, DRAINED, short_path
 
 REPOSITORY = "stopping"
 """Folder of a model repository that is empty until the server stops."""
@@ -28,7 +28,8 @@ class Models:
     def __init__(self, folder: Path) -> None:
         """Listens in the launcher's private folder."""
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(str(folder / CONTROL))
+        with short_path(folder / CONTROL) as address:
+            self._socket.bind(address)
         self._socket.listen()
         self._socket.setblocking(False)
         self._busy: set[socket.socket] = set()

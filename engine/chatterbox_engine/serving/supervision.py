@@ -17,7 +17,7 @@ import os
 import selectors
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CONTROL = "launcher.sock"
@@ -27,6 +27,19 @@ DRAINED = b"drained\n"
 
 Drain = Callable[[float, Callable[[], None]], None]
 """Takes the seconds that requests under way have, and what to call once there are none. Must not block."""
+
+
+@contextlib.contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """Another name of a socket, for `bind` and `connect`: an address has 108 bytes, which a long TMPDIR exceeds.
+
+    Raises FileNotFoundError when its folder does not exist.
+    """
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def supervise(folder: str | None = None, drain: Drain | None = None) -> None:
@@ -54,7 +67,8 @@ def _end() -> None:
 def _connect(path: Path) -> socket.socket | None:
     line = socket.socket(socket.AF_UNIX)
     try:
-        line.connect(str(path))
+        with short_path(path) as address:
+            line.connect(address)
     except FileNotFoundError:  # no launcher
         line.close()
         return None

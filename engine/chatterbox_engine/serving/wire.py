@@ -43,6 +43,7 @@ from chatterbox_engine.serving.codec import (
     decode,
     encode,
 )
+from chatterbox_engine.serving.supervision import short_path
 
 FOLDER_VARIABLE = "CHATTERBOX_SOCKETS"
 """Path of this server's private folder, which only its user may enter. The launcher creates it."""
@@ -98,7 +99,8 @@ class Host:
         path.unlink(missing_ok=True)
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(str(path))
+        with short_path(path) as address:
+            self._socket.bind(address)
         self._file = path.stat().st_ino
         self._socket.listen()
         self._peer: socket.socket | None = None
@@ -252,7 +254,8 @@ class Link:
     def _connect(self) -> bool:
         end = socket.socket(socket.AF_UNIX)
         try:
-            end.connect(str(self._path))
+            with short_path(self._path) as address:
+                end.connect(address)
         except (FileNotFoundError, ConnectionRefusedError):
             end.close()
             return False

@@ -99,6 +99,10 @@ class EnglishText:
         return self._tokenizer.speaks(ids)
 
 
+_REFUSED = "[REFUSED]"
+"""The token of characters that a checkpoint cannot speak; most checkpoints have `[UNK]` instead and speak on."""
+
+
 class Tokenizer:
     """Text to the token ids that T3 reads, without its start and stop tokens."""
 
@@ -108,15 +112,23 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path}: not a tokenizer: {error}") from error
-        spoken = {token: number for token, number in self._tokenizer.get_vocab().items() if is_speakable(token)}
+        spoken = {token: number for token, number in self._tokenizer.get_vocab().items() if _is_spoken(token)}
         self._spoken = set(spoken.values()) - {spoken.get(token) for token in _NO_TEXT}
         missing = [name for name in ("[START]", "[STOP]", "[SPACE]") if self._tokenizer.token_to_id(name) is None]
         if missing:
             raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
+        self._refused = self._tokenizer.token_to_id(_REFUSED)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a normalised text, as upstream's `EnTokenizer.encode`."""
-        ids: list[int] = self._tokenizer.encode(text.replace(" ", "[SPACE]")).ids
+        """Token ids of a normalised text, as upstream's `EnTokenizer.encode`. Raises InvalidRequest for characters that
+        the checkpoint cannot speak."""
+        text = text.replace(" ", "[SPACE]")
+        encoding = self._tokenizer.encode(text)
+        ids: list[int] = encoding.ids
+        if self._refused in ids:
+            places = [place for token, place in zip(ids, encoding.offsets, strict=True) if token == self._refused]
+            strange = dict.fromkeys(text[begin:end] for begin, end in places)
+            raise InvalidRequest(f"this checkpoint cannot speak {', '.join(map(repr, strange))}: write it in words")
         return ids
 
     def speaks(self, ids: Sequence[int]) -> bool:
@@ -147,6 +159,11 @@ def validate_text(data: bytes | str, max_chars: int) -> str:
 def is_speakable(text: str) -> bool:
     """Whether a text has letters or numbers of any script; punctuation, symbols, emoji and lone marks are silent."""
     return any(category(char)[0] in "LN" and char not in _INVISIBLE_LETTERS for char in text)
+
+
+def _is_spoken(token: str) -> bool:
+    """Whether a token stands for something to speak: private-use characters do (the demo voice has them)."""
+    return is_speakable(token) or any(category(char) == "Co" for char in token)
 
 
 def _is_invisible(char: str) -> bool:
