@@ -1,7 +1,7 @@
-"""Text to audio through both stages at 1 to 128 concurrent utterances of 5 s, beside upstream's own `generate`.
+"""Text to audio through both stages at 1 to 128 concurrent utterances of 5 s, next to upstream's own `generate`.
 
-Upstream takes one utterance at a time, so its speed does not grow with their number. The picture's second half is the
-time line of the engine's two threads over the last case: T3 steps above, S3Gen batches below.
+Upstream takes one utterance at a time, so its speed does not grow with their number. The second half of the figure is
+the timeline of the engine's two threads in the last case: T3 steps above, S3Gen batches below.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tests.fidelity import upstream
 
 TEXT = "The quick brown fox jumps over the lazy dog, and nobody minds."
 SECONDS = 5.0
-"""Of every utterance: random weights never say that they are done, the limit does."""
+"""Length of every utterance: with random weights only the limit ends an utterance."""
 ROUNDS = 2
-"""Utterances of upstream, and answers to a single request of ours, over which the speed is taken."""
+"""Number of upstream's utterances, and of our single requests, that the speed is measured over."""
 WAIT = 600.0
 GPU_CASES = (1, 2, 4, 8, 16, 32, 64, 128)
 CPU_CASES = (1, 4)
@@ -51,7 +51,7 @@ class TimeLine(NoMetrics):
         self.batches.append((time.monotonic() - seconds, seconds, chunks))
 
     def answered(self, stats: Mapping[str, Any]) -> None:
-        """Not part of the time line."""
+        """Not part of the timeline."""
 
     def failed(self, error: RequestError) -> None:
         raise error
@@ -73,7 +73,7 @@ def compare(name: str, checkpoint: Checkpoint, tts: Any) -> None:
     engine = assemble.build(config, report=say, metrics=line)
     engine.start()
     gc.collect()
-    gc.freeze()  # as the server does: else looking for garbage among upstream's objects, too, stops all threads
+    gc.freeze()  # as the server does: otherwise garbage collection scans upstream's objects and stops all threads
     report = Report(name)
     report.notes = {"text": TEXT, "seconds": SECONDS, "watermark": False}
     for count in cases:
@@ -100,7 +100,7 @@ def compare(name: str, checkpoint: Checkpoint, tts: Any) -> None:
 
 
 def speak(engine: Engine, count: int, first_seed: int = 0) -> tuple[float, list[SynthesisResult]]:
-    """Wall seconds until all of `count` requests that came together are answered, and their answers."""
+    """Wall seconds until `count` simultaneous requests are answered, and their answers."""
     answers: queue.SimpleQueue[SynthesisResult | RequestError] = queue.SimpleQueue()
     began = time.perf_counter()
     for seed in range(first_seed, first_seed + count):
@@ -133,7 +133,7 @@ def upstream_speed(name: str, checkpoint: Checkpoint, tts: Any) -> float:
         samples += tts.generate(TEXT).shape[-1]
     synchronize()
     speed = samples / SAMPLE_RATE / (time.perf_counter() - began)
-    say(f"{name}: upstream speaks {speed:.3f} audio seconds a second, {samples / SAMPLE_RATE:.1f} s in all")
+    say(f"{name}: upstream speaks {speed:.3f} audio seconds per second, {samples / SAMPLE_RATE:.1f} s in all")
     return speed
 
 

@@ -1,7 +1,8 @@
-"""What Python can do at most: the engine with networks that take no time, 64 callers, whole answers and streams.
+"""Upper bound of the host's throughput: the engine with networks that take no time, 64 callers, whole answers and
+streams.
 
-All that a GPU does is left out: T3 draws each token at once, S3Gen gives its samples at once. What remains is the work
-of the host: texts, scheduling, publishing tokens, windows, joining, answers. A GPU can get no further than this.
+The GPU's work is left out: T3 and S3Gen return at once. The host's work remains: text processing, scheduling,
+publishing tokens, windows, joining, responses. No GPU can exceed this throughput.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ SECONDS = 10.0
 TEXT = (
     "It was a bright cold day in April, and the clocks were striking thirteen, when somebody slipped quickly"
     " through the glass doors."
-)  # the networks speak a token for each of its characters: five seconds
+)  # one token for each character: five seconds
 
 Begin = Callable[[Engine, SynthesisRequest, Callable[[int, bool], None]], None]
 """Starts a request; the last argument is called with each part's samples and whether it is the last one."""
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # as the engine does beside a GPU
+    torch.set_num_threads(1)  # as the engine does with a GPU
     report = Report("host", notes={"callers": CALLERS, "seconds": SECONDS, "characters": len(TEXT)})
     for case, begin in (("whole answers", whole), ("streams", stream)):
         wall, cpu, audio, requests = run(begin)
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def run(begin: Begin) -> tuple[float, float, float, int]:
-    """Wall seconds, seconds of all threads, seconds of audio and answers of callers that never wait."""
+    """Wall seconds, CPU seconds of all threads, audio seconds and answers, for callers that send without pause."""
     heard: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
     with FakeEngine(max_slots=CALLERS, max_queue=2 * CALLERS, vocoder_batch=16) as fake:
         seed = 0
@@ -83,6 +84,6 @@ def stream(engine: Engine, request: SynthesisRequest, heard: Callable[[int, bool
 
 
 def draw(axes: Any, rows: Sequence[Row]) -> None:
-    """Audio seconds a second, by kind of request."""
+    """Audio seconds per second, by kind of request."""
     axes.bar([row["case"] for row in rows], [row["ours"] for row in rows])
     axes.set_ylabel("audio s/s that the host can keep up with")

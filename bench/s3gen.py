@@ -1,8 +1,8 @@
-"""S3Gen: audio seconds a second at several batch, utterance and prompt lengths, beside upstream in the same run.
+"""S3Gen: audio seconds per second by batch size, utterance and prompt length, next to upstream in the same run.
 
-Both have the same random weights. Upstream takes one utterance at a time, so n of them take it n times as long. The
-rounds go through all of them in turn, so that a machine that is busy for a while is so for both. On a GPU those batches
-are captured in CUDA graphs, at their exact sizes, that are no larger than those which the engine captures.
+Both have the same random weights. Upstream takes one utterance at a time, so n of them take it n times as long. Each
+round runs all cases in turn, so that a load spike on the machine affects both. On a GPU, batches up to the size that
+the engine captures are captured in CUDA graphs, at their exact sizes.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def measure(
 
 
 def captured(cases: Sequence[Case]) -> list[tuple[int, int, int]]:
-    """Rows, prompt tokens and utterance tokens of the cases that are no larger than what the engine has graphs for."""
+    """Rows, prompt tokens and utterance tokens of the cases up to the engine's largest graphs."""
     sizes = [
         (rows, case.prompt * TOKENS_PER_SECOND, case.speech * TOKENS_PER_SECOND)
         for case in cases
@@ -156,7 +156,7 @@ def upstream_call(theirs: Upstream, case: Case, device: torch.device) -> Callabl
 
 
 def in_turn(calls: dict[Any, Callable[[], object]], rounds: int) -> dict[Any, float]:
-    """Median wall seconds of each call; all are called once before and then once in every round."""
+    """Median wall seconds of each call. Each is called once as a warm-up, then once in every round."""
     times: dict[Any, list[float]] = {key: [] for key in calls}
     for number in range(rounds + 1):
         for key, call in calls.items():
@@ -170,7 +170,7 @@ def in_turn(calls: dict[Any, Callable[[], object]], rounds: int) -> dict[Any, fl
 
 
 def stages(s3gen: S3Gen, jobs: Sequence[VocoderJob]) -> dict[str, float]:
-    """Milliseconds of every stage, each on its own."""
+    """Milliseconds of every stage, measured separately."""
     frames = [job.frames for job in jobs]
     totals = [job.voice.frames + job.frames for job in jobs]
     source = draw_source(jobs, s3gen.device)
@@ -188,7 +188,7 @@ def stages(s3gen: S3Gen, jobs: Sequence[VocoderJob]) -> dict[str, float]:
 
 
 def count_flops(call: Callable[[], object]) -> float:
-    """Those of a call, which replays no graph."""
+    """Floating-point operations of a call that replays no graph."""
     aten = torch.ops.aten  # torch counts neither the first two nor our own
     fused = {
         aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
@@ -225,11 +225,11 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def draw(axes: Any, rows: Sequence[Row]) -> None:
-    """Speed of every case, ours beside upstream's."""
+    """Speed of every case, ours next to upstream's."""
     places = range(len(rows))
     axes.barh([place - 0.2 for place in places], [row["ours"] for row in rows], height=0.4, label="this engine")
     axes.barh([place + 0.2 for place in places], [row["upstream"] for row in rows], height=0.4, label="upstream")
     axes.set_yticks(list(places), [row["case"] for row in rows], fontsize="x-small")
     axes.invert_yaxis()
-    axes.set_xlabel("audio seconds a second")
+    axes.set_xlabel("audio seconds per second")
     axes.legend()

@@ -1,4 +1,4 @@
-"""`make loadtest`: a server if none is given, Locust without its web page, and a report under out/loadtest/."""
+"""`make loadtest`: starts a server unless one is given, runs headless Locust, and writes a report to out/loadtest/."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from loadtest.voices import provided
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 STOP_SECONDS = 240
-"""What requests in flight have when the last stage is over."""
+"""Seconds that requests in flight have after the last stage."""
 END_SECONDS = 60
-"""What Locust has besides, to start and to end."""
+"""Additional seconds for Locust to start and to end."""
 PUBLISH_SECONDS = 2.5
 """The server publishes its own metrics once a second."""
 
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace, addresses: Addresses, voices: Sequence[str]
         problems.append("the server no longer answers")
     about = _about(options, scenario, voices, problems)
     page = report.write(options.out / options.scenario, about, figures, records, collected["timeline"], usages)
-    counts = f"{figures['requests']} requests, {figures['given_up']} given up, {figures['failed']} failed"
+    counts = f"{figures['requests']} requests, {figures['cancelled']} cancelled, {figures['failed']} failed"
     _say(f"{counts}, {figures['audio_seconds']:.1f} s of audio")
     for problem in problems:
         _say(problem)
@@ -115,16 +115,16 @@ def run(options: argparse.Namespace, addresses: Addresses, voices: Sequence[str]
 def find_problems(
     code: int, figures: dict[str, Any], usages: Sequence[Usage], scenario: Scenario, *, alone: bool
 ) -> list[str]:
-    """Why this test is no success. Counts are compared only where nobody else used the server (`alone`) and no client
-    leaves: what a server has answered nobody may have read."""
+    """The reasons why this test failed. Counts are compared only if the server had no other clients (`alone`) and no
+    request was cancelled: a client that cancels may not have read its answer."""
     problems = []
     if figures["failed"]:
         problems.append(f"{figures['failed']} of {figures['requests']} requests failed: {figures['errors']}")
     elif code:
         problems.append(f"Locust ended with exit code {code}")
-    if figures["requests"] == figures["failed"] + figures["given_up"]:
+    if figures["requests"] == figures["failed"] + figures["cancelled"]:
         problems.append("no request was answered")
-    if alone and not scenario.given_up:
+    if alone and not scenario.cancelled:
         problems += summary.disagreements(figures)
     if scenario.soak:
         problems += summary.leaks(usages, figures["settled"], scenario.soak.growth)
@@ -148,7 +148,7 @@ def drive(options: argparse.Namespace, addresses: Addresses, voices: Sequence[st
     scenario = SCENARIOS[options.scenario]
     seconds = (options.duration or scenario.seconds) + STOP_SECONDS + END_SECONDS
     try:
-        return call(command, None if options.remote_workers else seconds)  # workers of others may come at any time
+        return call(command, None if options.remote_workers else seconds)  # external workers may connect at any time
     finally:
         for process in workers:
             process.kill()
@@ -157,7 +157,7 @@ def drive(options: argparse.Namespace, addresses: Addresses, voices: Sequence[st
 
 def call(command: Sequence[str], limit: float | None) -> int:
     """The exit code of a program, -9 when it had to be killed after `limit` seconds. A Locust that hangs at its end,
-    when every request is answered or given up, has written its records."""
+    when every request is answered or cancelled, has written its records."""
     try:
         return subprocess.run(command, check=False, stdin=subprocess.DEVNULL, timeout=limit).returncode
     except subprocess.TimeoutExpired:
@@ -167,7 +167,7 @@ def call(command: Sequence[str], limit: float | None) -> int:
 
 @contextlib.contextmanager
 def _server(options: argparse.Namespace) -> Iterator[tuple[Addresses, TritonServer | None]]:
-    """The addresses of the server to drive, and the server itself where it is ours."""
+    """The addresses of the server under load, and the server itself if we started it."""
     if options.host:
         yield Addresses.of(options.host, [options.http_port, options.grpc_port, options.metrics_port]), None
         return
@@ -180,14 +180,14 @@ def _server(options: argparse.Namespace) -> Iterator[tuple[Addresses, TritonServ
 
 
 def _key_settings() -> dict[str, str]:
-    """Settings with which the voices of our own server can be changed, by the client too, which reads the variable."""
+    """Settings that allow changes of our own server's voices; the client reads the same variable."""
     key = os.environ[KEY_VARIABLE] = os.environ.get(KEY_VARIABLE) or secrets.token_hex(16)
     return {KEY_VARIABLE: key, f"{KEY_VARIABLE}_FILE": ""}
 
 
 @contextlib.contextmanager
 def _voices(options: argparse.Namespace, addresses: Addresses) -> Iterator[Sequence[str]]:
-    """The names to speak with."""
+    """Names of the voices to use."""
     if options.voices:
         yield options.voices.split(",")
         return
@@ -202,7 +202,7 @@ def _read(addresses: Addresses) -> Pages:
 
 
 def _read_again(addresses: Addresses, before: Pages) -> Pages:
-    """The pages after the load; `before` itself when there is no server any more, so that a report is written still."""
+    """The pages after the load; `before` itself when the server has ended, so that a report is still written."""
     try:
         return _read(addresses)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Collects the records of all users, those on Locust's workers included, and says how the test goes."""
+"""Collects the records of all users, including those on Locust's workers, and reports progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loadtest.records import Record
 
 PROGRESS_SECONDS = 5
 LAST_RECORDS = "last_records"
-"""The message with which a worker hands over what it has not reported yet."""
+"""The message with which a worker sends its unreported records."""
 
 _records: list[dict[str, Any]] = []
 _timeline: list[tuple[float, int]] = []
@@ -62,8 +62,8 @@ def _receive(data: dict[str, Any], **_: Any) -> None:
 
 @events.test_stop.add_listener
 def _send_the_last(environment: Environment, **_: Any) -> None:
-    """A worker's users have ended. Its next regular report would come too late: once a worker has said that it
-    stopped, the master counts it no more, waits for none of its reports and writes what it has."""
+    """A worker's users have ended. Its next regular report would be too late: once a worker reports that it has
+    stopped, the master no longer waits for its reports."""
     if isinstance(environment.runner, WorkerRunner):
         environment.runner.send_message(LAST_RECORDS, {"records": _take()})
 
@@ -101,7 +101,7 @@ def _say(seconds: float, users: int) -> None:
     p50 = f"{statistics.median(record['latency'] for record in recent):.2f} s" if recent else "none"
     print(
         f"loadtest: {seconds:4.0f} s, {users:3} users, {len(_records):5} answers, {failed} failed, "
-        f"{audio:6.1f} s of audio a second, latency p50 {p50}",
+        f"{audio:6.1f} x real time, latency p50 {p50}",
         file=sys.stderr,
         flush=True,
     )

@@ -26,8 +26,8 @@ class Record:
     audio_seconds: float = 0.0
     queue_seconds: float = 0.0
     error: str | None = None
-    given_up: bool = False
-    """Its client left on purpose before it had all of the audio."""
+    cancelled: bool = False
+    """Its client cancelled on purpose before it had all of the audio."""
 
     @property
     def rtf(self) -> float | None:

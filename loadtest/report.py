@@ -36,7 +36,7 @@ def write(
     }
     (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     began = min((record.began for record in records), default=0.0)
-    whole = [record for record in records if not record.given_up]
+    whole = [record for record in records if not record.cancelled]
     server = summary["server"]
     pictures: dict[str, Callable[[Any], None]] = {
         "concurrency": lambda axes: _draw_concurrency(axes, summary["stages"]),
@@ -61,7 +61,7 @@ def write(
 
 def _page(about: dict[str, Any], summary: dict[str, Any], usages: Sequence[Usage], pictures: Sequence[str]) -> str:
     hidden = ("scenario", "verdict", "problems")
-    counts = f"{summary['requests']} requests, {summary['given_up']} cancelled, {summary['failed']} failed"
+    counts = f"{summary['requests']} requests, {summary['cancelled']} cancelled, {summary['failed']} failed"
     total = f"{counts}, {summary['audio_seconds']:.1f} s of audio."
     lines = [f"# Load test `{about['scenario']}`: {about['verdict']}", ""]
     lines += [f"- {name}: {value}" for name, value in about.items() if name not in hidden]

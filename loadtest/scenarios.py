@@ -36,7 +36,7 @@ class Scenario:
     about: str
     stages: tuple[Stage, ...]
     protocols: tuple[str, ...] = PROTOCOLS
-    given_up: float = 0.0
+    cancelled: float = 0.0
     """Share of the requests whose client leaves at a random moment."""
     soak: Soak | None = None
     """Looks for leaks."""
@@ -81,7 +81,7 @@ SCENARIOS = {
     "leaving": Scenario(
         "all protocols, half an hour, a fifth of the clients leave at random moments, looking for leaks",
         (Stage(1800, 1),),
-        given_up=0.2,
+        cancelled=0.2,
         soak=Soak(300, {"rss": (0.02, 0), "threads": (0.02, 1), "files": (0.02, 8), "shared_memory": (0.02, 0)}),
     ),
     **{name: Scenario(f"only {name}, all users from the start", (Stage(45, 1),), (name,)) for name in PROTOCOLS},

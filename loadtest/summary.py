@@ -23,11 +23,11 @@ def summarise(
     scenario: Scenario, peak_users: int, records: Sequence[Record], began: float, before: Pages, after: Pages
 ) -> dict[str, Any]:
     """All figures but those of the processes. `began` is when the first stage began (time.time())."""
-    whole = [record for record in records if not record.given_up]
+    whole = [record for record in records if not record.cancelled]
     good = [record for record in whole if record.error is None]
     return {
         "requests": len(records),
-        "given_up": len(records) - len(whole),
+        "cancelled": len(records) - len(whole),
         "failed": len(whole) - len(good),
         "errors": _errors(records),
         "audio_seconds": sum(record.audio_seconds for record in good),

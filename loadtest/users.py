@@ -37,7 +37,7 @@ class Speaker(User):
 
     def on_start(self) -> None:
         options = self.environment.parsed_options
-        self._given_up = SCENARIOS[options.scenario].given_up
+        self._cancelled = SCENARIOS[options.scenario].cancelled
         self._voices = options.voices.split(",")
         self._source = random.Random()
         self._client = self._connect(options)
@@ -53,7 +53,7 @@ class Speaker(User):
         """One request, recorded."""
         gevent.sleep(self._source.uniform(*PAUSE_SECONDS))
         line = choose(self._source, self._voices)
-        if self._source.random() < self._given_up:
+        if self._source.random() < self._cancelled:
             self._leave(line)
             return
         began, clock = time.time(), time.perf_counter()
@@ -83,7 +83,7 @@ class Speaker(User):
                 error = f"{type(failure).__name__}: {failure}"
         latency = time.perf_counter() - clock
         record = Record(
-            began, self.protocol, line.kind, line.voice, latency, latency, error=error, given_up=error is None
+            began, self.protocol, line.kind, line.voice, latency, latency, error=error, cancelled=error is None
         )
         recorder.add(self.environment, record)
 

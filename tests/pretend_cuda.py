@@ -1,14 +1,14 @@
-"""CUDA without a GPU: its rules for streams, graphs and pinned memory, over tensors that have shapes and no values.
+"""CUDA without a GPU: its rules for streams, graphs and pinned memory, over tensors with shapes but no values.
 
-Inside of `pretend_cuda`, `torch.device("cuda")` is there, and the engine does what it does on a GPU. These raise, as
-CUDA would, or as its results would be wrong where CUDA says nothing:
+Inside `pretend_cuda`, `torch.device("cuda")` is available, and the engine runs as on a GPU. The following raise, either
+as CUDA would or because CUDA would silently give wrong results:
 
-- what waits for the device, or uses a tensor of the host, while a graph is captured;
-- a graph that is replayed after memory which it uses was given back;
-- work on a stream with what another stream may still write, or that writes what another one may still read;
-- memory that is given back while another stream than its own may still use it.
+- synchronising with the device, or using a host tensor, while a graph is captured;
+- replaying a graph after memory that it uses was freed;
+- work on a stream that reads what another stream may still write, or writes what another may still read;
+- freeing memory while a stream other than its own may still use it.
 
-What the host would wait for elsewhere is noted in `waits`.
+All other synchronisations of the host are recorded in `waits`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from chatterbox_engine.s3gen.attention_cuda import attend
 from tests.elsewhere import Elsewhere, aten
 
 NOT_THERE_YET = 99
-"""What a copy in pinned memory holds until an event says that it is there."""
+"""The contents of a pinned copy before its event is complete."""
 
 
 OUR_OPERATOR = attend._opoverload
@@ -42,21 +42,21 @@ OUR_OPERATOR = attend._opoverload
 
 
 class Stream:
-    """Work in order. `done`: the tick up to which the host has waited for it."""
+    """Work in order. `done`: the last tick that the host has waited for."""
 
     here: ClassVar[PretendCuda]
 
     def __init__(self, _device: object = None, priority: int = 0) -> None:
         self.priority, self.done = priority, 0
         self.arriving: list[tuple[int, Tensor]] = []
-        """Copies to pinned memory, and when they were asked for."""
+        """Copies to pinned memory, and the ticks at which they were launched."""
         self.here.streams.append(self)
 
     def synchronize(self) -> None:
         self.wait(self.here.tick)
 
     def wait(self, tick: int) -> None:
-        """The host waits for what was asked for up to then."""
+        """The host waits for all work launched up to that tick."""
         self.done = max(self.done, tick)
         with torch.inference_mode():  # as they were made in
             for copy in [copy for when, copy in self.arriving if when <= tick]:
@@ -77,7 +77,7 @@ class Event:
 
 
 class Graph:
-    """What was captured: the memory that it uses without having made it, and whether it writes it."""
+    """A captured graph: the external memory that it uses, and whether it writes it."""
 
     here: ClassVar[PretendCuda]
 
@@ -107,11 +107,11 @@ class PretendCuda(Elsewhere):
         self.streams: list[Stream] = []
         self.graphs: list[Graph] = []
         self.launches = 0
-        """Of Triton's kernels, by the host and while graphs were captured."""
+        """Launches of Triton kernels, by the host and during capture."""
         self.operators: set[str] = set()
-        """Those of torch that were called, by the host and while graphs were captured."""
+        """Calls of torch operators, by the host and during capture."""
         self.faults: list[str] = []
-        """What was wrong where nothing could be raised."""
+        """Violations found where no exception could be raised."""
         self.tick = 0
         self._current = threading.local()
         self.Stream, self.Event, self.Graph = (
@@ -123,7 +123,7 @@ class PretendCuda(Elsewhere):
 
     @property
     def stream(self) -> Stream:
-        """The calling thread's."""
+        """The calling thread's stream."""
         return getattr(self._current, "stream", self.default)
 
     def set_stream(self, stream: Stream) -> None:
@@ -148,17 +148,17 @@ class PretendCuda(Elsewhere):
 
     @property
     def capturing(self) -> Graph | None:
-        """What the calling thread is at."""
+        """The calling thread's capture state."""
         return getattr(self._current, "graph", None)
 
     # Memory
 
     def use(self, storage: Any, write: bool) -> None:
-        """Work of the calling thread's stream with some memory."""
+        """Records an access to some memory by the calling thread's stream."""
         if not hasattr(storage, "uses"):
             storage.home, storage.uses, storage.graph = self.stream, {}, self.capturing
             weakref.finalize(storage, self.given_back, storage.home, storage.uses).atexit = False
-        if self.capturing:  # nothing is done yet
+        if self.capturing:  # no work is launched yet
             if storage.graph is not self.capturing:
                 self.capturing.uses[storage._cdata, write] = weakref.ref(storage)
             return
@@ -168,7 +168,7 @@ class PretendCuda(Elsewhere):
         storage.uses[self.stream, write] = self.tick
 
     def given_back(self, home: Stream, uses: Uses) -> None:
-        """The allocator knows of the stream that asked for the memory, and gives it that stream's next work."""
+        """The allocator reuses freed memory for the next work of the stream that allocated it."""
         if any(stream is not home and tick > stream.done for (stream, _), tick in uses.items()):
             self.faults.append("memory was given back that another stream may still use")
 
@@ -224,7 +224,7 @@ class PretendCuda(Elsewhere):
                 self.use(leaf.untyped_storage(), True)
 
     def launch(self, kernel: JITFunction[Any], *args: Any, grid: tuple[int, ...], warmup: bool, **_sizes: Any) -> None:
-        """Triton's."""
+        """Launches of a Triton kernel."""
         assert all(isinstance(size, int) and size > 0 for size in grid)
         written = _written(kernel)
         for name, argument in zip(kernel.arg_names, args, strict=False):
@@ -243,7 +243,7 @@ class PretendCuda(Elsewhere):
 
 @contextlib.contextmanager
 def pretend_cuda(total: int = 80 << 30, free: int | None = None) -> Iterator[PretendCuda]:
-    """A GPU, for the calling thread and for those that are started meanwhile. total: its bytes; free: of
+    """A GPU for the calling thread and the threads started meanwhile. total: its bytes; free: of
     these, all by default."""
     device = PretendCuda()
 
@@ -287,7 +287,7 @@ def pretend_cuda(total: int = 80 << 30, free: int | None = None) -> Iterator[Pre
 
 
 def _written(kernel: JITFunction[Any]) -> set[str]:
-    """Arguments that a kernel of Triton stores to, by name; all of them if it stores to what it has computed before."""
+    """Names of the arguments that a Triton kernel stores to; all of them if it stores to a computed address."""
     written: set[str] = set()
     for call in ast.walk(kernel.parse()):
         if isinstance(call, ast.Call) and ast.unparse(call.func) in ("tl.store", "tl.atomic_add"):

@@ -37,15 +37,17 @@ class Client:
         with Client("localhost:8000") as client:
             client.speak("Hello there.").save("hello.wav")
 
-    `url` is "host:port"; a scheme may stand before it, of which https:// and grpcs:// mean TLS. Left out, it is the
-    variable CHATTERBOX_URL (HTTP) or CHATTERBOX_GRPC_URL (gRPC), or else localhost:8000 or localhost:8001. Over gRPC a
-    host of several addresses, or "ipv4:10.0.0.1:8001,10.0.0.2:8001", is several servers: they take requests in
-    turn as long as they can be reached, and a request that is under way on one that dies fails.
-    `timeout` bounds every call, in seconds; None waits for ever. `headers` go with every call, to servers that restrict
-    their protocols by a key. `voice_key`, by default the variable CHATTERBOX_VOICE_KEY, is what the server wants for
-    changes of its voices. `transport` replaces the connection, for tests.
-    One client serves any number of threads. Every method raises the `ChatterboxClientError`s that its module lists;
-    the constructor raises InvalidRequest for a URL that is not one of the protocol, ValueError for another protocol.
+    `url` is "host:port", optionally after a scheme; https:// and grpcs:// mean TLS. Its default is the variable
+    CHATTERBOX_URL (HTTP) or CHATTERBOX_GRPC_URL (gRPC), or else localhost:8000 or localhost:8001. Over gRPC a host of
+    several addresses, or "ipv4:10.0.0.1:8001,10.0.0.2:8001", is several servers: requests are distributed round-robin
+    over the reachable ones, and a request in progress on a server that dies fails.
+
+    `timeout` bounds every call, in seconds; None means no limit. `headers` are sent with every call, for servers that
+    restrict their protocols by a key. `voice_key`, by default the variable CHATTERBOX_VOICE_KEY, is the key that the
+    server requires for changes of its voices. `transport` replaces the connection, for tests.
+
+    A client is thread-safe. Every method raises the `ChatterboxClientError`s that its module lists; the constructor
+    raises InvalidRequest for a URL that is not one of the protocol, ValueError for another protocol.
     """
 
     def __init__(
@@ -67,14 +69,14 @@ class Client:
 
     @takes_arguments_of(speech_request)
     def speak(self, request: Callable[[], Tensors]) -> Audio:
-        """Speaks `text` (1 to 10,000 characters) and returns when all of it is there.
+        """Speaks `text` (1 to 10,000 characters) and returns its complete audio.
 
             audio = client.speak("It was a bright cold day in April.", temperature=0.7, seed=7)
             again = client.speak("It was a bright cold day in April.", temperature=0.7, seed=audio.seed)
 
-        What is left out has the server's default. `voice` names a voice of the server; `reference_audio` is a WAV,
+        Omitted parameters have the server's defaults. `voice` names a voice of the server; `reference_audio` is a WAV,
         FLAC, OGG or MP3 file to clone instead, as a path or as its bytes. `language` is for multilingual models.
-        `preset` names a set of the following (`fast`, `calm`, `happy`, ...), each of which wins over it:
+        `preset` names a set of sampling parameters (`fast`, `calm`, `happy`, ...), which explicit ones override.
         `exaggeration`, `cfg_weight`, `temperature` (0 is greedy), `top_p`, `min_p`, `repetition_penalty` and `top_k`
         are the model's own; the server refuses those that its model ignores. The same `seed`, text, voice and
         parameters give the same audio. `max_seconds` bounds the audio of each segment of the text.
@@ -156,8 +158,8 @@ class AsyncClient:
 
     @takes_arguments_of(stream_request)
     def stream(self, request: Callable[[], Tensors]) -> AsyncGenerator[Chunk, None]:
-        """`Client.stream` for `async for`. A loop that is left early gives the request up soon after; at once with
-        `contextlib.aclosing`."""
+        """`Client.stream` for `async for`. Leaving the loop early cancels the request soon after, or at once
+        with `contextlib.aclosing`."""
         tensors = request()
         return chunks_of_async(self._transport.stream(f"{self._model}_stream", tensors, STREAM_OUTPUTS, self._timeout))
 

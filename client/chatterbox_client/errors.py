@@ -3,9 +3,9 @@
 ChatterboxClientError
 ├── InvalidRequest    the request is wrong: HTTP 400, gRPC INVALID_ARGUMENT, or seen before it was sent
 ├── NotFound          it names a voice or model that does not exist: 404, NOT_FOUND
-├── Unavailable       the server is full, closing or gave the request up: 503, UNAVAILABLE
+├── Unavailable       the server is full or closing, or its deadline has passed: 503, UNAVAILABLE
 ├── Timeout           no answer within the client's timeout
-├── ConnectionFailed  the server was not reached, or went away before it answered
+├── ConnectionFailed  no connection, or the server closed it before it answered
 └── ServerError       everything else that a server answers
 """
 
@@ -18,15 +18,15 @@ _short.maxstring = _short.maxother = 60
 
 
 def quote(value: object) -> str:
-    """A value that somebody has given, for a message: its repr, shortened."""
+    """The shortened repr of a caller's value, for a message."""
     return _short.repr(value)
 
 
 class ChatterboxClientError(Exception):
     """Base of all errors of this package.
 
-    `message` is the server's own where there is one; `status` is the HTTP status ("400") or the gRPC code
-    ("INVALID_ARGUMENT") that came with it; None when no server answered, or a stream's message names none.
+    `message` is the server's own if it sent one; `status` is the HTTP status ("400") or the gRPC code
+    ("INVALID_ARGUMENT") that came with it; None when no server answered or a stream's message has no status.
     """
 
     def __init__(self, message: str, *, status: str | None = None) -> None:
@@ -44,7 +44,7 @@ class NotFound(ChatterboxClientError):
 
 
 class Unavailable(ChatterboxClientError):
-    """The server takes no more requests now; it may later."""
+    """The server accepts no more requests now; a retry may succeed."""
 
 
 class Timeout(ChatterboxClientError):
@@ -56,7 +56,7 @@ class ConnectionFailed(ChatterboxClientError):
 
 
 class ServerError(ChatterboxClientError):
-    """The server failed, or answered something that is not this contract."""
+    """The server failed, or its response violates the contract."""
 
 
 _BY_STATUS: dict[str | None, type[ChatterboxClientError]] = {

@@ -118,7 +118,7 @@ def build(
 
 
 def load_cpu_kernels(device: torch.device, report: Report) -> None:
-    """Compiles the CPU's kernels, or loads them where they have been compiled before. Nothing on a GPU."""
+    """Compiles the CPU kernels or loads them from the cache. Does nothing on a GPU."""
     if device.type == "cpu":
         report("kernels for this processor: loading; compiled where they are new, which takes about 15 s")
         import chatterbox_engine.kernels.cpu  # noqa: F401
@@ -175,7 +175,7 @@ def make_vocoder(config: Config, s3gen: S3Gen, cores: Cores, metrics: Metrics | 
     return Vocoder(
         s3gen,
         graphs=Graphs(s3gen.device, enabled=config.cuda_graphs),
-        # rows that are vocoded one after the other are answered one after the other
+        # each row is answered as soon as it is vocoded
         batch=config.vocoder_batch if s3gen.batching.together else 1,
         delay=config.vocoder_delay,
         memory=vocoder_memory(s3gen.device),
@@ -190,7 +190,7 @@ def weight_bytes(model: Transformer) -> int:
 
 
 def hand_over(device: torch.device) -> None:
-    """Ends what the calling thread has under way, so that the engine's threads can take over what it made."""
+    """Waits for the calling thread's pending GPU work, so that the engine's threads can use its results."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # they read it on streams of their own
     else:
@@ -220,7 +220,7 @@ def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device, me
         from chatterbox_engine.voices.reference import ReferenceEncoder  # imports upstream: ten seconds
 
         encoder = ReferenceEncoder(checkpoint, device)
-        gc.freeze()  # upstream stays: looking for garbage in it would stop every thread
+        gc.freeze()  # upstream's objects stay; garbage collection that scans them stops every thread
         return encoder
 
     return Voices(
@@ -239,7 +239,7 @@ def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device, me
 
 def encoder_batch(device: torch.device) -> int:
     """Clips that go through the encoders together: few enough for their share of GPU_RESERVE (0.15 GB for the scores of
-    a clip of 15 s). On a CPU four together take as long as one after the other, and the first would wait for the last.
+    a clip of 15 s). On a CPU, four together take as long as four in sequence, and the first would wait for the last.
     """
     return 4 if device.type == "cuda" else 1
 
@@ -256,7 +256,7 @@ def choose_compile_mode(config: Config, graphs: Graphs) -> str | None:
 
 
 def describe(config: Config, checkpoint: Checkpoint, runner: Runner) -> dict[str, Any]:
-    """The constant entries of every answer's statistics."""
+    """The constant entries of every response's statistics."""
     return {
         "model": config.checkpoint,
         "family": checkpoint.family.name,
@@ -266,7 +266,7 @@ def describe(config: Config, checkpoint: Checkpoint, runner: Runner) -> dict[str
 
 
 def optimizations(config: Config, dtype: torch.dtype, graphs: Graphs) -> list[str]:
-    """What is switched on, for statistics and metrics."""
+    """The enabled optimizations, for statistics and metrics."""
     active = ["continuous_batching", "kv_pool", "fused_projections"]
     if dtype == torch.bfloat16:
         active.append("bfloat16")

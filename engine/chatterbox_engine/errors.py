@@ -8,9 +8,9 @@ ChatterboxError
     ├── Forbidden        its sender may not do this: 400, since Triton has no 403
     ├── NotFound         it names a voice that does not exist: 404
     ├── Overloaded       the queue is full: 503
-    ├── Unavailable      the server is shutting down, or what it needs, the voice store for one, is not reached: 503
+    ├── Unavailable      the server is shutting down, or cannot reach a dependency such as the voice store: 503
     ├── DeadlineExceeded it waited or ran longer than allowed: 503
-    ├── Cancelled        its client went away
+    ├── Cancelled        its client cancelled it or disconnected
     └── EngineFailed     the engine broke while it held the request: 500
 """
 
@@ -23,7 +23,7 @@ _short.maxstring = _short.maxother = 60
 
 
 def quote(value: object) -> str:
-    """A value that somebody has sent, for a message: its repr, shortened. gRPC carries 8 kB of message at most."""
+    """The shortened repr of a client's value, for a message; gRPC carries at most 8 kB of message."""
     return _short.repr(value)
 
 
@@ -36,7 +36,7 @@ class ConfigError(ChatterboxError):
 
 
 class CheckpointError(ChatterboxError):
-    """A checkpoint is missing, partial, or of other sizes than it says."""
+    """A checkpoint is missing, incomplete, or its sizes differ from its configuration."""
 
 
 class RequestError(ChatterboxError):
@@ -48,7 +48,7 @@ class InvalidRequest(RequestError):
 
 
 class Forbidden(RequestError):
-    """The sender of the request may not do what it asks for."""
+    """The client is not allowed to make this request."""
 
 
 class NotFound(RequestError):
@@ -56,7 +56,7 @@ class NotFound(RequestError):
 
 
 class Overloaded(RequestError):
-    """The engine takes no more requests now."""
+    """The queue is full."""
 
 
 class Unavailable(RequestError):
@@ -68,7 +68,7 @@ class DeadlineExceeded(RequestError):
 
 
 class Cancelled(RequestError):
-    """The client gave the request up."""
+    """The client cancelled the request or disconnected."""
 
 
 class EngineFailed(RequestError):

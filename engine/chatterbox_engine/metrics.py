@@ -1,9 +1,9 @@
-"""Counters, gauges and histograms of an engine: what it tells, and how that reaches Triton's metrics page.
+"""Counters, gauges and histograms of an engine, and their publication on Triton's metrics page.
 
-The engine knows the protocol `Metrics` only. `TritonMetrics` is handed Triton's family class, so that nothing here
-imports Triton. Setting one metric is a call into another process: 15 to 50 microseconds, and up to 5 milliseconds until
-Python's lock is back when another thread is busy (measured on server 2.51). So the engine's threads only note what
-happened, and a thread of its own publishes once a second.
+The engine knows only the protocol `Metrics`. `TritonMetrics` gets Triton's family class as an argument, so this module
+does not import Triton. Setting one metric is a call into another process: 15 to 50 microseconds, and up to 5
+milliseconds to reacquire the GIL when another thread is busy (measured on server 2.51). So the engine's threads only
+record events, and a separate thread publishes once a second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COUNTERS = {
     "chatterbox_audio_seconds_total": "Seconds of audio in these answers",
     "chatterbox_speech_tokens_total": "Speech tokens in these answers",
     "chatterbox_segments_total": "Segments in these answers",
-    "chatterbox_cancellations_total": "Requests given up by their clients",
+    "chatterbox_cancellations_total": "Requests cancelled by their clients",
     "chatterbox_t3_steps_total": "Decode steps of T3",
     "chatterbox_t3_step_seconds_total": "Wall time of these steps",
     "chatterbox_t3_step_utterances_total": "Utterances decoded in these steps, summed over the steps",
@@ -55,10 +55,10 @@ GAUGES = {
     "kv_positions": ("chatterbox_kv_positions", "KV cache positions in all"),
     "voices_cached": ("chatterbox_voices_cached", "Voices kept in memory"),
 }
-"""By the field of `Status` that they show."""
+"""Gauges by the field of `Status` that they show."""
 
 VoiceSource = Literal["memory", "store", "encoded"]
-"""Where a voice came from: it was in memory, the store had what is computed from its clip, or that was computed."""
+"""Source of a voice: in memory, its conditionals in the store, or computed from its clip."""
 
 VOICES = ("chatterbox_voices_total", "Voices of requests, and those brought into memory, by where they came from")
 VOICE_SOURCES: tuple[VoiceSource, ...] = get_args(VoiceSource)
@@ -70,12 +70,12 @@ MEMORY_KINDS = {"host_bytes": "host", "gpu_bytes": "gpu"}
 INFO = ("chatterbox_info", "Always 1; the labels tell what a model serves and which optimisations are active")
 
 ERROR_KINDS = (RequestError.__name__, *sorted(kind.__name__ for kind in RequestError.__subclasses__()))
-"""The values of the label `kind`, so that there are never more."""
+"""The values of the label `kind`: a fixed set, which bounds the cardinality."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What an engine is doing at one moment."""
+    """A snapshot of an engine's state."""
 
     slots_active: int
     slots_free: int
@@ -98,16 +98,16 @@ class Served:
 
     @property
     def about(self) -> dict[str, Any]:
-        """As every answer's statistics tell it."""
+        """As in every response's statistics."""
         active, used = self.constant.get("optimizations", []), round(self.gpu_bytes() / 1e6, 1)
         return {**self.constant, "optimizations_active": active, "gpu_memory_used_mb": used}
 
 
 class Metrics(Protocol):
-    """What the engine tells. Every method may be called from any thread and returns at once."""
+    """The events that the engine reports. Every method is thread-safe and returns at once."""
 
     def voiced(self, source: VoiceSource) -> None:
-        """A voice was found for a request, or brought into memory."""
+        """A voice was found for a request, or loaded into memory."""
 
     def stepped(self, seconds: float, utterances: int) -> None:
         """T3 made one decode step."""
@@ -123,7 +123,7 @@ class Metrics(Protocol):
 
 
 class NoMetrics:
-    """Tells nobody."""
+    """Ignores all events."""
 
     def voiced(self, source: VoiceSource) -> None:
         """See `Metrics`."""
@@ -142,11 +142,11 @@ class NoMetrics:
 
 
 class TritonMetrics:
-    """Collects what the engine tells and publishes it, with the engine's status, on Triton's metrics page.
+    """Collects the engine's events and publishes them, with its status, on Triton's metrics page.
 
-    Between `start` and `close` a thread does so every second; `close` publishes what is left. Every metric has the
-    label `model`, as Triton's own have: the models of a server share one page, and the same metric with the same labels
-    would be one for all of them.
+    Between `start` and `close` a thread publishes every second; `close` publishes the rest. Every metric has the label
+    `model`, as Triton's own have: the models of a server share one page, and metrics with equal names and labels would
+    be merged.
     """
 
     def __init__(self, family: Any, model: str) -> None:
@@ -164,7 +164,7 @@ class TritonMetrics:
         self._ended = threading.Event()
 
     def start(self, status: Callable[[], Status], about: Mapping[str, Any]) -> None:
-        """Begins to publish; the labels of `chatterbox_info` come from `about`, the engine's own."""
+        """Starts to publish; the labels of `chatterbox_info` come from `about`, the engine's own."""
         self._status = status
         active = ",".join(about["optimizations"])
         served = {"checkpoint": about["model"], "family": about["family"], "device": about["device"]}
@@ -174,11 +174,11 @@ class TritonMetrics:
         self._thread.start()
 
     def close(self) -> None:
-        """Publishes what is left, ends the thread and takes the metrics back."""
+        """Publishes the rest, ends the thread and removes the metrics."""
         self._ended.set()
         self._thread.join()
         self.publish()
-        # Triton's process for the model would take them back at its end, when what it needs for that is gone (SIGSEGV)
+        # the model's process would remove them at exit, after the state that this needs is freed (SIGSEGV)
         for made in (self._counters, self._gauges, self._histograms):
             made.clear()
         del self._info, self._families
@@ -217,7 +217,7 @@ class TritonMetrics:
             self._events.put(("chatterbox_cancellations_total", 1))
 
     def publish(self) -> None:
-        """Brings the page up to date."""
+        """Updates the page."""
         sums: defaultdict[str, float] = defaultdict(float)
         for _ in range(self._events.qsize()):
             name, value = self._events.get_nowait()
@@ -244,7 +244,7 @@ class _Families:
     def __init__(self, family: Any, model: str) -> None:
         self._class = family
         self._labels = {"model": model}
-        self._made: dict[str, Any] = {}  # kept: Triton drops a family and a metric that nobody refers to
+        self._made: dict[str, Any] = {}  # kept: Triton drops a family or metric without references
 
     def counter(self, name: str, text: str, **labels: str) -> Any:
         return self._family(name, text, self._class.COUNTER).Metric(labels=self._labels | labels)

@@ -1,7 +1,8 @@
-"""Named sets of sampling parameters: those of other servers, and moods.
+"""Named sets of sampling parameters: presets of other servers, and moods.
 
-A request's own parameters win over its preset. For more expression upstream's README raises `exaggeration`, and lowers
-`cfg_weight` against the faster speech that this causes. The moods are points along that line, not measured emotions.
+A request's own parameters override its preset. For more expression, upstream's README raises `exaggeration` and lowers
+`cfg_weight` to compensate for the faster speech that this causes. The moods are points along that line, not measured
+emotions.
 """
 
 from __future__ import annotations

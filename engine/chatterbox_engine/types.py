@@ -1,4 +1,4 @@
-"""What the engine's parts hand to each other. Imports no torch, so that the streaming front can use it too."""
+"""Types that the engine's parts exchange. Imports no torch, so that the streaming front can use it too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 SAMPLE_RATE = 24_000
-"""Samples per second of all audio that the engine makes."""
+"""Sample rate of all audio that the engine produces, in Hz."""
 
 TOKENS_PER_SECOND = 25
 """Speech tokens per second of audio; a token is two mel frames, 960 samples."""
@@ -30,7 +30,7 @@ Samples = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ReferenceClip:
-    """A clip as the encoders read it: mono, [n] float32."""
+    """A clip as input of the encoders: mono, [n] float32."""
 
     wide: Samples  # 24 kHz
     narrow: Samples  # 16 kHz, of the same length in seconds
@@ -82,7 +82,7 @@ class SynthesisRequest:
     """One validated request.
 
     `seed` decides every random number of the request: the same seed, text, voice and parameters give the same tokens
-    and audio whatever else is in the batch.
+    and audio regardless of the batch.
     """
 
     text: str
@@ -97,18 +97,18 @@ class SynthesisRequest:
 
 @dataclass(frozen=True)
 class SynthesisChunk:
-    """A part of the answer to one streamed request."""
+    """A chunk of one stream."""
 
     index: int
     """From 0."""
     samples: Samples  # [n] mono, SAMPLE_RATE, in [-1, 1]
     speech_tokens: npt.NDArray[np.int32]  # [tokens] that the samples were made from
     stats: dict[str, Any] | None
-    """Of the whole request, in its last chunk; None before."""
+    """Statistics of the whole request, in its last chunk; else None."""
 
     @property
     def last(self) -> bool:
-        """Nothing follows."""
+        """Whether it is the last chunk."""
         return self.stats is not None
 
 
@@ -131,4 +131,4 @@ class Encoder(Protocol):
         """The voices of some clips, computed together."""
 
     def warm_up(self) -> None:
-        """Does what only the first clip would wait for."""
+        """Warms up, so that the first clip does not wait for it."""

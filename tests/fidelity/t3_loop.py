@@ -1,4 +1,5 @@
-"""The engine's T3 half without threads: scheduler and runner over requests that come and go at chosen steps."""
+"""The engine's T3 half without threads: scheduler and runner over requests that arrive and are cancelled at chosen
+steps."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ CACHE_LEN = 256
 
 @dataclass(eq=False)
 class Request:
-    """One utterance: its parameters, the step in which it comes, and after how many more, if any, it is cancelled."""
+    """One utterance: its parameters, the step of its arrival, and the steps after which it is cancelled, if any."""
 
     text_length: int
     sampling: SamplingParams
@@ -39,7 +40,7 @@ class Request:
     cancelled_after: int | None = None
     prefix: int = 34
     prompt_tokens: int | None = None
-    """How many of the voice's speech tokens T3 uses, which makes it another voice."""
+    """Number of the voice's speech tokens that T3 uses; each number makes a different voice."""
     first: bool = True
     place: Place | None = None
     prompt: Prompt | None = None
@@ -74,7 +75,7 @@ class Loop:
         cache_len: int = CACHE_LEN,
         prefixes: int = 1 << 30,
     ) -> None:
-        """prefixes: bytes of the voices' prefixes that are kept."""
+        """prefixes: bytes of the cache of voices' prefixes."""
         positions = slots * 2 * cache_len
         self.model, self.voice = model, voice
         self.cache = KVCache(model.dims, positions, device=CPU, dtype=model.dtype)
@@ -133,7 +134,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Served:
-    """A checkpoint's T3, its voice, and what its requests may ask for."""
+    """A checkpoint's T3, its voice, and the parameters of its requests."""
 
     family: Family
     model: Transformer

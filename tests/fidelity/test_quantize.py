@@ -36,7 +36,7 @@ def int8(checkpoint: Checkpoint) -> Served:
 
 
 def greedy(served: Served) -> list[Request]:
-    """Requests of the best tokens, of different lengths, that come while others are under way."""
+    """Greedy requests of different lengths that arrive while others are active."""
     params = SamplingParams(temperature=0.0)
     return [served.supported(Request(9 + 8 * i, params, seed=i, max_tokens=30, arrives=4 * i)) for i in range(SLOTS)]
 
@@ -64,7 +64,7 @@ def test_greedy_tokens_of_int8_do_not_depend_on_the_batch(checkpoint: Checkpoint
 
 @pytest.mark.full
 def test_compilation_changes_no_tokens_of_int8_but_at_an_edge(int8: Served) -> None:
-    """Rows are rounded to bfloat16 there, so a last bit that the compiler changes can become the eighth."""
+    """Rows are rounded to bfloat16 there, so a change of the last bit by the compiler can become one of the eighth."""
     expected, got = greedy(int8), greedy(int8)
     int8.loop(cache_len=640).run(expected)
     compiled = int8.loop(cache_len=640)

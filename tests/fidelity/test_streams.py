@@ -1,4 +1,4 @@
-"""Streams against the unsplit utterance: equal lengths, one chunk the same audio, and joins that cannot be heard."""
+"""Streams against the unsplit utterance: equal lengths, identical audio for one chunk, and inaudible joins."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_with_the_mel_of_the_utterance_the_real_vocoder_gives_its_waveform(s3gen
     whole, _ = streamed(fixed, fixed.tokens, voice, WHOLE)
     samples, joins = streamed(fixed, fixed.tokens, voice, ChunkPolicy(10, 20))
     assert len(joins) == 3
-    # HiFT hears some frames beyond the window's end, where it has three tokens of lookahead and the utterance goes on
+    # HiFT's receptive field reaches past the window's end, where the stream has only three tokens of lookahead
     difference = np.abs(samples - whole)
     assert difference.max() < 0.05 * np.abs(whole).max()
     assert np.sqrt(np.mean(difference**2)) < 0.005 * np.sqrt(np.mean(whole**2))
@@ -95,8 +95,7 @@ def test_with_the_mel_of_the_utterance_the_real_vocoder_gives_its_waveform(s3gen
 class Voiced:
     """A checkpoint-independent vocoder: harmonics at the mel's loudness, at the pitch in the mel's last bin.
 
-    What a window makes of a frame differs from window to window, as the flow's solutions do: the pitch by about 1%, the
-    loudness by about 0.5 dB.
+    A frame differs between windows, as the flow's solutions do: its pitch by about 1%, its loudness by about 0.5 dB.
     """
 
     device = torch.device("cpu")

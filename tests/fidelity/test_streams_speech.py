@@ -50,7 +50,7 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def clip(checkpoint: Checkpoint) -> S3GenConditionals:
-    """The clip's own mel, and its tokens as the checkpoint's tokenizer hears them."""
+    """The clip's own mel, and its tokens from the checkpoint's tokenizer."""
     samples, rate = soundfile.read(checkpoint.path / "bass.flac", dtype="float32")
     encoder = ReferenceEncoder(checkpoint)
     (voice,) = encoder.encode([encoder.prepare(samples, rate)])
@@ -67,7 +67,7 @@ def spoken(checkpoint: Checkpoint, clip: S3GenConditionals) -> Speech:
 
 @pytest.fixture(scope="module")
 def vocoded(spoken: Speech, clip: S3GenConditionals) -> Speech:
-    """The utterance vocoded from the clip's own mel, which is the same in all windows."""
+    """The utterance vocoded from the clip's own mel, which is identical in all windows."""
     same = SameMel(spoken.s3gen, clip.prompt_mel[2 * VOICE :])
     return Speech.of(same, spoken.voice, same.tokens)
 

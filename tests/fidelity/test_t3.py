@@ -107,7 +107,8 @@ def our_tokens(pair: Pair, text: Tensor, params: SamplingParams, uniforms: Tenso
 def upstream_tokens(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, text: Tensor, params: SamplingParams, uniforms: Tensor | None
 ) -> list[int]:
-    """Upstream's own `T3.inference`, its draw replaced by the inverse distribution function (None: by the best)."""
+    """Upstream's own `T3.inference`, with its draw replaced by inverse transform sampling (None: by the most likely
+    token)."""
     numbers = iter(uniforms) if uniforms is not None else None
 
     def pick(probabilities: Tensor, num_samples: int) -> Tensor:
@@ -141,7 +142,7 @@ def test_greedy_tokens_are_upstreams(pair: Pair, monkeypatch: pytest.MonkeyPatch
 
 
 class NoPositions(T3):
-    """Speech without its positions."""
+    """Speech without its position embeddings."""
 
     def decode(self, token: Tensor, speech_position: Tensor, start: Tensor, position: Tensor, cache: KVCache) -> Tensor:
         return super().decode(token, torch.zeros_like(speech_position), start, position, cache)
@@ -196,7 +197,7 @@ class ForgottenVoice(T3):
 def test_what_would_be_heard_as_wrong_words_gives_other_tokens_than_upstreams(
     tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch, mutant: type[T3], cfg_weight: float
 ) -> None:
-    """That the test above can fail."""
+    """Shows that the test above can fail."""
     voice = tiny.conditionals()
     assert voice is not None
     state, dims, text = tiny.t3_state(), tiny.dims.t3, text_of(24)
@@ -247,7 +248,7 @@ def test_a_request_longer_than_the_cache_was_planned_for_gives_upstreams_tokens(
 ) -> None:
     state = dict(tiny.t3_state())
     head = state["speech_head.weight"].clone()
-    head[tiny.dims.t3.stop_speech] = -head.abs().amax(dim=0)  # so that it never stops by itself
+    head[tiny.dims.t3.stop_speech] = -head.abs().amax(dim=0)  # so that it never draws the stop token
     state["speech_head.weight"] = head
     voice = tiny.conditionals()
     assert voice is not None

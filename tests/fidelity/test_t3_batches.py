@@ -1,4 +1,4 @@
-"""Continuous batching does not change anybody's tokens: random arrivals, parameters, lengths and cancellations."""
+"""Continuous batching changes no request's tokens: random arrivals, parameters, lengths and cancellations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def served(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Serve
 
 @pytest.fixture(scope="module")
 def loop(served: Served) -> Iterator[Loop]:
-    """One loop for all examples, so that what an earlier one leaves would disturb the next."""
+    """One loop for all examples, so that state left by an earlier one would affect the next."""
     it = served.loop(cache_len=256 if served.family.guided else 400)
     yield it
     assert it.scheduler.free_slots == SLOTS
@@ -32,7 +32,7 @@ def loop(served: Served) -> Iterator[Loop]:
 
 @pytest.fixture(scope="module")
 def lonely(served: Served) -> Loop:
-    """It computes the prefix again for every request."""
+    """Computes the prefix again for every request."""
     return served.loop(slots=1, cache_len=1024, prefixes=0)
 
 

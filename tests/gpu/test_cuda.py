@@ -98,7 +98,7 @@ def test_products_agree_with_the_cpus(product: kernels.Product, dtype: torch.dty
     wide, added = {name: value.float() for name, value in parts.items()}, None if residual is None else residual.float()
     exact = Projection(weight.float(), **wide, activation=activation)(x.float(), added)
     error = relative_error(got.float().cpu(), exact)
-    # cuBLAS computes GELU in the product's kernel, how exactly is not known
+    # cuBLAS computes GELU in the product's kernel, by an undocumented formula
     exactly = 1e-4 if activation == "gelu" else 1e-5
     assert error < (exactly if dtype == torch.float32 else 1e-2), f"{error:.2e}"
 
@@ -107,7 +107,7 @@ def test_products_agree_with_the_cpus(product: kernels.Product, dtype: torch.dty
 def test_every_kernel_that_is_measured_does_what_torch_does() -> None:
     for case in kernels.cases():
         torch.cuda.synchronize()
-        # torch's first: ours puts its result in the place of what it is added to
+        # torch's first: ours overwrites the residual with the result
         torchs, ours = (part if isinstance(part, tuple) else (part,) for part in (case.torchs(), case.ours()))
         for got, exact in zip(ours, torchs, strict=True):
             assert isinstance(got, torch.Tensor)
@@ -131,7 +131,7 @@ def test_prompts_behind_prefixes_take_the_memory_efficient_kernel(dtype: torch.d
     places = torch.tensor([[64, 1024, exact.scratch], [376, 90, 0], [63, 20, 0]])  # the last row is padding
     expected = prompt_attention(*new, exact.data[0], Context.of(exact, *places, length=64, reach=440))
     context = Context.of(cache, *places.cuda(), length=64, reach=440)
-    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # fails where that kernel cannot take it
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # fails if that kernel does not support it
         got = prompt_attention(*(part.to("cuda", dtype) for part in new), cache.data[0], context).float().cpu()
     for row, last in enumerate((63, 20)):
         error = relative_error(got[row, : last + 1], expected[row, : last + 1])
@@ -183,7 +183,7 @@ def requests(checkpoint: Checkpoint) -> list[Request]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # inductor recommends it; we compare bits
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # it recommends TF32
 @pytest.mark.parametrize("compile_mode", [None, "default"])
 @pytest.mark.parametrize("graphs", [False, True])
 def test_graphs_and_compilation_change_no_tokens(
@@ -203,7 +203,7 @@ def test_the_gpus_tokens_are_the_cpus(checkpoint: Checkpoint) -> None:
     loop_on(checkpoint, "cpu", graphs=False).run(expected)
     loop_on(checkpoint, "cuda", graphs=True).run(got)
     same = sum(a.tokens == b.tokens for a, b in zip(expected, got, strict=True))
-    # A draw at the very edge of a token's share may fall either way.
+    # A draw at the boundary between two tokens may select either.
     assert same >= len(expected) - 1, f"{same} of {len(expected)} requests have the same tokens"
 
 

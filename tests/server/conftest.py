@@ -24,7 +24,7 @@ VOICE_KEY = "the tests' key"
 
 @pytest.fixture(scope="session", autouse=True)
 def own_voice_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps the servers of tests away from the user's voices, and lets tests change theirs."""
+    """Isolates the test servers from the user's voices, and allows tests to change voices."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHATTERBOX_VOICE_STORE", str(tmp_path_factory.mktemp("voices") / "voices.sqlite"))
         patch.setenv("CHATTERBOX_VOICE_KEY", VOICE_KEY)  # of the servers and of the clients
@@ -43,8 +43,8 @@ class Spoken:
         url = self.server.http_url if protocol == "http" else self.server.grpc_url
         return Client(url, protocol, model=self.model, timeout=120)
 
-    def heeded(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Those of the options that the family heeds."""
+    def supported(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Those of the options that the family supports."""
         refused = {"exaggeration", "cfg_weight", "min_p", "top_k"} - set(self.family.inputs)
         return {name: value for name, value in options.items() if name not in refused}
 
@@ -53,8 +53,8 @@ class Spoken:
 def server_of(
     checkpoint_of: CheckpointOf, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], TritonServer]]:
-    """Servers of the families beside English, started when they are first asked for by a name of
-    `random_checkpoint.TINY`, which is the name of their model too; with INT8 behind it, of quantised weights."""
+    """Servers of the other families, started on first use. The key is a name of `random_checkpoint.TINY`, which is also
+    the model's name; with the suffix INT8, the weights are quantised."""
     running: dict[str, TritonServer] = {}
     with contextlib.ExitStack() as stack:
 

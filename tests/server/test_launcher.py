@@ -202,7 +202,7 @@ def test_a_model_that_fails_to_start_is_named_with_its_error(tmp_path: Path) -> 
     assert "the checkpoint of this model is missing on purpose" in message
 
 
-def test_a_model_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
+def test_a_model_that_is_never_ready_fails_the_start(tmp_path: Path) -> None:
     before = psutil.Process().children(recursive=True)
     options = ServerOptions(
         model_repository=FIXTURES / "echo",

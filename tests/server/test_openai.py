@@ -15,8 +15,8 @@ import pytest
 from chatterbox_client import Client
 from chatterbox_engine.launcher.server import TritonServer
 from chatterbox_gateway.encoding import FORMATS
+from tests.server.cancelled import LONG, requests_cancelled
 from tests.server.front import Front
-from tests.server.given_up import LONG, requests_given_up
 
 pytestmark = pytest.mark.server
 
@@ -93,7 +93,7 @@ def test_a_stored_voice_is_listed_and_spoken(server: TritonServer, front: Front,
 
 def test_who_goes_away_gives_the_request_up(server: TritonServer, front: Front) -> None:
     endless = {**SPEECH, "input": LONG * 5, "max_seconds": 40.0}
-    with requests_given_up(server, 2, 2):
+    with requests_cancelled(server, 2, 2):
         for fields in ({"response_format": "pcm"}, {"response_format": "mp3"}):
             with httpx.stream("POST", f"http://{front.address}/v1/audio/speech", json={**endless, **fields}) as answer:
                 assert next(answer.iter_bytes())

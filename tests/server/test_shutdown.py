@@ -19,7 +19,7 @@ import pytest
 
 from chatterbox_client import ChatterboxClientError, Client, Unavailable, concatenate
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
-from tests.server.given_up import LONG
+from tests.server.cancelled import LONG
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 

@@ -40,8 +40,8 @@ from chatterbox_client import (
 from chatterbox_engine.launcher.regions import SHARED_MEMORY
 from chatterbox_engine.launcher.server import ServerFailed, ServerOptions, TritonServer
 from chatterbox_engine.synthesis.streaming import ChunkPolicy
+from tests.server.cancelled import LONG, requests_cancelled
 from tests.server.conftest import Spoken
-from tests.server.given_up import LONG, requests_given_up
 
 pytestmark = pytest.mark.server
 
@@ -63,7 +63,7 @@ def family_client(spoken: Spoken) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def small(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server of two slots, where one that is not freed is soon missed."""
+    """A server with two slots, where a leaked slot is soon noticed."""
     environment = {"CHATTERBOX_CHECKPOINT": str(tiny_path), "CHATTERBOX_MAX_SLOTS": "2"}
     log = tmp_path_factory.mktemp("small") / "triton.log"
     with TritonServer(ServerOptions(environment=environment, log=log)) as running:
@@ -210,8 +210,8 @@ def test_json_callers_get_events_with_raw_samples(server: TritonServer, client: 
     caught.value.close()
 
 
-def test_leaving_the_loop_by_break_or_exception_gives_the_request_up(small: TritonServer) -> None:
-    with Client(small.grpc_url, "grpc", timeout=60) as client, requests_given_up(small, 4, 4):
+def test_leaving_the_loop_by_break_or_exception_cancels_the_request(small: TritonServer) -> None:
+    with Client(small.grpc_url, "grpc", timeout=60) as client, requests_cancelled(small, 4, 4):
         for _ in range(3):
             for chunk in client.stream(LONG * 5, max_seconds=40.0):
                 assert chunk.index == 0
@@ -225,13 +225,13 @@ def leave_with_an_error(client: Client) -> None:
         raise KeyError
 
 
-def test_a_unary_grpc_call_that_times_out_is_given_up_too(small: TritonServer) -> None:
+def test_a_unary_grpc_call_that_times_out_is_cancelled_too(small: TritonServer) -> None:
     def wait(client: Client) -> None:
         with pytest.raises(Timeout):
             client.speak(LONG * 5, max_seconds=40.0)
 
     hasty = Client(small.grpc_url, "grpc", timeout=0.5)
-    with hasty as client, ThreadPoolExecutor(4) as pool, requests_given_up(small, 4, 4):
+    with hasty as client, ThreadPoolExecutor(4) as pool, requests_cancelled(small, 4, 4):
         list(pool.map(wait, [client] * 4))
 
 
@@ -240,11 +240,10 @@ async def collect(stream: AsyncIterator[Chunk]) -> Audio:
 
 
 async def cancellations(server: TritonServer, count: int) -> None:
-    """`count` streams are given up, each at a random moment, among as many streams and unary calls that are not, which
-    must not notice."""
+    """Cancels `count` streams at random moments and checks that they do not affect as many streams and unary calls."""
     draw, places = random.Random(5), asyncio.Semaphore(16)
 
-    async def give_up(client: AsyncClient, seed: int) -> None:
+    async def cancel(client: AsyncClient, seed: int) -> None:
         async with places:
             stream = client.stream(LONG * 5, seed=seed, max_seconds=40.0)
             with pytest.raises(asyncio.TimeoutError):
@@ -262,19 +261,19 @@ async def cancellations(server: TritonServer, count: int) -> None:
 
     async with AsyncClient(server.grpc_url, "grpc", timeout=280) as client:
         alone = [await speak(client, kind) for kind in range(4)]
-        calls = [(give_up(client, number), check(client, number, alone)) for number in range(count)]
+        calls = [(cancel(client, number), check(client, number, alone)) for number in range(count)]
         await asyncio.gather(*itertools.chain(*calls))
 
 
 @dataclass(frozen=True)
 class Held:
-    """What the models' processes hold, one entry each."""
+    """Resources of the models' processes, one entry each."""
 
     threads: tuple[int, ...]
     files: tuple[int, ...]
     regions: tuple[int, ...]
     shared: tuple[int, ...]
-    """Bytes of these regions, which the Python backend enlarges when they are full."""
+    """Bytes of these regions; the Python backend grows them when they are full."""
 
     @classmethod
     def by(cls, server: TritonServer) -> Held:
@@ -288,7 +287,7 @@ class Held:
         )
 
     def grown(self, before: Held) -> list[str]:
-        """What there is more of than there was before."""
+        """Names of the resources that have grown."""
         return [name for name in vars(self) if any(map(operator.gt, getattr(self, name), getattr(before, name)))]
 
 
@@ -304,21 +303,21 @@ def _regions(process: Path) -> Counter[str]:
 
 def check_cancellations(server: TritonServer, count: int) -> None:
     held = []
-    for given_up in (8, count):  # after the first round, whatever is made on demand is there
-        with requests_given_up(server, given_up // 2, given_up):  # some may go before the server has seen them
-            asyncio.run(cancellations(server, given_up))
+    for cancelled in (8, count):  # the first round allocates everything that is allocated on demand
+        with requests_cancelled(server, cancelled // 2, cancelled):  # some never reach the server
+            asyncio.run(cancellations(server, cancelled))
         held.append(Held.by(server))
     before, after = held
     assert not after.grown(before), held
 
 
-def test_streams_given_up_at_random_moments_leave_nothing_behind_and_the_others_alone(small: TritonServer) -> None:
+def test_streams_cancelled_at_random_moments_leak_nothing_and_do_not_affect_others(small: TritonServer) -> None:
     check_cancellations(small, 12)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(1800)
-def test_two_hundred_streams_given_up_at_random_moments_leave_nothing_behind(small: TritonServer) -> None:
+def test_two_hundred_streams_cancelled_at_random_moments_leak_nothing(small: TritonServer) -> None:
     check_cancellations(small, 200)
 
 

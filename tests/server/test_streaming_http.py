@@ -12,7 +12,7 @@ import pytest
 from chatterbox_client import AsyncClient, Chunk, Client, InvalidRequest, NotFound, Timeout, concatenate
 from chatterbox_engine.launcher.server import TritonServer
 from tests.clips import encoded, tone
-from tests.server.given_up import LONG, requests_given_up
+from tests.server.cancelled import LONG, requests_cancelled
 
 pytestmark = pytest.mark.server
 
@@ -64,11 +64,11 @@ def test_errors_are_typed(server: TritonServer, kind: Any) -> None:
         stream(kind, server, GREETING, voice="nobody")
     with pytest.raises(InvalidRequest, match="temperature is 9"):
         stream(kind, server, GREETING, temperature=9.0)
-    with requests_given_up(server, 1, 1), pytest.raises(Timeout, match="no answer within"):
+    with requests_cancelled(server, 1, 1), pytest.raises(Timeout, match="no answer within"):
         stream(kind, server, LONG * 5, max_seconds=40.0, timeout=0.5)
 
 
 @both
 def test_leaving_the_loop_cancels_the_request(server: TritonServer, kind: Any) -> None:
-    with requests_given_up(server, 1, 1):
+    with requests_cancelled(server, 1, 1):
         assert len(stream(kind, server, LONG * 5, max_seconds=40.0, chunks=1)) == 1

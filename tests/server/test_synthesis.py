@@ -43,7 +43,7 @@ def client_of(server: TritonServer, protocol: Any) -> Client:
 
 
 def generate(server: TritonServer, **inputs: Any) -> dict[str, Any]:
-    """Triton's JSON endpoint, as callers without a Triton client use it."""
+    """Triton's JSON endpoint, for clients without a Triton client library."""
     request = urllib.request.Request(
         f"http://{server.http_url}/v2/models/chatterbox/generate", json.dumps(inputs).encode(), method="POST"
     )
@@ -111,7 +111,7 @@ def test_sixteen_requests_together_each_equal_the_same_request_alone(spoken: Spo
         options: dict[str, Any] = {"seed": number, "cfg_weight": [0.5, 0.0, 1.2][number % 3], "top_k": 10 * number}
         options["max_seconds"] = 1.0 + number / 5
         options |= {"top_p": 0.8} if number % 4 == 1 else {"temperature": 0.5 + number / 16}
-        calls.append((text, spoken.heeded(options)))
+        calls.append((text, spoken.supported(options)))
 
     def speak(number: int) -> Audio:
         text, options = calls[number]
@@ -134,7 +134,7 @@ def test_triton_hands_over_as_a_batch_what_arrives_together(server: TritonServer
             it.speak(GREETING, seed=number, max_seconds=0.04)
 
     with ThreadPoolExecutor(16) as pool:
-        for _ in range(20):  # what arrives together is up to the threads
+        for _ in range(20):  # thread scheduling decides which requests arrive together
             list(pool.map(speak, range(32)))
             if executions_of_batches(server):
                 return

@@ -38,7 +38,7 @@ def spoken() -> dict[str, npt.NDArray[Any]]:
 
 
 def spoken_chunks() -> list[dict[str, npt.NDArray[Any]]]:
-    """A streaming model's answers: what `spoken` has, a token at a time."""
+    """A streaming model's responses: the content of `spoken`, one token at a time."""
     size = len(SAMPLES) // len(TOKENS)
     return [
         {
@@ -54,7 +54,7 @@ def spoken_chunks() -> list[dict[str, npt.NDArray[Any]]]:
 
 
 class FakeTransport:
-    """Answers at once and remembers what it was asked."""
+    """Answers at once and records its requests."""
 
     def __init__(self, answer: Tensors | Exception | None = None, *, is_ready: bool = True) -> None:
         self.result = spoken() if answer is None else answer
@@ -128,7 +128,7 @@ TRITONS_OWN = {
     "GRPC server is shutting down and has stopped accepting new requests.": "UNAVAILABLE",
     "response output count mismatch": None,
 }
-"""A stream whose text is one of Triton's own messages ends with it; the status that Triton leaves out."""
+"""A stream whose text is one of Triton's own messages ends with it; the value is the status that Triton omits."""
 
 Received = dict[str, tuple[str, list[int], bytes]]  # by input name: Triton type, shape, raw content
 
@@ -137,7 +137,7 @@ class FakeServer:
     """Triton's infer, ready and metadata calls over HTTP and gRPC, on free ports.
 
     The text "hang" is not answered before the server stops. Streams also know "break" (an error after the first chunk),
-    "short" (an end before the last) and "endless" (chunks until the client is gone, which is noted).
+    "short" (an end before the last) and "endless" (chunks until the client disconnects, which is recorded).
     """
 
     def __init__(self) -> None:
@@ -145,11 +145,11 @@ class FakeServer:
         self.json: list[dict[str, Any]] = []  # what streams over HTTP were asked with
         self.metadata: list[dict[str, str]] = []  # of the streams
         self.stopping = threading.Event()
-        self.given_up: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.cancelled: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.http_url = self.grpc_url = ""
 
     def refusal(self, request: Received) -> str | None:
-        """Notes a request; the HTTP status to refuse it with, or None to answer it."""
+        """Records a request; returns the HTTP status to refuse it with, or None to answer it."""
         self.received.append(request)
         text = request["text"][2][4:].decode()
         if text == "hang":
@@ -253,7 +253,7 @@ def _http_handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
                     self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
                 self.wfile.write(b"0\r\n\r\n")
             finally:
-                fake.given_up.put(text)
+                fake.cancelled.put(text)
 
         def _answer(self, names: list[str]) -> None:
             arrays = {name: spoken()[name] for name in names}
@@ -282,7 +282,7 @@ def _http_handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             pass
 
         def handle(self) -> None:
-            with suppress(ConnectionError):  # the client gave up first: the timeout tests
+            with suppress(ConnectionError):  # the client disconnected first: the timeout tests
                 super().handle()
 
     return Handler
@@ -304,7 +304,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     def ModelStreamInfer(self, requests: Any, context: Any) -> Any:  # noqa: N802
         request = next(requests)
         text = request.raw_input_contents[0][4:].decode()
-        context.add_callback(lambda: self._fake.given_up.put(text))
+        context.add_callback(lambda: self._fake.cancelled.put(text))
         self._fake.metadata.append(dict(context.invocation_metadata()))
         if status := self._fake.refusal(_received(request)):
             yield _stream_error(f"{CODES[status]}: refused with {status}")

@@ -1,4 +1,4 @@
-"""Runs the CUDA kernels in Triton's interpreter on the CPU; a process of its own, since the switch is read at import.
+"""Runs the CUDA kernels in Triton's interpreter on the CPU; a separate process, since the switch is read at import.
 
 Prints a line `kernel case error bound` for each case: the largest difference to torch's own operators.
 """
@@ -52,7 +52,7 @@ PROJECT: list[tuple[int, int, int, Activation, str]] = [
 ]
 NORM = [(1, 33, 256, True, 2), (3, 5, 256, False, 2), (2, 50, 24, True, 0)]
 SNAKE = [((2, 40, 64), "mask"), ((1, 33, 24), ""), ((2, 40, 64), "bias mask"), ((1, 50, 64), "bias change mask")]
-# float16 where the engine has bfloat16, which the interpreter cannot multiply
+# float16 instead of the engine's bfloat16, which the interpreter cannot multiply
 ATTEND = [
     (heads, size, positions, lengths, dtype)
     for dtype in (torch.float32, torch.float16)
@@ -65,7 +65,7 @@ ATTEND = [
 
 
 def decode_error(heads: int, head_dim: int, lengths: list[int], rotated: bool) -> float:
-    """The largest difference to what the same operator does on a CPU, in its result and in what it stores."""
+    """The largest difference to the same operator on a CPU, in its result and its stores."""
     generator = torch.Generator().manual_seed(len(lengths))
     rows, room = len(lengths), [length + 5 for length in lengths]
     start = torch.tensor([3 + sum(room[:row]) for row in range(rows)])
@@ -89,7 +89,7 @@ def swiglu_error(rows: int, width: int) -> float:
 
 
 def project_error(rows: int, inputs: int, outputs: int, activation: Activation, parts: str) -> float:
-    """The largest difference to what a `Projection` does on a CPU, with some of its optional parts."""
+    """The largest difference to a `Projection` on a CPU, with some of its optional parts."""
     generator = torch.Generator().manual_seed(outputs)
 
     def random(*shape: int) -> torch.Tensor:
@@ -133,7 +133,7 @@ def norm_error(rows: int, positions: int, width: int, everywhere: bool, lead: in
 
 
 def snake_error(shape: tuple[int, int, int], parts: str) -> float:
-    """The largest difference to torch's operators, in the sum and in what comes of it."""
+    """The largest difference to torch's operators, in the sum and the final result."""
     generator = torch.Generator().manual_seed(shape[1])
     x, change = (torch.randn(shape, generator=generator) for _ in range(2))
     alpha, inverse, bias = 2 * torch.rand(3, shape[2], generator=generator)
@@ -148,7 +148,7 @@ def snake_error(shape: tuple[int, int, int], parts: str) -> float:
 
 
 def sample_error(family: Family, count: int, use_top: bool) -> float:
-    """How many of the slots' entries and drawn tokens differ from what torch's operators leave, after four steps."""
+    """Number of the slots' entries and drawn tokens that differ from torch's operators after four steps."""
     generator = torch.Generator().manual_seed(count)
     ours, exact = sampling_slots(count), sampling_slots(count)
     order = torch.arange(count)
@@ -157,7 +157,7 @@ def sample_error(family: Family, count: int, use_top: bool) -> float:
     how: dict[str, Any] = {"use_top": use_top, "bos_once": 1 if family.bos_once else None}
     wrong = 0
     for _ in range(4):
-        logits = 0.5 * torch.randn(2 * count, VOCAB, generator=generator)  # so flat that every token kept changes draws
+        logits = 0.5 * torch.randn(2 * count, VOCAB, generator=generator)  # flat: every token kept affects draws
         sampling_cuda.sample(logits, rows, ours, got, family.processors, **how)
         sampling.sample(logits, rows, exact, expected, family.processors, **how)
         wrong += sum(int((getattr(ours, name) != getattr(exact, name)).sum()) for name in ("token", "step", "seen"))
@@ -206,7 +206,7 @@ def report(kernel: str, case: object, error: float, bound: float) -> None:
 if __name__ == "__main__":
     for case in DECODE:
         report("decode", case, decode_error(*case), 1e-5)
-    attention_cuda.TARGET_PROGRAMS = 1  # as if there were so many rows that none is split
+    attention_cuda.TARGET_PROGRAMS = 1  # as with so many rows that none is split
     report("decode", UNSPLIT, decode_error(*UNSPLIT), 1e-5)
     linear_cuda.PROGRAMS = 8  # so that there are tiles of every width
     for project_case in PROJECT:

@@ -77,7 +77,7 @@ def test_a_player_hears_a_stream_that_has_no_end_and_ends_it_by_going() -> None:
         heard = said.stdout.read(4 * len(SAMPLES) // 3)  # of two chunks
         said.stdout.close()
         _, complaint = said.communicate(timeout=60)
-        assert server.given_up.get(timeout=60) == "endless"
+        assert server.cancelled.get(timeout=60) == "endless"
     samples = np.frombuffer(heard, dtype="<i2").astype(np.float32) / 32_768
     np.testing.assert_allclose(samples, SAMPLES[: len(samples)], atol=1e-4)
     assert complaint.decode() == "chatterbox: [Errno 32] Broken pipe\n"

@@ -176,11 +176,11 @@ def test_a_server_that_is_not_there_is_connection_failed(kind: Any, protocol: st
 
 @every_way
 def test_leaving_the_loop_gives_the_request_up(server: FakeServer, kind: Any, protocol: str) -> None:
-    while not server.given_up.empty():
-        server.given_up.get()
+    while not server.cancelled.empty():
+        server.cancelled.get()
     threads = threading.active_count()
     assert len(chunks(kind, server, "endless", stop_after=2, protocol=protocol)) == 2
-    assert server.given_up.get(timeout=WAIT) == "endless"
+    assert server.cancelled.get(timeout=WAIT) == "endless"
     assert threading.active_count() <= threads + 1  # grpc keeps one of its own
 
 
@@ -275,7 +275,7 @@ def test_a_task_that_is_cancelled_cancels_its_call_and_not_the_read() -> None:
             self.ended = "by the call"
             return grpc.aio.EOF
 
-    async def give_up() -> Call:
+    async def cancel() -> Call:
         call = Call()
         task = asyncio.create_task(read_message(call))
         await asyncio.sleep(0)
@@ -285,4 +285,4 @@ def test_a_task_that_is_cancelled_cancels_its_call_and_not_the_read() -> None:
             await task
         return call
 
-    assert asyncio.run(give_up()).ended == "by the call"
+    assert asyncio.run(cancel()).ended == "by the call"

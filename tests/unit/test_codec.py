@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from chatterbox_engine import errors
-from chatterbox_engine.serving.codec import Failed, GiveUp, Message, Open, Part, Ready, WrongMessage, decode, encode
+from chatterbox_engine.serving.codec import Cancel, Failed, Message, Open, Part, Ready, WrongMessage, decode, encode
 
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RequestError)]
 NUMBERS = st.integers(0, 2**63 - 1)
@@ -42,7 +42,7 @@ def of_bytes(draw: st.DrawFn) -> npt.NDArray[Any]:
 TENSORS = st.dictionaries(st.text(max_size=10), hnp.arrays(DTYPES, SHAPES) | of_bytes(), max_size=3)
 MESSAGES = st.one_of(
     st.just(Ready()),
-    st.builds(GiveUp, NUMBERS),
+    st.builds(Cancel, NUMBERS),
     st.builds(Open, NUMBERS, TENSORS),
     st.builds(Part, NUMBERS, TENSORS, st.booleans()),
     st.builds(lambda number, kind, text: Failed(number, kind(text)), NUMBERS, st.sampled_from(ERRORS), st.text()),
@@ -96,7 +96,7 @@ CONTENT = st.recursive(
 )
 
 
-@given(st.sampled_from(["Open", "GiveUp", "Ready", "Part", "Failed", "Other", 1]), st.lists(CONTENT, max_size=4))
+@given(st.sampled_from(["Open", "Cancel", "Ready", "Part", "Failed", "Other", 1]), st.lists(CONTENT, max_size=4))
 def test_messages_with_other_fields_are_refused_or_well_formed(kind: Any, fields: list[Any]) -> None:
     try:
         message = decode(msgpack.packb([kind, *fields]))

@@ -1,4 +1,4 @@
-"""The kernels for a CPU give what torch gives, and a row has the same bits regardless of the batch."""
+"""The CPU kernels agree with torch, and a row has the same bits regardless of the batch."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_large_sums_and_nan_stay_what_they_are(activation: Activation) -> None:
 
 
 def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of the inputs that projections made from now on give to the kernel."""
+    """Records the input shapes that later projections pass to the kernel."""
     calls: list[tuple[int, ...]] = []
     kernel = cpu_kernels.project
 
@@ -191,7 +191,7 @@ def test_attention_of_scores_that_no_float_has_the_exponential_of() -> None:
     assert error(got[0], exact) < 1e-5
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what the thread raised, printed
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the thread's exception, printed
 @pytest.mark.usefixtures("threads_kept")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("place", [-3, 17])

@@ -97,7 +97,7 @@ def test_no_chunk_follows_a_cancellation() -> None:
             fake.engine.cancel(number)
             taken = listener.take_stream()
             assert all(isinstance(item, SynthesisChunk) for item in taken[:-1])
-            chunks_of(fake.stream("A.")[1])  # whatever was on its way has come
+            chunks_of(fake.stream("A.")[1])  # everything in flight has arrived
             assert listener.empty
 
 
@@ -179,7 +179,7 @@ def test_chunks_of_a_stream_that_are_queued_together_are_vocoded_in_different_ba
 def test_of_a_stream_that_is_cancelled_while_its_chunk_is_in_the_vocoder_nothing_is_finished() -> None:
     with FakeEngine() as fake:
         fake.s3gen.gate.clear()
-        fake.s3gen.entered.clear()  # warming up set it
+        fake.s3gen.entered.clear()  # set by the warm-up
         number, answers = fake.stream("x" * 149)
         fake.vocoder.wait_for(4)
         assert fake.s3gen.entered.wait(WAIT)

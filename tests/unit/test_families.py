@@ -1,4 +1,4 @@
-"""Which family a folder holds, what each refuses, and how their utterances end."""
+"""The family of a folder, the inputs that each family refuses, and the ends of utterances."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ families = pytest.mark.parametrize("family", FAMILIES, ids=[family.name for fami
 def test_a_family_is_known_by_its_files(family: Family) -> None:
     assert detect(family.files.required) == family
     assert missing(family, family.files.required) == []
-    assert detect([family.files.t3]) == family  # so that what is missing is told of the right one
+    assert detect([family.files.t3]) == family  # so that the missing files are reported for the right family
 
 
 def test_the_official_repository_of_three_is_english_unless_another_is_asked_for() -> None:
@@ -71,7 +71,7 @@ def test_every_input_that_a_family_does_not_heed_is_refused_by_name(family: Fami
         if name in family.inputs:
             assert getattr(parse(family, **{name: limits.high}).sampling, name) == limits.high
         else:
-            with pytest.raises(InvalidRequest, match=rf"{name} has no effect on {family.title}, which heeds"):
+            with pytest.raises(InvalidRequest, match=rf"{name} has no effect on {family.title}, which supports"):
                 parse(family, **{name: limits.high})
 
 

@@ -53,7 +53,7 @@ def usage(at: float, **changes: int) -> Usage:
 
 def test_a_locust_that_does_not_end_is_killed_and_a_problem() -> None:
     code = call([sys.executable, "-c", "import time; time.sleep(60)"], 0.2)
-    problems = find_problems(code, {"failed": 0, "given_up": 0, "requests": 1}, [], MIXED, alone=False)
+    problems = find_problems(code, {"failed": 0, "cancelled": 0, "requests": 1}, [], MIXED, alone=False)
     assert problems == ["Locust ended with exit code -9"]
     assert call([sys.executable, "-c", "raise SystemExit(3)"], None) == 3
 
@@ -141,9 +141,9 @@ def test_failures_an_empty_test_and_locust_s_own_failure_are_problems() -> None:
 
 def test_clients_that_leave_are_no_failures_and_their_counts_are_not_compared() -> None:
     leaving = SCENARIOS["leaving"]
-    records = [record(), record(given_up=True), record(error="boom")]
+    records = [record(), record(cancelled=True), record(error="boom")]
     figures = summary.summarise(leaving, 4, records, 0.0, pages(), pages(2))
-    assert (figures["requests"], figures["given_up"], figures["failed"]) == (3, 1, 1)
+    assert (figures["requests"], figures["cancelled"], figures["failed"]) == (3, 1, 1)
     assert figures["protocols"]["http"]["requests"] == 1
     problems = find_problems(0, figures, [], leaving, alone=True)
     assert ["1 of 3 requests failed" in problems[0], "too short" in problems[1], len(problems)] == [True, True, 2]

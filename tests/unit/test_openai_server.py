@@ -300,14 +300,14 @@ def test_who_goes_away_gives_the_request_up() -> None:
     with fake_server() as fake, serving(lambda: open_async_transport(fake.grpc_url, "grpc")) as url:
         with httpx.stream("POST", f"{url}/audio/speech", json={**SPEECH, "input": "endless"}) as answer:
             assert next(answer.iter_bytes())
-        assert fake.given_up.get(timeout=10) == "endless"
+        assert fake.cancelled.get(timeout=10) == "endless"
 
 
-def test_a_request_that_waits_for_its_first_chunk_is_given_up_too() -> None:
+def test_a_request_that_waits_for_its_first_chunk_is_cancelled_too() -> None:
     with fake_server() as fake, serving(lambda: open_async_transport(fake.grpc_url, "grpc")) as url:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/audio/speech", json={**SPEECH, "input": "hang"}, timeout=0.5)
-        assert fake.given_up.get(timeout=5) == "hang"  # the front's own patience ends after ten seconds
+        assert fake.cancelled.get(timeout=5) == "hang"  # the front's own timeout is ten seconds
 
 
 def test_without_a_server_it_is_unavailable() -> None:

@@ -1,4 +1,4 @@
-"""Presets: what they set, what wins over them, and where they are refused."""
+"""Presets: the parameters that they set, their precedence, and their validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests are answered once, in order, whatever ends them."""
+"""Requests are answered once and in order, regardless of how they end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONG = 1000.0
 
 
 class Desk:
-    """A register and what its receivers got."""
+    """A register and the answers of its receivers."""
 
     def __init__(self, allowance: float = LONG) -> None:
         self.got: list[tuple[int, object]] = []

@@ -1,4 +1,4 @@
-"""Answers through a response sender, and clients that go away."""
+"""Responses through a response sender, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from chatterbox_engine.errors import (
     RequestError,
     Unavailable,
 )
-from chatterbox_engine.serving.reply import Attendance, Reply, tensors_of
+from chatterbox_engine.serving.reply import CancellationWatcher, Reply, tensors_of
 
 WAIT = 20.0
 
@@ -103,7 +103,7 @@ def test_every_error_has_its_code_and_ends_the_answer(error: RequestError, code:
         reply.fail(error)
         ((response, flags),) = sender.sent
         assert (response.error.message, response.error.code, flags) == (message, code, 1)
-        assert reply.abandoned() is None
+        assert reply.is_cancelled() is None
 
 
 def test_why_a_request_ends_is_one_short_line_of_the_log() -> None:
@@ -117,46 +117,46 @@ def test_why_a_request_ends_is_one_short_line_of_the_log() -> None:
     assert not LOG
 
 
-def attended(check: Callable[[Attendance], None]) -> None:
-    attendance = Attendance(seconds=0.001)
+def watched(check: Callable[[CancellationWatcher], None]) -> None:
+    watcher = CancellationWatcher(seconds=0.001)
     try:
-        check(attendance)
+        check(watcher)
     finally:
-        attendance.close()
+        watcher.close()
 
 
-def test_a_client_that_goes_is_noticed_once() -> None:
-    def check(attendance: Attendance) -> None:
-        sender, given_up = Sender(), queue.SimpleQueue[str]()
+def test_a_disconnected_client_is_reported_once() -> None:
+    def check(watcher: CancellationWatcher) -> None:
+        sender, cancelled = Sender(), queue.SimpleQueue[str]()
         reply = reply_to(sender)
-        attendance.watch(reply, lambda: given_up.put("it"))
+        watcher.watch(reply, lambda: cancelled.put("it"))
         assert sender.asked.wait(WAIT)
         sender.gone = True
-        assert given_up.get(timeout=WAIT) == "it"
+        assert cancelled.get(timeout=WAIT) == "it"
         other = Sender()
-        attendance.watch(reply_to(other), lambda: None)
+        watcher.watch(reply_to(other), lambda: None)
         assert other.asked.wait(WAIT)
-        assert given_up.empty()
+        assert cancelled.empty()
 
-    attended(check)
+    watched(check)
 
 
-def test_nobody_asks_after_the_last_response() -> None:
-    def check(attendance: Attendance) -> None:
+def test_no_request_is_polled_after_its_last_response() -> None:
+    def check(watcher: CancellationWatcher) -> None:
         senders = [Sender() for _ in range(3)]
         replies = [reply_to(sender) for sender in senders]
         for reply in replies:
-            attendance.watch(reply, lambda: pytest.fail("its client is still there"))
+            watcher.watch(reply, lambda: pytest.fail("its client is still there"))
         for sender, reply in zip(senders, replies, strict=True):
             assert sender.asked.wait(WAIT)
             reply.send({})
-        for _ in range(3):  # rounds; the senders would complain
+        for _ in range(3):  # polling rounds; a sender that is polled after its last response fails
             another = Sender()
-            attendance.watch(reply_to(another), lambda: None)
+            watcher.watch(reply_to(another), lambda: None)
             assert another.asked.wait(WAIT)
-        assert len(attendance._open) == 3
+        assert len(watcher._open) == 3
 
-    attended(check)
+    watched(check)
 
 
 def test_inputs_are_read_by_name() -> None:
@@ -166,8 +166,8 @@ def test_inputs_are_read_by_name() -> None:
         assert tensors_of(request)["seed"].item() == 7
 
 
-def test_a_parameter_that_nothing_knows_is_refused_by_name() -> None:
-    """Triton passes on the fields of `generate` that are not inputs, those that only `infer` supports among them."""
+def test_an_unknown_parameter_is_refused_by_name() -> None:
+    """Triton forwards the fields of `generate` that are not inputs, including those that only `infer` supports."""
     for name in ("nope", "Text", "priority", "timeout", "sequence_id", "binary_data_output", ""):
         request = SimpleNamespace(inputs=list, parameters=lambda name=name: json.dumps({name: 1}))
         with pytest.raises(InvalidRequest, match=f"unknown field '{name}': the model has no such input"):

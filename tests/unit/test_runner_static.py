@@ -1,4 +1,4 @@
-"""What CUDA graphs need of the runner, with values: padded inputs in static memory. `test_cuda_t3` has the device."""
+"""The runner's requirements for CUDA graphs, with values: padded inputs in static memory. On a GPU: `test_cuda_t3`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Voices found, computed and kept: a fake encoder, real databases."""
+"""Lookup, computation and storage of voices, with a fake encoder and real databases."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SIZE = 4 * (4 + 80 * 10 + 192) + 8 * (3 + 5)
 
 
 def conditionals(mark: float) -> Conditionals:
-    """A voice that tells by its speaker which clip it was made of."""
+    """A voice whose speaker embedding identifies its clip."""
     return Conditionals(
         T3Conditionals(torch.full((4,), mark), torch.arange(3)),
         S3GenConditionals(torch.arange(5), torch.ones(10, 80), torch.zeros(192)),
@@ -63,7 +63,7 @@ class FakeEncoder:
         self.gate = threading.Event()
         self.gate.set()
         self.broken: Callable[[float], bool] = lambda _mark: False
-        """Which clips break it, by their marks."""
+        """Marks of the clips that make it fail."""
         self.batches: list[list[float]] = []
         self.seconds = 0.0
         """The time on its clock, of which every clip takes one second."""
@@ -90,7 +90,7 @@ class FakeEncoder:
 
 
 class Told(NoMetrics):
-    """Remembers what voices tell."""
+    """Records the events of voices."""
 
     def __init__(self) -> None:
         self.sources: list[VoiceSource] = []
@@ -246,7 +246,7 @@ def test_many_requests_for_a_new_clip_wait_for_one_computation(desk: Desk) -> No
 
 
 def wait_together(desk: Desk, clips: Sequence[bytes]) -> list[queue.SimpleQueue[Any]]:
-    """Asks for clips while the encoder is busy with another one, so that all of them wait."""
+    """Requests clips while the encoder is busy with another one, so that all of them are queued."""
     desk.encoder.gate.clear()
     desk.ask_later(clip=encoded(tone(1.0, pitch=500)))
     assert desk.encoder.began.wait(WAIT)
@@ -349,7 +349,7 @@ def test_computed_results_are_kept_by_their_size_and_the_least_recently_used_one
 
     assert [get(key) for key in ("aa", "bb", "aa", "cc", "aa", "bb")] == ["aa", "bb", "aa", "cc", "aa", "bb"]
     assert made == ["aa", "bb", "cc", "bb"]
-    assert get("larger") == get("larger") == "larger"  # than there is room for
+    assert get("larger") == get("larger") == "larger"  # more than fit
     assert made[4:] == ["larger", "larger"]
 
 
@@ -384,7 +384,7 @@ def test_what_is_damaged_in_the_store_is_computed_anew(desk: Desk, open_desk: Ca
     desk.store.add("anna", ANNA)
     desk.store.put_conditionals(content_hash(ANNA), "checkpoint/1", b"rubbish")
     assert desk.source("anna") == "encoded"
-    assert any("is damaged and computed anew" in line for line in desk.lines)
+    assert any("are damaged and are computed again" in line for line in desk.lines)
     assert open_desk().source("anna") == "store"
 
 
@@ -441,7 +441,7 @@ def test_the_encoders_are_left_out_until_a_clip_needs_them(open_desk: Callable[.
 
 
 def test_ahead_of_requests_the_encoders_load_and_new_voices_are_computed(open_desk: Callable[..., Desk]) -> None:
-    """Whoever stores them, under whatever names, in each of several servers."""
+    """Regardless of the server that stores them and of their names, on each of several servers."""
     desk, other = open_desk(ahead=True).start(), open_desk(ahead=True).start()
     for one in (desk, other):
         assert one.encoder.warm.wait(WAIT)
@@ -496,7 +496,7 @@ def test_encoders_that_cannot_be_loaded_are_told_and_the_rest_goes_on(open_desk:
 
 
 def hold(desk: Desk, held: AbstractContextManager[None]) -> None:
-    """What is in memory goes on while a database is held, the rest is refused, and afterwards it is used again."""
+    """While a database is locked, voices in memory are used and others are refused; afterwards it is used again."""
     for name, clip in (("anna", ANNA), ("berta", BERTA)):
         desk.store.add(name, clip)
     desk.source("anna")

@@ -22,7 +22,7 @@ import pytest
 
 from chatterbox_engine.errors import Cancelled, ConfigError, EngineFailed, InvalidRequest, RequestError, Unavailable
 from chatterbox_engine.serving import wire
-from chatterbox_engine.serving.codec import Failed, GiveUp, Open, Part, Ready, Tensors, decode, encode
+from chatterbox_engine.serving.codec import Cancel, Failed, Open, Part, Ready, Tensors, decode, encode
 from chatterbox_engine.serving.wire import Host, Link, Outlet, engine_of, socket_path
 
 WAIT = 20.0
@@ -34,13 +34,13 @@ class Engine:
 
     def __init__(self) -> None:
         self.opened: queue.SimpleQueue[tuple[Tensors, Outlet]] = queue.SimpleQueue()
-        self.given_up: queue.SimpleQueue[Outlet] = queue.SimpleQueue()
+        self.cancelled: queue.SimpleQueue[Outlet] = queue.SimpleQueue()
 
     def start(self, tensors: Tensors, outlet: Outlet) -> Callable[[], None]:
         if tensors["text"].item() == b"no":
             raise InvalidRequest("no")
         self.opened.put((tensors, outlet))
-        return lambda: self.given_up.put(outlet)
+        return lambda: self.cancelled.put(outlet)
 
 
 @pytest.fixture
@@ -103,30 +103,30 @@ def test_inputs_and_errors_cross_as_they_are(folder: str) -> None:
         assert isinstance(take(messages).error, Cancelled)
 
 
-def test_giving_up_reaches_the_engine_once_and_not_after_the_end(folder: str) -> None:
+def test_a_cancellation_reaches_the_engine_once_and_not_after_the_end(folder: str) -> None:
     with connected(folder) as (engine, _, link):
         messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         ended, running = link.open(INPUTS, messages.put), link.open(INPUTS, messages.put)
         first, second = take(engine.opened)[1], take(engine.opened)[1]
         first.part({}, last=True)
         take(messages)
-        link.give_up(ended)
-        link.give_up(running)
-        assert take(engine.given_up) is second
+        link.cancel(ended)
+        link.cancel(running)
+        assert take(engine.cancelled) is second
         second.fail(Cancelled("gone"))
         take(messages)
-        link.give_up(running)
+        link.cancel(running)
         link.open(INPUTS, messages.put)
         take(engine.opened)
-        assert engine.given_up.empty()
+        assert engine.cancelled.empty()
 
 
-def test_when_the_front_goes_the_engine_gives_its_streams_up_and_takes_another_front(folder: str) -> None:
+def test_when_the_front_disconnects_the_engine_cancels_its_streams_and_accepts_another_front(folder: str) -> None:
     with connected(folder) as (engine, _, link):
         link.open(INPUTS, lambda _message: None)
         outlet = take(engine.opened)[1]
         link.close()
-        assert take(engine.given_up) is outlet
+        assert take(engine.cancelled) is outlet
         outlet.part({}, last=False)  # to nobody
         outlet.fail(Cancelled("gone"))
         messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -160,7 +160,7 @@ def raw(folder: str) -> Connection:
     return Connection(end.detach())
 
 
-HOSTILE = [b"", b"\x00" * 100, pickle.dumps(GiveUp(1)), encode(Part(1, {}, last=True)), encode(Ready())]
+HOSTILE = [b"", b"\x00" * 100, pickle.dumps(Cancel(1)), encode(Part(1, {}, last=True)), encode(Ready())]
 
 
 @pytest.mark.parametrize("data", HOSTILE)
@@ -172,7 +172,7 @@ def test_what_no_front_sends_ends_the_connection_and_the_next_is_served(folder: 
         stranger.send_bytes(encode(Open(1, INPUTS)))
         outlet = take(engine.opened)[1]
         stranger.send_bytes(data)
-        assert take(engine.given_up) is outlet
+        assert take(engine.cancelled) is outlet
         with pytest.raises((EOFError, ConnectionResetError)):
             stranger.recv_bytes()
     with raw(folder) as another:
@@ -180,7 +180,7 @@ def test_what_no_front_sends_ends_the_connection_and_the_next_is_served(folder: 
     host.close()
 
 
-@pytest.mark.parametrize("data", [*HOSTILE[:3], encode(GiveUp(1)), encode(Part(9, {}, last=True))])
+@pytest.mark.parametrize("data", [*HOSTILE[:3], encode(Cancel(1)), encode(Part(9, {}, last=True))])
 def test_what_no_engine_sends_ends_the_front_s_streams(folder: str, data: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(socket_path("model", folder)))

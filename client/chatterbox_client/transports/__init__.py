@@ -1,4 +1,4 @@
-"""How tensors reach a server: the seam between the clients and `tritonclient`.
+"""Transports: the seam between the clients and `tritonclient`.
 
 Importing this package imports neither gevent nor grpc nor aiohttp; opening a transport imports what that one needs
 (Locust, for one, must patch gevent first).
@@ -19,25 +19,25 @@ ProtocolName = Literal["http", "grpc"]
 DEFAULT_URLS: dict[str, str] = {"http": "localhost:8000", "grpc": "localhost:8001"}
 
 URL_VARIABLES = {"http": "CHATTERBOX_URL", "grpc": "CHATTERBOX_GRPC_URL"}
-"""Of the environment: where the server is when no URL is given, by protocol."""
+"""Environment variables with the default URL of each protocol."""
 
 _SCHEMES = {"http": ("http", False), "https": ("http", True), "grpc": ("grpc", False), "grpcs": ("grpc", True)}
-"""The protocol that a URL's scheme means, and whether it goes through TLS."""
+"""The protocol of each URL scheme, and whether it uses TLS."""
 
 
 class Transport(Protocol):
     """Sends named tensors to one server, from any thread. Every method raises `ChatterboxClientError`s.
 
-    `timeout` is in seconds and bounds the whole call; None waits for ever.
+    `timeout` is in seconds and bounds the whole call; None means no limit.
     """
 
     def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
-        """Runs the model once and returns the outputs asked for, by name, as far as the server gave them."""
+        """Runs the model once and returns the requested outputs by name, as far as the server returned them."""
 
     def stream(
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
     ) -> Generator[Tensors, None, None]:
-        """Runs a model that answers several times; starts with the first `next`, and closing it gives it up."""
+        """Runs a model that sends several responses. Starts with the first `next`; closing the generator cancels it."""
 
     def ready(self, model: str, timeout: float | None) -> bool:
         """Whether the server can run the model now."""
@@ -72,9 +72,9 @@ class AsyncTransport(Protocol):
 
 def open_transport(url: str | None, protocol: ProtocolName, headers: Mapping[str, str] | None = None) -> Transport:
     """A transport to `url` ("host:port"; None means that of `URL_VARIABLES`, or the protocol's usual port on this
-    machine). A scheme may stand before it; https:// and grpcs:// go through TLS.
+    machine). It may begin with a scheme; https:// and grpcs:// use TLS.
 
-    `headers` (HTTP) or metadata (gRPC) go with every call.
+    `headers` (HTTP) or metadata (gRPC) are sent with every call.
 
     Raises ValueError for another protocol, InvalidRequest for a URL that is not one of the protocol.
     """
@@ -103,7 +103,7 @@ def _open(
 
 
 def _address(url: str, protocol: str) -> tuple[str, bool]:
-    """A URL without its scheme, and whether it goes through TLS."""
+    """A URL without its scheme, and whether it uses TLS."""
     scheme, separator, rest = url.rpartition("://")
     meant, secure = _SCHEMES.get(scheme.lower(), ("", False)) if separator else (protocol, False)
     if not meant:

@@ -1,15 +1,15 @@
 """One gRPC stream per request, for threads and for asyncio.
 
-Straight on the protocol's stub: `tritonclient` has one stream per client, reads it on a thread of its own, and leaves
-another one behind when a stream is cancelled. Here a stream is an iterator; closing it cancels the request.
+Uses the protocol's stub directly: `tritonclient` has one stream per client, reads it on its own thread, and leaks a
+thread when a stream is cancelled. Here a stream is an iterator; closing it cancels the request.
 
 An error ends a stream as a message, which the server's model begins with its status: "NOT_FOUND: ...". Triton has a
 header, `triton_grpc_error`, that makes it a gRPC status; but then Triton uses the stream's state after handing it to
 another thread, which may have freed it (`WriteGRPCErrorResponse` in its src/grpc/infer_handler.h, 2.51 to 2.73), and
-the whole server ends with SIGSEGV: once in some thousand refused streams.
+the whole server crashes with SIGSEGV: about once in several thousand refused streams.
 
 A stream that is cancelled between its last response and its end is never freed by Triton (2.51), nor are its inputs. So
-the last response is handed out once the stream has ended, which takes no time: both are sent together.
+the last response is returned only after the stream has ended. This adds no delay, because Triton sends both together.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class StreamChannel:
             if last is not None:
                 yield last
         except grpc.RpcError as error:
-            if not refusal:  # which is why the rest of the stream is missing
+            if not refusal:  # else the refusal explains why the rest is missing
                 # without its traceback: that refers to the error again, and to the channel, until it is collected
                 raise _typed(error) from error.with_traceback(None)
         finally:
@@ -88,7 +88,7 @@ class StreamChannel:
 
 
 class AsyncStreamChannel:
-    """The same for asyncio; belongs to the event loop in which it was made."""
+    """`StreamChannel` for asyncio; belongs to the event loop in which it was created."""
 
     def __init__(self, url: str, metadata: Mapping[str, str], *, secure: bool = False) -> None:
         self._metadata = tuple(metadata.items())
@@ -115,7 +115,7 @@ class AsyncStreamChannel:
             if last is not None:
                 yield last
         except grpc.RpcError as error:
-            if not refusal:  # which is why the rest of the stream is missing
+            if not refusal:  # else the refusal explains why the rest is missing
                 # without its traceback: that refers to the error again, and to the channel, until it is collected
                 raise _typed(error) from error.with_traceback(None)
         finally:
@@ -131,8 +131,8 @@ class AsyncStreamChannel:
 async def read_message(call: Any) -> Any:
     """The call's next message, or `grpc.aio.EOF`.
 
-    A read that is cancelled with the task that waits for it leaves its memory behind (grpcio 1.85: 10 to 25 kB for each
-    stream that is given up so). So the call is cancelled in its place, which ends the read.
+    Cancelling a pending read with the task that awaits it leaks memory (grpcio 1.85: 10 to 25 kB for each stream
+    cancelled this way). So the call is cancelled instead, which ends the read.
     """
     reading = asyncio.ensure_future(call.read())
     try:

@@ -1,4 +1,4 @@
-"""HTTP through `tritonclient.http`, which runs on gevent; streams, which it has not, through the standard library."""
+"""HTTP through `tritonclient.http`, which runs on gevent. It has no streams, so they use the standard library."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _DRAIN_SECONDS = 1.0
 class HttpTransport:
     """One connection per call, so that any number of threads or greenlets can share the transport.
 
-    `tritonclient.http`'s client and its sockets belong to the thread that made them. Connecting anew costs 0.5 ms on
-    one machine, 1.3 ms where the thread has no gevent hub yet; an utterance takes hundreds.
+    `tritonclient.http`'s client and its sockets belong to the thread that made them. Connecting again costs 0.5 ms
+    on one machine, 1.3 ms if the thread has no gevent hub yet; an utterance takes hundreds.
     """
 
     def __init__(self, url: str, headers: dict[str, str], *, secure: bool = False) -> None:
@@ -96,7 +96,7 @@ class HttpTransport:
 
 
 def _answers(connection: HTTPConnection, events: sse.Events, deadline: float | None) -> Generator[Tensors, None, None]:
-    """What comes back on a connection over which a stream was asked for."""
+    """The response on a connection over which a stream was requested."""
     socket = connection.sock  # an answer without a length takes it from the connection
     _limit(socket, deadline)
     with connection.getresponse() as response:
@@ -120,9 +120,9 @@ def _limit(socket: Any, deadline: float | None) -> None:
 
 @contextmanager
 def _gevent_hub() -> Iterator[None]:
-    """Destroys the hub that a call leaves in a thread of its own: three file descriptors that gevent never frees.
+    """Destroys the hub that a call leaves in its thread: three file descriptors that gevent never frees.
 
-    A Ctrl-C that comes while a hub of ours waits is raised from the call; gevent would print its traceback besides.
+    Ctrl-C during a wait in this hub is raised from the call; by default gevent also prints its traceback.
     """
     fresh = get_hub_if_exists() is None
     if fresh:

@@ -1,7 +1,7 @@
 """How the members of the Chatterbox family differ, as data. Imports no torch: the contract uses it too.
 
-A family is recognised by the name of its T3 file. Where members differ in what is computed, an entry here says which of
-two ways applies, and the module that computes it has both; nothing else asks which family it serves.
+A family is recognised by the name of its T3 file. Where members differ in computation, an entry here selects one of two
+variants, and the module that computes it implements both; no other code depends on the family.
 
 Sources: chatterbox-tts 0.1.7 `tts.py`, `mtl_tts.py`, `tts_turbo.py`, `models/t3/t3.py`; Multilingual V3, its tail crop
 and Nano: the repository's main branch (commit 5de7a54), where `mtl_tts.py` has no alignment analyser any more.
@@ -95,7 +95,7 @@ class Family:
     bos_once: bool = False
     """The repetition penalty counts BOS at the first token only."""
     appended: tuple[int, ...] = ()
-    """Speech tokens that are vocoded after those that T3 drew."""
+    """Speech tokens that are appended to T3's before vocoding."""
     cropped: int = 0
     """Speech tokens at the end that are vocoded and then cropped: they are noise."""
 
@@ -186,9 +186,9 @@ def candidates(name: str) -> tuple[Family, ...]:
 
 
 def detect(own: Collection[str], base: Collection[str] = (), among: Collection[Family] = FAMILIES) -> Family:
-    """The family of a folder with the files `own`, whose missing ones may be among `base`.
+    """The family of a folder with the files `own`; `base` may supply missing ones.
 
-    The one whose T3 is there and of which the fewest files are missing; the first of several. A T3 under another name
+    The first family whose T3 file is present, with the fewest missing files. A T3 file with another name
     (`t3*.safetensors`) belongs to the family of `base`, which is then returned with that name. `missing` tells whether
     the folder is complete.
     """

@@ -2,10 +2,10 @@
 
     python -m chatterbox_engine.checkpoint.random_checkpoint FOLDER --size full --family nano
 
-What they say is noise of the right shape. Three things are arranged so that a whole request behaves as with trained
-weights: activations stay in a sane range, no token beyond the speech vocabulary but the stop token is drawn, and the
-stop token comes by itself after some seconds, at a place that varies with the seed. Norm weights and biases differ
-from one and zero so that a test notices when one is left out.
+They produce noise of the right shape. Three properties make a whole request behave as with trained weights: activations
+stay in a sane range, the stop token is the only token drawn outside the speech vocabulary, and it is drawn after some
+seconds, at a position that varies with the seed. Norm weights and biases differ from one and zero so that a test
+notices when one is left out.
 
 Each tensor has its own generator, seeded by its name: it does not depend on the others or on their order.
 """
@@ -32,13 +32,13 @@ from chatterbox_engine.checkpoint.families import ENGLISH, FAMILIES, MULTILINGUA
 Size = Literal["tiny", "full"]
 
 FORMAT = 2
-"""Raised whenever the same arguments give other files, so that cached ones are made again."""
+"""Format version: raised whenever the same arguments give other files, so that cached files are regenerated."""
 
 MARK = "random_weights"
-"""Metadata entry of the weight files that says so."""
+"""Metadata entry of the weight files that marks random weights."""
 
 TINY = {"tiny": ENGLISH, "tiny-multilingual": MULTILINGUAL_V3, "tiny-turbo": TURBO, "tiny-nano": NANO}
-"""Names of checkpoints that are made on the spot, and their families."""
+"""Names of checkpoints that are generated at the start, and their families."""
 
 _TINY_LLAMA = {"hidden": 64, "layers": 2, "heads": 2, "head_dim": 32, "intermediate": 128}
 _TINY_T3: dict[str, T3Dims] = {
@@ -89,7 +89,7 @@ _FIXED = (  # (pattern, mean, standard deviation): first match wins; what matche
     (r"running_var$", 1.0, 0.05),
     (r"alpha$", 1.0, 0.1),
     (r"original0$", 1.0, 0.05),  # times the gain of the convolution that it belongs to
-    (r"original1$", 0.0, 1.0),  # weight norm leaves only its direction
+    (r"original1$", 0.0, 1.0),  # weight norm keeps only its direction
     (r"classifier\.bias$", 50.0, 0.0),  # F0 in Hz: mostly voiced, now and then below the 10 Hz that count as voiced
     (r"(pos_emb\.emb|wpe)\.weight$", 0.0, 0.3),
     (r"(text_emb|wte|speech_emb|input_embedding|embed_tokens)\.weight$", 0.0, 1.0),
@@ -121,11 +121,11 @@ def write_random_checkpoint(
     family: Family = ENGLISH,
     stops: bool = True,
 ) -> None:
-    """Writes a whole checkpoint of random weights into `folder`, which is made if absent.
+    """Writes a complete checkpoint of random weights into `folder`, which is created if absent.
 
     `full` has the official sizes (English: 3.2 GB) and loads into upstream's own classes with `from_local`; `tiny`
-    (English: 48 MB) states its sizes in `config.json`. `report` is called with a line per file. stops: whether an
-    utterance ends by itself, or by a request's limit only.
+    (English: 48 MB) states its sizes in `config.json`. `report` is called with a line per file. stops: whether
+    utterances end with a stop token, or only at the request's limit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     dims = tiny_dims(family) if size == "tiny" else family.dims
@@ -189,11 +189,12 @@ def _t3_states(dims: T3Dims, seed: int, *, stops: bool) -> dict[str, torch.Tenso
 def _arrange_stop(
     states: dict[str, torch.Tensor], dims: T3Dims, positions: str, norm: str, first: int, *, stops: bool
 ) -> None:
-    """Lets an utterance end by itself, if it should, and suppresses all other tokens outside of the speech vocabulary.
+    """Makes utterances end with a stop token, if requested, and suppresses all other tokens outside the speech
+    vocabulary.
 
     Two coordinates of the residual stream are written by the positions alone and read by the head alone: one rises
     along the positions and adds to the stop token's logit alone, the other is constant and holds down the logits of the
-    unused tokens. The stop logit also varies with the context as all others do, and it rises slowly: so where it wins
+    unused tokens. The stop logit also varies with the context, as all logits do, and rises slowly, so its position
     depends on seed, text and voice. `first` is the position of the first speech token; with GPT-2 it depends on the
     text, and longer ones end sooner.
     """

@@ -13,8 +13,8 @@ On a CPU, MKL computes a product of few rows on one thread, and oneDNN repacks a
 there are kernels of our own. torch.compile generates its kernels from torch's operators.
 
 Quantised weights are torchao's. Its product with an int8 matrix first makes the whole matrix floating-point, which on a
-CPU costs more than the product of a few rows. torch has a kernel for few rows that reads int8: decode steps use it,
-prompts torchao's.
+CPU costs more than the product of a few rows. torch has a kernel for few rows that reads int8 directly: decode steps
+use it, and prompts use torchao's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from chatterbox_engine.kernels.shapes import CPU_GRAIN, FEW_ROWS, SHIFT_ROWS, Ac
 
 
 class Projection:
-    """A matrix of a layer and what surrounds its product: `residual + activation(norm(x) @ weight.T + bias)`."""
+    """A matrix of a layer and the operations fused with it: `residual + activation(norm(x) @ weight.T + bias)`."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class Projection:
         self.activation = activation
         self._plain_on_cuda = _plain_on_cuda(weight)
         self._kernel: Any = None
-        self._kernel_rows = 0  # how many rows the kernel takes at most in a decode step
-        self._kernel_prompts = False  # whether it takes prompts too
+        self._kernel_rows = 0  # maximum rows of the kernel in a decode step
+        self._kernel_prompts = False  # whether the kernel supports prompts too
         if self._plain_on_cuda and weight.dtype == torch.bfloat16:
             from chatterbox_engine.kernels import linear_cuda
 

@@ -1,20 +1,20 @@
 """Triton kernels of a block's products: a fused product for few rows, and a gated layer's activation.
 
-A decode step of few rows reads every matrix once and computes almost nothing: its time is that of memory and of the
-gaps between hundreds of kernels. So the norm before a product, and the bias, activation and residual after it, are
+A decode step of few rows reads every matrix once and computes almost nothing: it is bound by memory bandwidth and by
+the gaps between hundreds of kernels. So the norm before a product, and the bias, activation and residual after it, are
 parts of its kernel. Row r of the result is
 
     y[r] = residual[r] + activation(f[r] * (x[r] * gain) @ weight.T + shift @ weight.T + bias)
     f[r] = 1 / sqrt(mean(x[r] ** 2) + eps)
 
-with x[r] less its mean where the norm has a shift. f is a factor of the sum, so the squares are summed beside the
-products and the result is scaled at the end. There are two kernels:
+where x[r] has its mean subtracted if the norm has a shift. f is a factor of the whole sum, so the squares are
+accumulated with the products and the result is scaled at the end. There are two kernels:
 
 - One to four rows: float32 sums of products, without tensor cores. The matrix goes from memory to registers while the
   kernel before this one is still running (`overlap_cuda`), and each of its numbers is used for all rows.
-- Up to sixteen: tensor cores. The mean is subtracted first, as bfloat16 products would round away what it hides; shift
-  @ weight.T is one more row of the tile. The warps of a program split the inputs between them, as there are too few
-  outputs for all of them.
+- Up to sixteen: tensor cores. The mean is subtracted first, because bfloat16 products would round away small deviations
+  from it; shift @ weight.T is one more row of the tile. The warps of a program split the inputs between them, as there
+  are too few outputs for all of them.
 
 `TRITON_INTERPRET=1` runs them on the CPU, which is how they are tested where there is no GPU.
 """
@@ -60,7 +60,7 @@ def _weights_of(weight, column, place, end, inputs: tl.constexpr):  # type: igno
 
 @triton.jit
 def _means(x, row, place, rows, inputs: tl.constexpr, turn: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of each row, [1, rows, 1]."""
+    """The sum of each row, [1, rows, 1]."""
     total = _inputs_of(x, row, place, rows, inputs).to(tl.float32)
     for offset in range(turn, inputs, turn):
         total += _inputs_of(x, row, offset + place, rows, inputs).to(tl.float32)
@@ -121,7 +121,7 @@ def _rows_of(at, inside, stride, rows: tl.constexpr):  # type: ignore[no-untyped
 
 @triton.jit
 def _centred(rows, inside, inputs: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows less their means."""
+    """Rows with their means subtracted."""
     total = _sums(rows, 0)
     centred = ()
     for row in tl.static_range(len(rows)):

@@ -1,4 +1,4 @@
-"""What to serve and where, and what that means for tritonserver's command line."""
+"""Options of a server, and the tritonserver command line made from them."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ REPOSITORY_VARIABLE = "CHATTERBOX_MODEL_REPOSITORY"
 _CHECKOUT_REPOSITORY = Path(__file__).parents[3] / "model_repository"
 
 
-# On a CPU oneDNN keeps the programs that it makes for the shapes of tensors, by itself 1,024 of them, a quarter of a
-# megabyte each. S3Gen has about 45 for a length of audio; making them anew takes 70 ms, the audio itself seconds.
-# Lengths seldom come again, and what is kept splits malloc's free space: more than one length's saves no time.
+# On a CPU, oneDNN caches the primitives that it compiles for each tensor shape: 1,024 by default, 0.25 MB each. S3Gen
+# needs about 45 for each length of audio; compiling them takes 70 ms, synthesis takes seconds. Lengths seldom recur,
+# and cached primitives fragment malloc's heap, so caching more than one length saves no time.
 _DEFAULTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 
-# How long libgomp's threads wait awake at a barrier before they let others run. By itself it looks 300,000 times, which
-# beside one busy process makes S3Gen on two cores twenty times as slow: every barrier waits for a thread that is not
-# running. So few looks cost nothing there while the machine is quiet (docs/performance.md).
+# How long libgomp's threads busy-wait at a barrier before they yield. With the default of 300,000 iterations, one other
+# busy process makes S3Gen on two cores 20 times slower: every barrier waits for a thread that is not running. This
+# lower count costs nothing on an idle machine (docs/performance.md).
 _SPIN = {"GOMP_SPINCOUNT": "3000"}
 _WAIT_POLICY = "OMP_WAIT_POLICY"
-"""The user's own word about waiting, which a count would override."""
+"""OpenMP's standard setting for busy-waiting, which GOMP_SPINCOUNT would override."""
 
 
 STOP_SECONDS = 10
-"""What Triton has to stop once it is told to, when the engines are drained: for requests about voices. It takes a
-connection that a client keeps open for a request: one idle client makes it wait this long."""
+"""Seconds that Triton has to stop after the engines are drained, for requests about voices. Triton counts an idle
+keep-alive connection as a request, so one idle client makes it wait this long."""
 
 
 def print_log(line: str) -> None:
-    """Shows a line of the server's log on stderr."""
+    """Prints a line of the server's log on stderr."""
     print(f"triton | {line}", file=sys.stderr, flush=True)
 
 
 def print_news(line: str) -> None:
-    """Shows what the launcher itself has to say on stderr."""
+    """Prints a message of the launcher on stderr."""
     print(f"launcher: {line}", file=sys.stderr, flush=True)
 
 
@@ -49,8 +49,8 @@ def print_news(line: str) -> None:
 class ServerOptions:
     """How to run one server.
 
-    A port 0 is replaced by a free one. The two callables are called on the thread that watches the server; one that
-    raises takes the server down.
+    A port 0 is replaced by a free one. The two callables run on the thread that watches the server; an exception in one
+    stops the server.
     """
 
     model_repository: Path | None = None
@@ -72,19 +72,19 @@ class ServerOptions:
     startup_timeout: float = 600.0
     """Seconds until all models must be ready."""
     grace_seconds: float = 30.0
-    """How long requests under way may take to finish once the server is told to stop. It is no longer ready meanwhile
-    and refuses new ones; what is not finished then is answered with an error that says so."""
+    """Seconds that running requests have to finish after the server is told to stop. Meanwhile it is not ready and
+    refuses new requests; then the remaining ones are answered with an error that says so."""
     log: Callable[[str], None] | Path = print_log
-    """Takes every line that the server prints, or is the file to write them to."""
+    """Called with every line that the server prints, or the file to write them to."""
     say: Callable[[str], None] = print_news
-    """Takes the launcher's own lines: progress while starting, and why a server ended."""
+    """Called with the launcher's own lines: progress while starting, and why a server ended."""
 
 
 _ALL = ("0.0.0.0", "::")
 
 
 def describe_reach(host: str) -> str:
-    """Who reaches a server that listens on `host`, in words."""
+    """Describes who can reach a server that listens on `host`."""
     if host in _ALL:
         return f"listening on every interface ({host}): whoever reaches this machine's ports can use the server"
     if host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback):
@@ -132,7 +132,7 @@ def find_repository(options: ServerOptions, environment: Mapping[str, str] | Non
 def model_environment(
     options: ServerOptions, triton: Triton, environment: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The whole environment of the server. The launcher's own settings mean nothing to the models and are left out."""
+    """The complete environment of the server, without the launcher's own settings."""
     environment = os.environ if environment is None else environment
     inherited = {name: value for name, value in environment.items() if name not in (HOME_VARIABLE, REPOSITORY_VARIABLE)}
     given = {**inherited, **triton.environment, **options.environment}
@@ -160,35 +160,35 @@ def tritonserver_command(
         f"--http-port={http}",
         f"--grpc-port={grpc}",
         f"--metrics-port={metrics}",
-        # All at once: a streaming front waits for its engine to listen, and four of them (the default is four threads)
-        # would wait in vain for engines that come after them.
+        # One loader thread for each model: a streaming front waits for its engine to listen, and with the default of
+        # four threads, four fronts would block the loading of their engines.
         f"--model-load-thread-count={max(4, sum(1 for _ in repositories[0].iterdir()))}",
-        # So that we can tell our regions from those of other servers, and remove them.
+        # A prefix that distinguishes this server's regions from other servers', so that they can be removed.
         f"--backend-config=python,shm-region-prefix-name={prefix}",
-        # Completing a configuration runs every model.py once more, in a process of its own; ours are complete.
+        # Auto-completion runs every model.py once more in a separate process; these configurations are complete.
         "--disable-auto-complete-config",
-        # Ready means that every model is, not only the server: what load balancers and our own wait go by.
+        # Ready only when every model is, which load balancers and the launcher rely on.
         "--strict-readiness=true",
-        # A model that fails ends the server at once; without its models it could answer nothing.
+        # A model that fails to load ends the server at once.
         "--exit-on-error=true",
         f"--exit-timeout-secs={STOP_SECONDS}",
         # Time stamps with a year and a zone.
         "--log-format=ISO8601",
-        # Our models take and give their tensors in ordinary memory: 256 MiB of pinned memory would lie idle.
+        # Our models exchange tensors in pageable memory, so Triton's 256 MiB of pinned memory would be unused.
         "--pinned-memory-pool-byte-size=0",
-        # Requests that have been answered are kept for their memory, as much as the largest had: eight of 100 MB.
+        # By default Triton keeps the buffers of eight answered requests, each as large as the largest: 100 MB.
         "--grpc-infer-allocation-pool-size=0",
         f"--allow-gpu-metrics={_boolean(_has_gpu())}",
     ]
     if not any(argument.startswith("--model-control-mode") for argument in options.arguments):
-        # Explicit also where all are loaded: only so can a server that drains say that it is not ready.
+        # Explicit even when all models are loaded: only then can a draining server report that it is not ready.
         models = options.models or ["*"]
         command += ["--model-control-mode=explicit", *(f"--load-model={model}" for model in models)]
     return [*command, *options.arguments, *access_arguments(options.opened, keys, options.arguments)]
 
 
 def _has_gpu() -> bool:
-    # Asked for GPU metrics on a machine without a driver, the server prints errors that alarm for nothing.
+    # Without a driver, enabled GPU metrics print misleading errors.
     return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
 
 

@@ -92,7 +92,7 @@ class Watch:
         # What to do at which time.monotonic().
         self._alarms: dict[Callable[[], None], float] = {
             self._report_progress: self._started + progress_seconds,
-            self._give_up: self._started + startup_timeout,
+            self._time_out: self._started + startup_timeout,
         }
 
     @property
@@ -216,7 +216,7 @@ class Watch:
         self._find_stubs()
         self._tell(self._on_ready)
         self.ready = True
-        for alarm in (self._report_progress, self._give_up):
+        for alarm in (self._report_progress, self._time_out):
             self._alarms.pop(alarm, None)
         self._say(f"ready after {time.monotonic() - self._started:.1f} s")
         self.settled.set()
@@ -230,7 +230,7 @@ class Watch:
         self._say(f"starting, {time.monotonic() - self._started:.0f} s: {self._reader.last_line}")
         self._check_ready()
 
-    def _give_up(self) -> None:
+    def _time_out(self) -> None:
         seconds = time.monotonic() - self._started
         self._fail(f"the models are not ready after {seconds:.0f} s; the last line: {self._reader.last_line}")
 

@@ -1,6 +1,6 @@
 """Triton kernel of the flow's attention: every position of a row attends to all of the row, without its padding.
 
-torch's fast attention kernels take no mask, and the one that takes a mask has half their speed. Here the loop
+torch's fast attention kernels support no mask, and the one that does has half their speed. Here the loop
 over the keys ends with the row, so padding costs nothing. The method is FlashAttention-2 (arXiv 2307.08691).
 
 `TRITON_INTERPRET=1` runs the kernel on the CPU, which is how it is tested where there is no GPU.
@@ -26,7 +26,7 @@ class Tiles(NamedTuple):
     """Per iteration of its loop."""
     warps: int
     stages: int
-    """Iterations whose keys are loaded ahead."""
+    """Number of iterations whose keys are prefetched."""
 
 
 TILES = {2: (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)), 4: (Tiles(32, 32, 8, 2),) * 2}
@@ -75,7 +75,7 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     head = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)  # 2^31 elements are 40 rows of 30,000 positions
     length = tl.load(lengths + row).to(tl.int32)
-    # programs after the row's end have nothing to do
+    # programs after the row's end return at once
     end = tl.where(first < length, length, 0)
 
     lane = tl.arange(0, size)

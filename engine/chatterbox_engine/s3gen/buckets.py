@@ -13,8 +13,8 @@ from chatterbox_engine.kernels.graphs import Graphs
 class Buckets:
     """The captured sizes of one function, whose rows must depend neither on each other nor on their padding.
 
-    A batch is copied into the smallest bucket that holds it. Padding is zero: an earlier batch's numbers would do as
-    well unless they were not finite, since a mask does not remove a NaN.
+    A batch is copied into the smallest bucket that holds it. Padding is zeroed: stale values of an earlier batch are
+    harmless only if they are finite, since a mask does not remove a NaN.
     """
 
     def __init__(self, name: str, function: Callable[..., Tensor]) -> None:
@@ -28,7 +28,7 @@ class Buckets:
         self._buckets[rows, size] = bucket
 
     def find(self, rows: int, size: int) -> _Bucket | None:
-        """The bucket that wastes least on a batch of that many rows and positions, None when none is large enough."""
+        """The bucket with the least padding for that many rows and positions; None when none is large enough."""
         fitting = [key for key in self._buckets if key[0] >= rows and key[1] >= size]
         return self._buckets[min(fitting, key=lambda key: key[0] * key[1])] if fitting else None
 
@@ -49,7 +49,7 @@ class _Bucket:
     def run(self, *inputs: Tensor) -> Tensor:
         """A copy of the function's value for the rows of the inputs, as many positions as the bucket has."""
         for target, source in zip(self._inputs, inputs, strict=True):
-            if target.is_floating_point():  # lengths and tokens of unused rows stay valid ones
+            if target.is_floating_point():  # lengths and tokens of unused rows stay valid
                 target.zero_()
             target[tuple(slice(size) for size in source.shape)].copy_(source, non_blocking=True)
         self._graphs.run(self._key, self._call)

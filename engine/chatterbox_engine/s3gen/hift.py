@@ -55,7 +55,7 @@ class Hift:
         """Synthesises padded rows.
 
         mel: [rows, n, mel]; phases: [rows, HARMONICS]; noise: [rows, 480 n]; frames: [rows] int64, None when every row
-        has n. Returns [rows, 480 n] in [-0.99, 0.99]; what lies after a row's end is not part of it.
+        has n. Returns [rows, 480 n] in [-0.99, 0.99]; samples after a row's end are padding.
         """
         ends = _Ends(frames, mel.shape[1])
         mel = ends.cut(mel)
@@ -77,7 +77,7 @@ class _Ends:
     size: int  # mel frames of the tensor
 
     def mask(self, rate: int = 1, extra: int = 0) -> Tensor | None:
-        """True inside the rows at that many positions per frame and some more. [rows, size * rate + extra, 1] bool."""
+        """True inside the rows, at `rate` positions per frame plus `extra`. [rows, size * rate + extra, 1] bool."""
         if self.frames is None:
             return None
         return length_mask(self.frames * rate + extra, self.size * rate + extra)[..., None]

@@ -2,7 +2,7 @@
 
 In that layout a convolution is a two-dimensional one in channels-last memory, without a copy. Measured on a Zen 5 core
 (docs/performance.md): 240 GFLOP/s in float32 against 55 to 230 for [rows, channels, positions], depending on kernel and
-width; on tensor cores it is the layout that they want.
+width; it is also the native layout of tensor cores.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Linear:
     def gelu(self, x: Tensor) -> Tensor:
         """GELU of it. x: [rows, positions, inputs].
 
-        In bfloat16 on a GPU the product's own kernel computes it, in its tanh form, so that the widest tensor of the
-        flow is written once and never read for it. The form changes a mel by 1.3e-4, bfloat16 by 8.7e-3.
+        In bfloat16 on a GPU the product's own kernel computes it, in its tanh form, so that the flow's widest tensor is
+        written once and not read again. The form changes a mel by 1.3e-4, bfloat16 by 8.7e-3.
         """
         if x.device.type == "cuda" and x.dtype == torch.bfloat16:
             return linear_gelu(x, self.weight, self.bias)
@@ -138,7 +138,7 @@ class Conv:
         return self.weight.shape[2] - 1
 
     def causal(self, x: Tensor) -> Tensor:
-        """The same, reading a position and those before it."""
+        """The same convolution over a position and those before it."""
         return self(x, left=self.history)
 
     def inputs(self, channels: slice, *, bias: bool) -> Conv:

@@ -1,7 +1,7 @@
 """The messages between engine and front as bytes, and back.
 
-MessagePack, whose decoder makes numbers, strings, bytes, lists and maps and runs no code; what it makes is held against
-the five messages below before anything is built of it. Imports no torch.
+MessagePack, whose decoder returns only numbers, strings, bytes, lists and maps and runs no code. The result is checked
+against the five messages below before any object is built from it. Imports no torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KINDS = {
         *("float16", "float32", "float64"),
     )
 }
-"""Those of Triton's tensors. The remaining one, of byte strings, is numpy's `object`."""
+"""The data types of Triton's tensors. The remaining one, byte strings, is numpy's `object`."""
 
 _BYTES = "bytes"
 
@@ -37,7 +37,7 @@ _ERRORS: dict[str, type[RequestError]] = {
 
 
 class WrongMessage(Exception):
-    """Bytes that are no message of this protocol."""
+    """Bytes that are not a message of this protocol."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Open:
 
 
 @dataclass(frozen=True)
-class GiveUp:
-    """The stream's client is gone."""
+class Cancel:
+    """The stream's client cancelled or disconnected."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine takes streams: its first message."""
+    """The engine accepts streams: its first message."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,16 @@ class Failed:
     error: RequestError
 
 
-Message = Open | GiveUp | Ready | Part | Failed
+Message = Open | Cancel | Ready | Part | Failed
 
 
 def encode(message: Message) -> bytes:
-    """A message as bytes. Raises TypeError for a tensor of a type that Triton does not have."""
+    """Encodes a message. Raises TypeError for a tensor of a data type that Triton does not support."""
     return bytes(msgpack.packb([type(message).__name__, *_fields(message)]))
 
 
 def decode(data: bytes) -> Message:
-    """The message in bytes, its arrays being copies. Raises WrongMessage for all other bytes."""
+    """Decodes a message; its arrays are copies. Raises WrongMessage for all other bytes."""
     try:
         kind, *fields = msgpack.unpackb(data)
         return _build(kind, fields)
@@ -100,7 +100,7 @@ def _fields(message: Message) -> list[Any]:
     match message:
         case Ready():
             return []
-        case GiveUp(number):
+        case Cancel(number):
             return [number]
         case Open(number, tensors):
             return [number, _pack_tensors(tensors)]
@@ -114,8 +114,8 @@ def _build(kind: Any, fields: list[Any]) -> Message:
     match [kind, *fields]:
         case ["Ready"]:
             return Ready()
-        case ["GiveUp", int(number)]:
-            return GiveUp(number)
+        case ["Cancel", int(number)]:
+            return Cancel(number)
         case ["Open", int(number), dict(tensors)]:
             return Open(number, _unpack_tensors(tensors))
         case ["Part", int(number), dict(tensors), bool(last)]:

@@ -172,7 +172,7 @@ def _refuse_unsupported(tensors: Tensors, family: Family) -> None:
         if name not in INPUTS:
             raise InvalidRequest(f"unknown input {quote(name)}; the inputs are {', '.join(INPUTS)}")
         if name in SAMPLING and name not in family.inputs:
-            raise InvalidRequest(f"{name} has no effect on {family.title}, which heeds {', '.join(family.inputs)}")
+            raise InvalidRequest(f"{name} has no effect on {family.title}, which supports {', '.join(family.inputs)}")
     if "reference_audio" in tensors and "voice" in tensors:
         raise InvalidRequest("voice and reference_audio exclude each other")
 

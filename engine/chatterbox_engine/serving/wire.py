@@ -1,18 +1,18 @@
 """The local socket between the model that owns the engine and the streaming front, two processes of one server.
 
-Why not BLS: calling a decoupled model from a Python model deadlocks under load. The socket lies in a private folder,
-and each end asks the kernel whether the other one runs as the same user: a secret would keep nobody else out, as that
-user may read this process's memory. One connection, with one thread at each end that reads it; messages as in `codec`:
+Why not BLS: calling a decoupled model from a Python model deadlocks under load. The socket is in a private folder,
+and each end checks with the kernel that its peer runs as the same user. A secret would add nothing: that user can read
+this process's memory. One connection, with one thread at each end that reads it; messages as in `codec`:
 
     front                       engine
     Open(number, tensors)   ->
-    GiveUp(number)          ->
+    Cancel(number)          ->
                             <-  Part(number, tensors, last)
                             <-  Failed(number, error)
 
 A stream ends with its last part or with an error. When either process dies, the other one reads the end of the
-connection: the front then fails its streams, the engine gives them up. What is no message that the other end may send
-ends the connection too. An engine that is unloaded may come back, so the front connects again. Imports no torch: the
+connection: the front then fails its streams, and the engine cancels them. Data that is not a message of this protocol
+ends the connection too. An unloaded engine may be loaded again, so the front reconnects. Imports no torch, because the
 front uses it.
 """
 
@@ -32,8 +32,8 @@ from pathlib import Path
 
 from chatterbox_engine.errors import ConfigError, EngineFailed, InvalidRequest, RequestError, Unavailable
 from chatterbox_engine.serving.codec import (
+    Cancel,
     Failed,
-    GiveUp,
     Message,
     Open,
     Part,
@@ -46,12 +46,12 @@ from chatterbox_engine.serving.codec import (
 from chatterbox_engine.serving.supervision import short_path
 
 FOLDER_VARIABLE = "CHATTERBOX_SOCKETS"
-"""Names a folder of this server's own that only its user may enter. The launcher makes it."""
+"""Path of this server's private folder, which only its user may enter. The launcher creates it."""
 
 _FRONT_SUFFIX = "_stream"  # the client adds it too
 _RETRY_SECONDS = 0.1
 _LARGEST = 1 << 30
-"""Bytes of a message; no request is so large (`limits`)."""
+"""Maximum bytes of a message; every valid request is smaller (`limits`)."""
 _CREDENTIALS = struct.Struct("3i")  # Linux's ucred: pid, uid, gid
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def socket_path(model: str, folder: str) -> Path:
 
 
 class Outlet:
-    """Where the answer to one stream goes, on the engine's side. Any thread may use it."""
+    """Sends the responses of one stream from the engine's side. Thread-safe."""
 
     def __init__(self, number: int, send: Callable[[Part | Failed], None]) -> None:
         self._number, self._send = number, send
@@ -91,8 +91,8 @@ class Outlet:
 class Host:
     """The engine's side. Listens from the start, so that a front can wait for it, and serves after `serve`.
 
-    `start(tensors, outlet)` begins a stream and returns what ends it when its client is gone; both are called on the
-    socket's thread. What `start` raises ends the stream.
+    `start(tensors, outlet)` begins a stream and returns the function that cancels it; both are called on the socket's
+    thread. An error that `start` raises ends the stream.
     """
 
     def __init__(self, path: Path) -> None:
@@ -107,7 +107,7 @@ class Host:
         self._thread: threading.Thread | None = None
 
     def serve(self, start: Callable[[Tensors, Outlet], Callable[[], None]]) -> None:
-        """Takes streams from now on."""
+        """Starts to accept streams."""
         self._thread = threading.Thread(target=self._run, args=(start,), name="socket", daemon=True)
         self._thread.start()
 
@@ -121,7 +121,7 @@ class Host:
             self._thread.join()
         self._socket.close()
         with contextlib.suppress(FileNotFoundError):
-            if self._path.stat().st_ino == self._file:  # not that of an engine which was loaded in this one's place
+            if self._path.stat().st_ino == self._file:  # not the socket of an engine loaded to replace this one
                 self._path.unlink()
 
     def _run(self, start: Callable[[Tensors, Outlet], Callable[[], None]]) -> None:
@@ -144,61 +144,61 @@ class _Session:
         self._channel = _Channel(peer)
         self._start = start
         self._lock = threading.Lock()
-        self._give_up: dict[int, Callable[[], None]] = {}  # of streams that have not ended; guarded by the lock
+        self._cancellations: dict[int, Callable[[], None]] = {}  # of streams that have not ended; guarded by the lock
 
     def run(self) -> None:
-        """Serves until the front is gone."""
+        """Serves until the front disconnects."""
         self._channel.send(Ready())
-        while isinstance(message := self._channel.receive(), Open | GiveUp):
+        while isinstance(message := self._channel.receive(), Open | Cancel):
             if isinstance(message, Open):
                 self._open(message)
             else:
-                self._call_off(message.number)
+                self._cancel(message.number)
         self._channel.close()
-        for number in list(self._give_up):
-            self._call_off(number)
+        for number in list(self._cancellations):
+            self._cancel(number)
 
     def _open(self, message: Open) -> None:
         number = message.number
         with self._lock:
-            self._give_up[number] = _nothing
+            self._cancellations[number] = _nothing
         try:
-            give_up = self._start(message.tensors, Outlet(number, self._answer))
+            cancel = self._start(message.tensors, Outlet(number, self._answer))
         except RequestError as error:
             self._answer(Failed(number, error))
             return
         with self._lock:
-            if number in self._give_up:  # not answered to the end meanwhile
-                self._give_up[number] = give_up
+            if number in self._cancellations:  # it may have ended meanwhile
+                self._cancellations[number] = cancel
 
-    def _call_off(self, number: int) -> None:
+    def _cancel(self, number: int) -> None:
         with self._lock:
-            give_up = self._give_up.get(number, _nothing)
-        give_up()
+            cancel = self._cancellations.get(number, _nothing)
+        cancel()
 
     def _answer(self, message: Part | Failed) -> None:
         if isinstance(message, Failed) or message.last:
             with self._lock:
-                self._give_up.pop(message.number, None)
+                self._cancellations.pop(message.number, None)
         self._channel.send(message)
 
 
 def _nothing() -> None:
-    """What gives up a stream that has ended."""
+    """Cancels a stream that has ended: a no-op."""
 
 
 Receive = Callable[[Part | Failed], None]
-"""Called for every message of one stream, on the thread that reads the socket."""
+"""Called with every message of one stream, on the thread that reads the socket."""
 
 
 class Link:
     """The front's side."""
 
     def __init__(self, path: Path, *, wait_seconds: float = 60.0, report: Callable[[str], None]) -> None:
-        """Connects and waits until the engine takes streams.
+        """Connects and waits until the engine accepts streams.
 
-        Raises EngineFailed when nobody listens within `wait_seconds`, or when whoever listened ended. The models of a
-        server load in any order, and the engine's takes minutes; but it listens at once.
+        Raises EngineFailed when no engine listens within `wait_seconds`, or when it ends before it accepts streams. The
+        models of a server load in any order; the engine's takes minutes to load but listens at once.
         """
         self._path = path
         self._closed = threading.Event()
@@ -219,7 +219,7 @@ class Link:
         self._thread.start()
 
     def open(self, tensors: Tensors, receive: Receive) -> int:
-        """Begins a stream. Returns its number, for `give_up`.
+        """Begins a stream. Returns its number, for `cancel`.
 
         Raises Unavailable when there is no engine, and InvalidRequest for a request that is too large.
         """
@@ -234,18 +234,18 @@ class Link:
         self._channel.send_bytes(data)
         return number
 
-    def give_up(self, number: int) -> None:
-        """Ends a stream, if it has not ended; it is answered with an error."""
-        self._channel.send(GiveUp(number))
+    def cancel(self, number: int) -> None:
+        """Cancels a stream that has not ended; it then ends with an error."""
+        self._channel.send(Cancel(number))
 
     def drain(self, _seconds: float, drained: Callable[[], None]) -> None:
-        """Calls `drained` once no stream is open: the engine ends them all in time, and takes no new ones."""
+        """Calls `drained` once no stream is open. The engine ends all streams in time and refuses new ones."""
         with self._lock:
             self._drained = drained
             self._report_drained()
 
     def close(self) -> None:
-        """Ends the connection; streams that are open fail."""
+        """Closes the connection; open streams fail."""
         self._closed.set()
         with self._lock, contextlib.suppress(OSError):  # the engine has ended it already
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -275,7 +275,7 @@ class Link:
             return False
 
     def _await_engine(self) -> bool:
-        """Whether it takes streams, once it has said so; False when it has ended, or the link."""
+        """Waits until the engine accepts streams; False if the engine or this link has ended."""
         if self._closed.is_set() or not isinstance(self._channel.receive(), Ready):
             self._channel.close()
             self._socket.close()
@@ -287,12 +287,12 @@ class Link:
     def _run(self) -> None:
         while not self._closed.is_set():
             self._listen()
-            # an engine that is loaded again listens under the same name; nothing announces it
+            # a reloaded engine listens at the same path, without notification
             while not self._closed.wait(_RETRY_SECONDS) and not self._reconnect():
                 pass
 
     def _listen(self) -> None:
-        """Until the engine is gone."""
+        """Receives messages until the engine disconnects."""
         while isinstance(message := self._channel.receive(), Part | Failed):
             ends = isinstance(message, Failed) or message.last
             with self._lock:
@@ -325,14 +325,14 @@ def _gone() -> EngineFailed:
 
 
 def _is_same_user(end: socket.socket) -> bool:
-    """Whether the process at the other end runs as this one does."""
+    """Whether the peer process runs as this process's user."""
     size = _CREDENTIALS.size
     _, user, _ = _CREDENTIALS.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     return bool(user == os.getuid())
 
 
 class _Channel:
-    """Messages over a connected socket: any thread sends, one receives. A lost connection is told to the receiver."""
+    """Messages over a connected socket: any thread sends, one receives. Only `receive` reports a lost connection."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
@@ -347,7 +347,7 @@ class _Channel:
             self._connection.send_bytes(data)
 
     def receive(self) -> Message | None:
-        """The next message; None at the end of the connection, and for what is no message."""
+        """The next message; None at the end of the connection or after an invalid message."""
         try:
             return decode(self._connection.recv_bytes(_LARGEST))
         except (EOFError, OSError):
@@ -357,8 +357,8 @@ class _Channel:
             return None
 
     def close(self) -> None:
-        """Ends the connection; for the receiver."""
+        """Closes the connection. Called by the receiver."""
         with contextlib.suppress(OSError):  # it has ended
-            self._end.shutdown(socket.SHUT_RDWR)  # a sender that waits for the other end to read gives up
+            self._end.shutdown(socket.SHUT_RDWR)  # unblocks a sender whose peer does not read
         with self._sending:
             self._connection.close()

@@ -1,6 +1,7 @@
 """The engine: requests in, audio out.
 
-Every thread owns what it changes; what it hands on is immutable (`jobs`). Queues connect them, and nothing polls.
+Every thread owns the state that it changes and passes on immutable objects (`jobs`). Queues connect the threads; none
+polls.
 
     thread    owns                                         takes            hands on
     caller    nothing: checks and tokenises its request    a request        a Job to register and voices
@@ -11,8 +12,9 @@ Every thread owns what it changes; what it hands on is immutable (`jobs`). Queue
     sender    the calls of receivers, so that a slow one   answers          them to the receivers
               delays nobody
 
-The register says who is under way: any thread may ask it or end a request there, and what is still on its way then is
-dropped. A failure in any thread answers every request with EngineFailed and is reported through `on_failure`.
+The register holds the active requests: any thread may query it or end a request there, and later results of that
+request are dropped. A failure in any thread answers every request with EngineFailed and is reported through
+`on_failure`.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class Launched:
 
     began: float = 0.0
     decoded: int = 0
-    """Utterances that were running before."""
+    """Utterances that were already running."""
     batches: list[tuple[Sequence[Utterance], DrawnTokens]] = field(default_factory=list)
 
 
@@ -91,10 +93,10 @@ class Engine:
     # Any thread
 
     def start(self) -> None:
-        """Starts the threads and waits until the engine is warm. Raises what warming up raised."""
+        """Starts the threads and waits until the engine is warm. Propagates an error of the warm-up."""
         self._parts.voices.start(self._report)
         engine, vocoder, sender = self._threads
-        for thread in (engine, vocoder):  # in turn: no graph can be captured while another thread uses the GPU
+        for thread in (engine, vocoder):  # sequentially: no graph can be captured while another thread uses the GPU
             thread.start()
             error = self._ready.get()
             if error is not None:
@@ -106,8 +108,7 @@ class Engine:
         """Queues a request; `answer` is called exactly once, from the sender thread. Returns a number for `cancel`.
 
         Raises InvalidRequest for text that cannot fit, Overloaded when the queue is full, Unavailable when the engine
-        is draining or closed. A request that raises is never answered. A voice that is unknown or cannot be used is the
-        request's answer.
+        is draining or closed. If it raises, `answer` is not called. An error of the voice is passed to `answer`.
         """
         return self._accept(request, answer)
 
@@ -122,28 +123,28 @@ class Engine:
         segments = self._parts.segmenter.segments(request)
         job = Job(next(self._numbers), request, answer, segments, policy, arrived)
         self._register.take(job)
-        self._inbox.put(_wake)  # so that its deadline counts from now on
+        self._inbox.put(_wake)  # the engine thread then includes its deadline
         self._parts.voices.resolve(request).add_done_callback(partial(self._voiced, job))
         return job.number
 
     def cancel(self, number: int) -> None:
-        """Cancels a request: it is answered with Cancelled unless it has its answer already."""
+        """Cancels a request: it is answered with Cancelled unless it has already been answered."""
         job = self._register.find(number)
         if job is not None:
             self._register.settle(job, Cancelled("the request was cancelled"))
 
     @property
     def family(self) -> Family:
-        """What the model can do."""
+        """The served model's family."""
         return self._parts.family
 
     @property
     def about(self) -> dict[str, Any]:
-        """What is served and how, as every answer's statistics tell it."""
+        """What is served and how, as in every response's statistics."""
         return self._parts.served.about
 
     def status(self) -> Status:
-        """What the engine is doing, read while its thread goes on: the figures may be a step apart."""
+        """A snapshot of the engine's state, taken while its thread runs: the figures may be one step apart."""
         scheduler = self._parts.scheduler
         return Status(
             slots_active=scheduler.running,
@@ -158,13 +159,13 @@ class Engine:
         )
 
     def drain(self, seconds: float, drained: Callable[[], None]) -> None:
-        """Takes no more requests. Those under way have `seconds` to finish; then they are answered with Unavailable.
+        """Refuses new requests. Active ones have `seconds` to finish; then they are answered with Unavailable.
         `drained` is called, from the sender thread, after the last answer."""
         self._register.drain(seconds, drained)
-        self._inbox.put(_wake)  # so that it counts from now on
+        self._inbox.put(_wake)  # the engine thread then includes the new deadline
 
     def close(self) -> None:
-        """Takes no more requests, answers those under way with Unavailable and ends the threads."""
+        """Refuses new requests, answers active ones with Unavailable and ends the threads."""
         self._register.close()
         self._inbox.put(self._stop)
         self._threads[0].join()
@@ -201,7 +202,7 @@ class Engine:
             own_stream(parts.device, priority=-1)
             parts.runner.warm_up(self._report)
             if (voice := parts.voices.built_in) is not None:
-                parts.prefixes.of(voice, parts.family.sampling.exaggeration)  # so that no first request waits for it
+                parts.prefixes.of(voice, parts.family.sampling.exaggeration)  # else the first request waits for it
         except BaseException as error:  # handed to `start`, which raises it
             self._ready.put(error)
             return
@@ -211,7 +212,7 @@ class Engine:
             self.step()
 
     def _take_orders(self) -> None:
-        """Carries out what other threads asked for; waits for an order only when there is nothing else to do."""
+        """Executes orders of other threads; waits for one only when there is nothing else to do."""
         idle = self._parts.scheduler.idle and not self._pending.batches
         try:
             if idle:
@@ -223,14 +224,14 @@ class Engine:
             self._register.expire()
 
     def _begin(self, job: Job, found: Found, voiced: float) -> None:
-        if job not in self._register:  # it was cancelled meanwhile
+        if job not in self._register:  # cancelled meanwhile
             return
         speech = self._speeches[job.number] = Speech(job, found, voiced, self._parts.family)
         for utterance in speech.utterances:
             self._parts.scheduler.add(utterance)
 
     def _drop(self, job: Job) -> None:
-        """Frees what an ended request holds."""
+        """Frees the resources of an ended request."""
         speech = self._speeches.pop(job.number, None)
         for utterance in speech.utterances if speech is not None else ():
             self._parts.scheduler.release(utterance)
@@ -239,7 +240,7 @@ class Engine:
         self._running = False
 
     def _launch(self, plan: Plan[Utterance]) -> Launched:
-        """Puts a step's work on the device."""
+        """Launches a step's work on the device."""
         parts, began = self._parts, time.monotonic()
         parts.cores.use_for_t3(alone=parts.vocoder.idle)
         batches: list[tuple[Sequence[Utterance], DrawnTokens]] = []
@@ -264,11 +265,11 @@ class Engine:
         return utterance.prompt
 
     def _publish(self, launched: Launched) -> None:
-        """Passes on the tokens of the step before, so that the device never waits for the host."""
+        """Publishes the tokens of the previous step, so that the device never waits for the host."""
         read, self._pending = self._pending, launched
         for utterances, drawn in read.batches:
             for utterance, token in zip(utterances, drawn.read(), strict=True):
-                # it ended or was cancelled in the step before, and this token is the one too many
+                # it ended or was cancelled in the previous step; this token is surplus
                 if utterance.place is None:
                     continue
                 if utterance.take(token, self._parts.stop_token):
@@ -305,7 +306,7 @@ class Engine:
     # Failures, on any thread
 
     def _guard(self, body: Callable[[], None]) -> None:
-        """Runs a thread's body; a failure ends the engine, with an answer for everyone."""
+        """Runs a thread's body; a failure ends the engine and answers every request."""
         try:
             body()
         except BaseException as error:
@@ -323,4 +324,4 @@ def _prompt(utterance: Utterance) -> Prompt:
 
 
 def _wake() -> None:
-    """An order to do nothing: the engine looks at its deadlines after every order."""
+    """A no-op order that wakes the engine thread, which checks deadlines after every order."""

@@ -9,7 +9,7 @@ import numpy as np
 from chatterbox_engine.types import SAMPLE_RATE, Samples
 
 FADE = SAMPLE_RATE // 200
-"""Samples, 5 ms: long enough that no edge clicks, too short to be heard as a fade."""
+"""Samples, 5 ms: long enough to avoid clicks, too short to be audible as a fade."""
 
 
 def pause_samples(seconds: float) -> int:
@@ -18,9 +18,9 @@ def pause_samples(seconds: float) -> int:
 
 
 def join(parts: Sequence[Samples], pauses: Sequence[float]) -> Samples:
-    """Puts segments one after the other, `pauses[i]` seconds of silence after part i; the last pause is not spoken.
+    """Concatenates segments with `pauses[i]` seconds of silence after segment i; the last pause is ignored.
 
-    Every inner edge fades over 5 ms into the silence. A single part is returned as it is.
+    Every inner edge fades to silence over 5 ms. A single segment is returned unchanged.
     """
     if len(parts) == 1:
         return parts[0]

@@ -1,4 +1,4 @@
-"""The requests under way: each is accepted, answered once, and ended when it is too old. No torch."""
+"""The active requests: each is accepted, answered once, and ended at its deadline. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _CLOSING = "the server is shutting down"
 
 
 class Register:
-    """Owns which requests are under way: a job ends by leaving the register, and nothing of it is sent after that.
+    """Owns the set of active requests: a job ends by leaving the register, and nothing of it is sent after that.
 
-    Called from any thread. All answers are given by the thread that runs `answer`, so that a slow receiver delays no
-    other thread and no chunk overtakes another.
+    Thread-safe. Only the thread that runs `answer` calls receivers, so a slow receiver delays no other thread and
+    chunks stay in order.
     """
 
     def __init__(self, *, limit: int, allowance: float, metrics: Metrics, ended: Callable[[Job], None]) -> None:
-        """limit: requests at once; allowance: seconds that each may take; ended: called once for every job that is
-        answered in full or with an error, so that what it holds becomes free."""
+        """limit: maximum number of active requests; allowance: seconds that each may take; ended: called once for every
+        job that is answered in full or with an error, to free its resources."""
         self._limit = limit
         self._allowance = allowance
         self._metrics = metrics
         self._ended = ended
         self._lock = threading.Lock()
         self._jobs: dict[int, Job] = {}  # oldest first
-        self._decoding: set[int] = set()  # numbers of jobs whose tokens are not all drawn
+        self._decoding: set[int] = set()  # numbers of jobs that still decode
         self._closed = False
-        self._last_moment: float | None = None  # time.monotonic() until which those under way may take; when draining
-        self._drained: Callable[[], None] | None = None  # called once nobody is under way any more
+        self._last_moment: float | None = None  # time.monotonic() at which draining ends the active requests
+        self._drained: Callable[[], None] | None = None  # called once no request is active
         self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
     def __len__(self) -> int:
@@ -46,8 +46,8 @@ class Register:
         return job.number in self._jobs
 
     def take(self, job: Job) -> None:
-        """Raises Overloaded when there are too many, and Unavailable when the engine is draining or closed; the job is
-        never answered then."""
+        """Raises Overloaded at the limit, and Unavailable when the engine is draining or closed; the job is then never
+        answered."""
         with self._lock:
             if self._closed:
                 raise Unavailable(_CLOSING)
@@ -62,13 +62,13 @@ class Register:
             return self._jobs.get(number)
 
     def decoded(self, job: Job) -> None:
-        """All tokens of a job are drawn."""
+        """Notes that all tokens of a job are drawn."""
         with self._lock:
             self._decoding.discard(job.number)
 
     @property
     def decoding(self) -> bool:
-        """Some job's tokens are not all drawn yet."""
+        """Whether any job still decodes."""
         return bool(self._decoding)
 
     def settle(self, job: Job, outcome: SynthesisResult | SynthesisChunk | RequestError) -> None:
@@ -86,7 +86,7 @@ class Register:
             self._metrics.answered(outcome.stats)
 
     def send(self, job: Job, answer: SynthesisResult | SynthesisChunk) -> None:
-        """An answer, or a part of a stream's; a whole answer and the last part settle the job."""
+        """Queues an answer or a chunk; a complete answer or the last chunk ends the job."""
         if isinstance(answer, SynthesisResult) or answer.last:
             self.settle(job, answer)
             return
@@ -95,7 +95,7 @@ class Register:
                 self._outbox.put(partial(job.answer, answer))
 
     def until_deadline(self) -> float | None:
-        """Seconds until the oldest request is too old, or draining ends; None when there is none."""
+        """Seconds until the oldest request's deadline or the end of draining; None when no request is active."""
         with self._lock:
             oldest = next(iter(self._jobs.values()), None)
             if oldest is None:
@@ -104,8 +104,8 @@ class Register:
         return max(0.0, min(limit for limit in limits if limit is not None) - time.monotonic())
 
     def expire(self) -> None:
-        """Ends requests that are too old, and all when draining ends. All have the same allowance, so the oldest ones
-        are the first."""
+        """Ends requests past their deadline, and all of them when draining ends. All have the same allowance, so the
+        oldest expire first."""
         now = time.monotonic()
         with self._lock:
             over = self._last_moment is not None and self._last_moment <= now
@@ -116,8 +116,8 @@ class Register:
             self._settle_all(Unavailable(f"{_CLOSING}: the request did not finish in the time that was left for it"))
 
     def drain(self, seconds: float, drained: Callable[[], None]) -> None:
-        """Takes no more. Those under way have `seconds` to finish, then they are answered with Unavailable. Calls
-        `drained`, after the last answer, once nobody is under way; later calls change nothing but that."""
+        """Refuses new requests. Active ones have `seconds` to finish, then they are answered with Unavailable. Calls
+        `drained` after the last answer, once no request is active; later calls only replace `drained`."""
         with self._lock:
             self._closed = True
             if self._last_moment is None:
@@ -126,7 +126,7 @@ class Register:
             self._report_drained()
 
     def close(self) -> None:
-        """Takes no more, and answers all with Unavailable."""
+        """Refuses new requests and answers all active ones with Unavailable."""
         with self._lock:
             self._closed = True
         self._settle_all(Unavailable(_CLOSING))
@@ -144,7 +144,7 @@ class Register:
             self._drained = None
 
     def fail(self, error: BaseException, then: Callable[[], None]) -> None:
-        """Takes no more, answers all with EngineFailed, and calls `then` after the answers."""
+        """Refuses new requests, answers all active ones with EngineFailed, and then calls `then`."""
         with self._lock:
             self._closed = True
             jobs, self._jobs = list(self._jobs.values()), {}
@@ -156,11 +156,10 @@ class Register:
         self._outbox.put(then)
 
     def answer(self) -> None:
-        """The body of the thread that gives the answers, until `end`. Raises what a receiver raises; the answers after
-        it are still to be given."""
+        """The body of the sender thread, until `end`. Propagates an error of a receiver; later answers stay queued."""
         while (call := self._outbox.get()) is not None:
             call()
 
     def end(self) -> None:
-        """Ends `answer` after what is queued."""
+        """Ends `answer` once the queue is empty."""
         self._outbox.put(None)

@@ -10,15 +10,15 @@ from chatterbox_engine.t3.extents import Extent, ExtentAllocator
 
 
 class Schedulable(Protocol):
-    """What the scheduler needs to know of an utterance, and the place that it assigns."""
+    """The properties of an utterance that the scheduler needs, and the place that it assigns."""
 
     @property
     def row_positions(self) -> list[int]:
-        """KV positions that each of its rows will need at most."""
+        """Maximum KV positions of each of its rows."""
 
     @property
     def first(self) -> bool:
-        """Its request's first segment, which the client waits for."""
+        """Whether it is its request's first segment, which the client waits for."""
 
     place: Place | None
 
@@ -39,13 +39,13 @@ class Plan(Generic[U]):
     """The work of one step."""
 
     prefill: list[U] = field(default_factory=list)
-    """Utterances that join now."""
+    """Utterances that are admitted in this step."""
     decode: list[U] = field(default_factory=list)
-    """Utterances that were running before."""
+    """Utterances that were already running."""
 
 
 class Scheduler(Generic[U]):
-    """First come, first served, in two queues that take turns while neither is empty: first segments of requests, and
+    """First come, first served, in two queues that alternate while neither is empty: first segments of requests, and
     later ones. So a long text delays another request's first audio by one segment at most. The head of a queue is never
     overtaken, so neither a large request nor the rest of a long one can starve.
     """
@@ -84,7 +84,7 @@ class Scheduler(Generic[U]):
 
     @property
     def idle(self) -> bool:
-        """Nothing waits and nothing runs."""
+        """Whether no utterance waits or runs."""
         return not self.waiting and not self._running
 
     def add(self, utterance: U) -> None:
@@ -100,7 +100,7 @@ class Scheduler(Generic[U]):
         return Plan(prefill, decode)
 
     def release(self, utterance: U) -> None:
-        """Removes an utterance, finished or cancelled, waiting or running; a second call does nothing."""
+        """Removes an utterance, whether it waits or runs; a second call does nothing."""
         if utterance.place is None:
             if utterance in (queue := self._queue_of(utterance)):
                 queue.remove(utterance)
@@ -116,7 +116,7 @@ class Scheduler(Generic[U]):
 
     @property
     def _next(self) -> deque[U]:
-        """The queue whose turn it is; it is empty when nothing waits."""
+        """The queue whose turn it is; empty when no utterance waits."""
         preferred, other = (self._others, self._firsts) if self._last_was_first else (self._firsts, self._others)
         return preferred or other
 

@@ -1,7 +1,7 @@
-"""When a stream's tokens are due for the vocoder, and how the waveforms of its chunks become one without a seam.
+"""Schedules a stream's tokens for the vocoder, and joins the waveforms of its chunks seamlessly.
 
-No torch: tokens are counted, samples are numpy. Where the chunks of an utterance end depends on the policy and on the
-number of its tokens alone, never on timing, so the same request gives the same stream.
+Imports no torch: tokens are only counted, and samples are numpy arrays. Chunk boundaries depend only on the policy and
+the number of tokens, never on timing, so the same request gives the same stream.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from chatterbox_engine.synthesis.join import fade_edges, pause_samples
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples
 
 LOOKAHEAD = 3
-"""Tokens after a chunk that its vocoding needs: S3Gen's encoder looks that far ahead."""
+"""Tokens after a chunk that its vocoding needs: the lookahead of S3Gen's encoder."""
 
 CONTEXT = 25
-"""Tokens before a chunk that are vocoded again with it, after the voice's prompt: one second. HiFT sees 13 frames to
-each side, so where the mel at a join is that of the whole utterance its samples are too."""
+"""Tokens before a chunk that are vocoded again with it, after the voice's prompt: one second. HiFT's receptive field is
+13 frames to each side, so where the mel at a join equals that of the whole utterance, the samples do too."""
 
 GROWTH = 3
-"""Each chunk's tokens over those of the one before. A stream that decodes at more than this many times real time has
-the next chunk before the one that plays ends; the larger it is, the less is vocoded twice."""
+"""Ratio of each chunk's tokens to the previous chunk's. A stream that decodes faster than this many times real time has
+the next chunk before playback of the current one ends. A larger ratio vocodes fewer tokens twice."""
 
 LARGEST = 750
-"""Tokens of the largest chunk, 30 s: other streams may have to wait for one."""
+"""Tokens of the largest chunk, 30 s; limited because other streams may have to wait for it."""
 
 OVERLAP = SAMPLES_PER_TOKEN // 2
 """Samples, 20 ms, of the crossfade from one chunk to the next."""
@@ -33,13 +33,13 @@ OVERLAP = SAMPLES_PER_TOKEN // 2
 
 @dataclass(frozen=True)
 class ChunkPolicy:
-    """How many tokens each chunk of a stream has."""
+    """The number of tokens of each chunk of a stream."""
 
     first: int = 10
     chunk: int = 25
 
     def size(self, number: int) -> int:
-        """Tokens of the chunk with this number, from 0; the last one of a segment has what is left."""
+        """Tokens of the chunk with this number, from 0; a segment's last chunk has the remainder."""
         if number == 0:
             return self.first
         growths = min(number - 1, LARGEST.bit_length())  # beyond that even one token has grown to the largest
@@ -48,8 +48,8 @@ class ChunkPolicy:
 
 @dataclass(frozen=True)
 class Span:
-    """Where a chunk lies in its utterance, in tokens: the window [start, stop) is vocoded, and the audio of
-    [begin, end) sent."""
+    """A chunk's position in its utterance, in tokens: the window [start, stop) is vocoded, and the audio of [begin,
+    end) is sent."""
 
     start: int
     begin: int
@@ -60,7 +60,7 @@ class Span:
 
     @classmethod
     def whole(cls, tokens: int, cropped: int = 0) -> Span:
-        """A whole utterance as one chunk, of whose audio `cropped` tokens at the end are not sent."""
+        """A whole utterance as one chunk; the audio of its last `cropped` tokens is not sent."""
         return cls(0, 0, audible(tokens, cropped), tokens, last=True)
 
     @property
@@ -89,7 +89,7 @@ class Cursor:
         self._begin = 0
         self.segment = 0
         self.number = 0
-        """Of the next chunk, over all segments."""
+        """Number of the next chunk, counted over all segments."""
 
     def take(self, tokens: int, *, complete: bool) -> Span | None:
         """The next chunk of the segment, or None while it is not due.
@@ -113,13 +113,13 @@ class Cursor:
 class Joiner:
     """The waveforms of a stream's windows to the samples that are sent: as many as `join.join` gives for the segments.
 
-    A chunk begins with a crossfade from the samples that the chunk before has beyond its end. Both are computed
-    from the same tokens with the same noise and a continuous phase, so they differ little, and the fade hides the rest.
-    Segments are joined as in `join.join`.
+    A chunk begins with a crossfade from the samples that the previous chunk has past its end. Both are computed from
+    the same tokens with the same noise and a continuous phase, so they differ little, and the fade hides the
+    difference. Segments are joined as in `join.join`.
     """
 
     def __init__(self, pauses: list[float]) -> None:
-        """pauses: seconds of silence after each segment; the last one's is not spoken."""
+        """pauses: seconds of silence after each segment; the last one is ignored."""
         self._pauses = pauses
         self._segment = 0
         self._beyond: Samples | None = None
@@ -141,7 +141,7 @@ class Joiner:
 
 
 def crossfade(before: Samples, samples: Samples) -> Samples:
-    """`samples` with its start faded in over `before` fading out. The two sum to one: they sound the same."""
+    """`samples` with its start faded in over `before` fading out. The gains sum to one, as for correlated signals."""
     length = len(before)
     rising = np.sin(np.linspace(0, np.pi / 2, length, endpoint=False, dtype=np.float32)) ** 2
     return np.concatenate([before * (1 - rising) + samples[:length] * rising, samples[length:]])

@@ -31,9 +31,9 @@ from chatterbox_engine.voices.cache import Memo
 
 VOICES_KEPT = 256
 BYTES_PER_PAIR = 480
-"""S3Gen's memory at full size, by which a batch is bounded: for each pair of tokens of a row, as the encoder's scores
-and their relative positions are what grows fastest. 16 utterances of 40 s after a prompt of 10 s take 12 GB in float32,
-less in bfloat16, which the bound ignores."""
+"""Bytes of S3Gen's memory at full size for each pair of tokens of a row, which bounds a batch: the encoder's scores and
+their relative positions grow fastest. 16 utterances of 40 s after a prompt of 10 s take 12 GB in float32, less in
+bfloat16, which the bound ignores."""
 
 CAPTURED_TOKENS = (13, 38, 63, 103, 163, 253, 383, 503, 703, 1000)
 """Utterance lengths that CUDA graphs are captured for: a stream's windows, and steps of about a half up to 40 s."""
@@ -50,7 +50,7 @@ gain nothing from a graph."""
 
 
 class VocoderNetworks(Networks, Protocol):
-    """What the vocoder uses of `S3Gen`, whose methods say more."""
+    """The part of `S3Gen` that the vocoder uses; its methods are documented there."""
 
     dims: S3GenDims
     prompt_tokens: int
@@ -63,22 +63,22 @@ class VocoderNetworks(Networks, Protocol):
 
 
 class Requests(Protocol):
-    """What the vocoder asks about the requests under way; the engine's `Register`. Any thread."""
+    """The vocoder's queries about active requests, answered by the engine's `Register`. Thread-safe."""
 
     def __contains__(self, job: Job, /) -> bool:
-        """The request has not ended."""
+        """Whether the request is active."""
 
     @property
     def decoding(self) -> bool:
-        """Some request's tokens are not all drawn yet."""
+        """Whether any request still decodes."""
 
 
 class Vocoder:
     """S3Gen behind a queue. `run` is the body of a thread; on CUDA it works on a stream of its own.
 
-    First chunks of streams are vocoded before everything else and without anything else, whose length would delay
-    them; all other chunks in the order in which they came. The chunks of one stream are vocoded in order and in
-    different batches: each goes on from the phase at which the one before ended.
+    First chunks of streams are vocoded before all others and in batches of their own, because longer chunks would delay
+    them; all other chunks in order of arrival. The chunks of one stream are vocoded in order and in different batches:
+    each continues at the phase at which the previous one ended.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Vocoder:
         cores: Cores,
         metrics: Metrics | None = None,
     ) -> None:
-        """batch: chunks together at most; delay: seconds that a chunk waits for others; memory: bytes for a batch."""
+        """batch: maximum chunks of a batch; delay: seconds that a chunk waits for others; memory: bytes for a batch."""
         self._s3gen = s3gen
         self._graphs = graphs
         self._batch = batch
@@ -107,29 +107,29 @@ class Vocoder:
         self._working = False
         self._prepared: Memo[PreparedVoice] = Memo(VOICES_KEPT)
         self._phases: WeakKeyDictionary[Job, Phase] = WeakKeyDictionary()
-        """Of each stream's current utterance. Belongs to `run`'s thread; goes with the stream's last chunk."""
+        """State of each stream's current utterance. Owned by `run`'s thread; removed with the stream's last chunk."""
 
     def put(self, chunk: Chunk) -> None:
-        """Queues a chunk. Those of a stream must come in order; the one before may still be here."""
+        """Queues a chunk. A stream's chunks must come in order; the previous one may still be queued."""
         with self._changed:
             (self._urgent if chunk.first else self._others).append(chunk)
             self._changed.notify()
 
     @property
     def idle(self) -> bool:
-        """Nothing is queued or being vocoded. Read without the lock: true or false a moment too long."""
+        """Whether no chunk is queued or being vocoded. Read without the lock, so it may be briefly out of date."""
         return not (self._working or self._urgent or self._others)
 
     def close(self) -> None:
-        """Ends `run` after what is queued."""
+        """Ends `run` once the queue is empty."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
     @torch.inference_mode()
     def warm_up(self, report: Callable[[str], None]) -> None:
-        """Captures S3Gen's graphs and vocodes a first chunk that is thrown away, so that the first request is as fast
-        as the next. On `run`'s thread."""
+        """Captures S3Gen's graphs and vocodes a discarded chunk, so that the first request is as fast as later ones.
+        Called on `run`'s thread."""
         device, mel = self._s3gen.device, self._s3gen.dims.mel
         own_stream(device)
         if self._graphs.enabled:
@@ -155,8 +155,8 @@ class Vocoder:
         """The thread's body, after `warm_up`, until `close`. Every chunk of a request that has not ended is passed on
         once, in the order of its stream.
 
-        done: takes its waveform, [960 tokens of the window], and the seconds of its batch, of which only one chunk of
-        a request has them; failed: takes what is wrong.
+        done: called with its waveform, [960 tokens of the window], and the seconds of its batch, which only one chunk
+        of a request gets; failed: called with the error.
         """
         self._done, self._failed = done, failed
         while (batch := self._next_batch()) is not None:
@@ -167,7 +167,7 @@ class Vocoder:
                 self._cores.release()
 
     def _next_batch(self) -> list[Chunk] | None:
-        """Waits for a chunk, then takes what else is ready within the delay; None at the end."""
+        """Waits for a chunk, then takes the others that are ready within the delay; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._urgent or self._others or self._closed)
             if not self._urgent and self._others and self._delay:
@@ -182,7 +182,8 @@ class Vocoder:
         return bool(self._urgent) or self._closed or len(self._others) >= self._batch
 
     def _take(self, chunks: deque[Chunk]) -> list[Chunk]:
-        """Takes the oldest chunks that go together, one of each stream; the stream's next ones keep their place."""
+        """Takes the oldest chunks that fit into one batch, one of each stream; a stream's later ones keep their
+        place."""
         batch, left = [chunks.popleft()], list[Chunk]()
         while chunks and len(batch) < self._batch:
             chunk = chunks[0]
@@ -203,7 +204,7 @@ class Vocoder:
             waves = synthesise(self._s3gen, [self._window(chunk) for chunk in spoken]) if spoken else []
         except torch.OutOfMemoryError as error:
             full = str(error)
-        if full is not None:  # only here is the memory free that the error's traceback held
+        if full is not None:  # the error's traceback held memory until here
             self._vocode_in_parts(batch, full)
             return
         samples = {chunk: _to_samples(wave, len(chunk.tokens)) for chunk, wave in zip(spoken, waves, strict=True)}
@@ -217,7 +218,7 @@ class Vocoder:
             self._done(chunk, samples.get(chunk, np.empty(0, dtype=np.float32)), own)
 
     def _vocode_in_parts(self, batch: Sequence[Chunk], error: str) -> None:
-        """What is too much together may still be possible one half after the other; one chunk alone is not."""
+        """Retries a batch that exceeds the memory as two halves; a single chunk fails."""
         if len(batch) > 1:
             half = len(batch) // 2
             self._vocode(batch[:half])

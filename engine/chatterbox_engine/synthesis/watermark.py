@@ -29,7 +29,7 @@ class NoWatermark:
 
 
 class PerthWatermark:
-    """`perth.PerthImplicitWatermarker`, whose network is only read, so threads may share one.
+    """`perth.PerthImplicitWatermarker`. Its network is only read, so threads may share it.
 
     On a CPU it takes 15 ms for a second of audio, 0.4 of them for resampling. Utterances of different lengths cannot
     share a batch: its mask depends on a row's loudest frame, its spectra on the row's end. On a GPU the network runs
@@ -41,7 +41,7 @@ class PerthWatermark:
             warnings.simplefilter("ignore")  # perth imports the deprecated pkg_resources
             import perth
 
-            # perth hides a failed import of its network and leaves None in its place
+            # perth suppresses a failed import of its network and sets None
             if perth.PerthImplicitWatermarker is None:
                 raise ConfigError(
                     "the Perth watermark cannot load: install resemble-perth with setuptools below 81, "
@@ -63,5 +63,5 @@ class PerthWatermark:
 
 
 def make_watermarker(device: torch.device, *, enabled: bool) -> Watermarker:
-    """Perth, or nothing when it is switched off. Raises ConfigError when Perth is wanted and cannot load."""
+    """Perth, or no watermark when it is disabled. Raises ConfigError when Perth is enabled and cannot load."""
     return PerthWatermark(device) if enabled else NoWatermark()

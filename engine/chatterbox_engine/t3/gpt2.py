@@ -145,5 +145,5 @@ _BLOCK_NAMES = {
 
 _TRANSPOSED = (".qkv", ".out", ".up", ".down")
 
-# Part of the official file, of no use at inference: the text head and the backbone's own token table.
+# Part of the official file, unused at inference: the text head and the backbone's own token table.
 _UNUSED = frozenset({"text_head.weight", "tfmr.wte.weight"})

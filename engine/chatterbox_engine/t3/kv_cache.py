@@ -24,7 +24,7 @@ class KVCache:
         shape = (dims.layers, 2, positions + GRAIN, dims.heads, dims.head_dim)
         # empty, not zeros: a CPU then commits only pages that are used; every position is written before it is read
         self.data = torch.empty(shape, device=device, dtype=dtype)
-        # how many splits of each pair are done; zero between steps
+        # number of finished splits of each pair; zero between steps
         self.arrived = torch.zeros(SPLIT_PAIRS, device=device, dtype=torch.int32)
 
     def fill(self, extent: Extent, prefix: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Prefill and decode of T3 for the utterances that the scheduler chose.
+"""Prefill and decode steps of T3 for the utterances that the scheduler selects.
 
 All state that a step changes lives on the device, one row per slot (`Slots`). A step uploads nothing unless the batch
 changed, and downloads only the drawn tokens, which the engine reads one step later.
@@ -32,12 +32,13 @@ PREFILL_ROWS = (2, 8)
 """Rows of prompts that graphs are captured for."""
 ROW_GRAIN = 4
 """Without graphs, decode rows are padded to a multiple of this. The fused kernels do not need it, but on a CPU the
-products of compiled steps are MKL's: those of 4, 8, 12, ... rows give each row the same bits, others do not."""
+products of compiled steps are MKL's: a row's bits are the same in products of 4, 8, 12, ... rows, but differ for other
+numbers."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the runner needs to start one utterance."""
+    """The inputs for starting one utterance."""
 
     slot: int
     rows: tuple[Extent, ...]  # conditional, then unconditional unless cfg_weight is 0
@@ -157,7 +158,7 @@ class Runner:
         return bucket(rows, self.max_rows) if self.graphs.enabled else round_up(rows, ROW_GRAIN)
 
     def _upload_decode_batch(self, utterances: Sequence[Prompt]) -> None:
-        """Describes a new decode batch to the device."""
+        """Uploads the description of a new decode batch."""
         slots = [utterance.slot for utterance in utterances for _ in utterance.rows]
         starts = [extent.start for utterance in utterances for extent in utterance.rows]
         self._decode_rows = len(slots)
@@ -170,11 +171,11 @@ class Runner:
         self._fill(self._decode_batch, utterances)
 
     def _fill(self, batch: Batch, utterances: Sequence[Prompt]) -> None:
-        """Tells a batch where the utterances' rows of logits are: one utterance's after the other's."""
+        """Sets the rows of the utterances' logits in a batch, in the order of the utterances."""
         entries: list[tuple[int, int, int]] = []
         row = 0
         for utterance in utterances:
-            last = row + len(utterance.rows) - 1  # the conditional row again where there is no other
+            last = row + len(utterance.rows) - 1  # the conditional row again where there is no unconditional one
             entries.append((utterance.slot, row, last))
             row = last + 1
         batch.fill(entries, self._count_bucket(batch, len(entries)))
@@ -199,7 +200,8 @@ class Runner:
         self._logits[:rows] = self._decode_step(self.slots.token[slot], step, start, position, self.cache)
 
     def _prefill_group(self, starting: Sequence[tuple[Prompt, Tensor]]) -> Tensor:
-        """Prompts side by side, each after its prefix, padded to the longest; returns their first tokens [prompts]."""
+        """Prefills a batch of prompts, each after its prefix, padded to the longest; returns the first tokens
+        [prompts]."""
         prompts = [prompt for prompt, _ in starting]
         rows, length, reach = self._prefill_size(starting)
         x, places = self._prompt_tensors(rows, length)

@@ -1,8 +1,8 @@
 """`sampling.sample` in one Triton kernel: from logits to the next token and the slots' new state.
 
-torch needs 44 operators for it, and more with a sort for top-k or top-p. Neither needs an order here: the smallest
-logit that is kept is found bit by bit, from the highest to the lowest, with a count or a sum over all logits for each
-bit. Logits equal to it are all kept, of which a sort drops some.
+torch needs 44 operators for it, and more with a sort for top-k or top-p. Neither needs a sort here: the smallest logit
+that is kept is found by a binary search over its bits, with a count or a sum over all logits for each bit. All logits
+equal to it are kept, whereas a sort drops some of them.
 
 `TRITON_INTERPRET=1` runs the kernel on the CPU, which is how it is tested where there is no GPU.
 """

@@ -1,7 +1,7 @@
 """From a reference clip to a voice, with upstream's own encoders.
 
 Source: chatterbox-tts 0.1.7, `ChatterboxTTS.prepare_conditionals` and `S3Token2Mel.embed_ref`. The encoders are
-upstream's classes, which run once per voice; importing them takes some seconds, so that is left to the first use.
+upstream's classes, which run once per voice; importing them takes seconds, so it is deferred to the first use.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ReferenceEncoder:
         return module.to(self._device).eval()
 
     def prepare(self, audio: Samples, sample_rate: int) -> ReferenceClip:
-        """A clip as the encoders hear it: `audio` is mono, [n] float32, of any rate.
+        """The clip as the encoders take it. `audio` is mono, [n] float32, at any sample rate.
 
         Raises InvalidRequest when the clip is shorter than the family's minimum or not finite.
         """
@@ -66,15 +66,15 @@ class ReferenceEncoder:
         return ReferenceClip(wide, _resample(wide, SAMPLE_RATE, _ENCODER_RATE))
 
     def warm_up(self) -> None:
-        """Encodes noise: the first clip loads and compiles a third of what a clip needs."""
+        """Encodes noise, because loading and compiling take a third of the first clip's time."""
         noise = np.random.default_rng(0).normal(0, 0.1, int(self._preparation.min_seconds * SAMPLE_RATE) + 1)
         self.encode([self.prepare(noise.astype(np.float32), SAMPLE_RATE)])
 
     @torch.no_grad()
     def encode(self, clips: Sequence[ReferenceClip]) -> list[Conditionals]:
-        """The voices of clips that go through the networks together; each equals that of its clip alone to rounding.
+        """The voices of clips that are encoded as a batch; each equals that of its clip alone up to rounding.
 
-        S3Gen hears the first 10 seconds of a clip, T3 as many as the family says.
+        S3Gen uses the first 10 seconds of a clip, T3 as many as the family specifies.
         """
         narrow = [clip.narrow for clip in clips]
         speakers = torch.from_numpy(self._voice.embeds_from_wavs(narrow, sample_rate=_ENCODER_RATE))
@@ -84,7 +84,8 @@ class ReferenceEncoder:
         return list(map(Conditionals, t3, s3gen))
 
     def _level(self, audio: Samples) -> Samples:
-        """Brings a clip to the family's loudness (ITU-R BS.1770); silence, whose loudness is not finite, stays."""
+        """Normalises a clip to the family's loudness (ITU-R BS.1770); silence, whose loudness is not finite, is
+        unchanged."""
         if self._preparation.loudness is None:
             return audio
         import pyloudnorm
@@ -101,19 +102,20 @@ class ReferenceEncoder:
         narrow = [resample(clip)[0] for clip in wide]
         mels = [_plain(mel_spectrogram(clip)[0].T) for clip in wide]  # [frames, mel]
         parts = zip(self._tokens(narrow), mels, self._x_vectors(narrow), strict=True)
-        # upstream cuts the tokens to the mel, and keeps an odd last frame: see `conditionals_from_upstream`
+        # upstream crops the tokens to the mel and keeps an odd last frame: see `conditionals_from_upstream`
         return [
             S3GenConditionals(tokens[: len(mel) // 2], mel[: 2 * min(len(tokens), len(mel) // 2)], vector)
             for tokens, mel, vector in parts
         ]
 
     def _tokens(self, clips: Sequence[Any], max_len: int | None = None) -> list[torch.Tensor]:
-        """Speech tokens of clips of 16 kHz, of which the tokenizer pads the shorter ones behind its masks."""
+        """Speech tokens of 16 kHz clips. The tokenizer pads shorter ones and masks the padding."""
         tokens, lengths = self._tokenizer(clips, max_len=max_len)
         return [_plain(row[:length]) for row, length in zip(tokens, lengths.tolist(), strict=True)]
 
     def _x_vectors(self, clips: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Of clips of 16 kHz. The network pools over time without a mask, so equal lengths go together."""
+        """X-vectors of 16 kHz clips. The network pools over time without a mask, so only clips of equal length are
+        batched."""
         found: dict[int, Iterator[torch.Tensor]] = {}
         for length in {len(clip) for clip in clips}:
             alike = torch.stack([clip for clip in clips if len(clip) == length])
@@ -129,7 +131,7 @@ def _resample(audio: Samples, source: int, target: int) -> Samples:
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU and without the mark of inference mode, which would forbid to change it later."""
+    """A copy on the CPU that is not an inference tensor, so that it can be modified later."""
     return tensor.cpu().clone()
 
 

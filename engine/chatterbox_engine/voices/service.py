@@ -4,13 +4,13 @@ A voice is known by the content hash of its clip. Threads:
 
     caller   `resolve`: the built-in voice and inline clips that are in memory are answered at once
     lookup   asks the store which clip a name means now, and for what was computed from it
-    patience waits for the store's answer on behalf of requests whose voice is in memory, but not for long
-    encoder  computes what nobody has computed yet: the clips that wait, several at once, each of them once
-    watch    has the encoders loaded and new voices computed ahead of requests
+    patience waits for the store for requests whose voice is in memory, up to PATIENCE_SECONDS
+    encoder computes missing conditionals: the queued clips, several at once, each of them once
+    watch starts the loading of the encoders and the computation of new voices, ahead of requests
 
-The store is asked at every request that names a stored voice (one indexed row), so that a voice which is replaced or
-deleted there is so from the next request on, whoever did it. While the store is gone, the voices in memory go on as
-they were last seen, without waiting for it. A store that hangs makes the first of them wait PATIENCE_SECONDS.
+The store is asked at every request that names a stored voice (one indexed row), so that a voice's replacement or
+deletion takes effect at the next request, whichever server made it. While the store is unavailable, the voices in
+memory are used as last seen, without waiting for it. A store that hangs makes the first of them wait PATIENCE_SECONDS.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ DEFAULT = "default"
 """The name of the checkpoint's built-in voice."""
 
 PREPARATION = 1
-"""Counts changes of what is computed from a clip, so that stored results of older code are not used."""
+"""Version of the conditionals' computation, so that results stored by older code are not used."""
 
 PATIENCE_SECONDS = 1.0
-"""How long a request whose voice is in memory waits for the store to say that the name still means it."""
+"""Seconds that a request whose voice is in memory waits for the store to confirm its name."""
 
 _PROGRESS_SECONDS = 5.0
 
@@ -55,7 +55,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Found:
-    """A voice, and where it came from."""
+    """A voice and its source."""
 
     voice: Voice
     source: VoiceSource
@@ -66,17 +66,17 @@ Done = Callable[[Found | RequestError], None]
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A clip that waits to be encoded, and who is told."""
+    """A queued clip and its callbacks."""
 
     clip: Clip
     keep: bool
-    """The clip belongs to a stored voice, so what is computed is stored too. Inline clips leave no trace but in
-    memory."""
+    """Whether the clip belongs to a stored voice, whose conditionals are stored too. Inline clips stay in memory
+    only."""
     done: Done
 
 
 class Voices:
-    """Finds the voice of each request. Holds no state of any request."""
+    """Resolves the voice of each request. Holds no state of requests."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Voices:
         self._waiting: list[_Wanted] = []  # guarded by the lock
         self._lookups = ThreadPoolExecutor(1, thread_name_prefix="voice-lookup")
         self._waits = ThreadPoolExecutor(1, thread_name_prefix="voice-patience")
-        self._late: Future[Entry] | None = None  # the last look-up that took longer
+        self._late: Future[Entry] | None = None  # the last lookup that took longer
         self._encodings = ThreadPoolExecutor(1, thread_name_prefix="voice-encoder", initializer=prepare_thread)
         self._watch = VoiceWatch(
             load=self._load_encoder,
@@ -125,17 +125,17 @@ class Voices:
         self._clock = clock
         self._lock = threading.Lock()
         self.counts: Counter[VoiceSource] = Counter()
-        """How many voices came from where since the start; guarded by the lock."""
+        """Number of voices by source since the start; guarded by the lock."""
 
     def start(self, report: Report) -> None:
-        """Brings all stored voices into memory, as far as they fit. A voice that cannot be read is reported, a store
-        that is gone too; neither stops the start."""
+        """Loads the stored voices into memory, as far as they fit. A voice that cannot be read, or an unavailable
+        store, is reported and does not stop the start."""
         self._report = report
         self._encodings.submit(self._preload).result()
 
     def work_ahead(self) -> None:
-        """Begins what `ahead` asks for. Not before the engine is warm: no graph can be captured while another thread
-        uses the GPU."""
+        """Starts the work that `ahead` enables. Not before the engine is warm: no graph can be captured while another
+        thread uses the GPU."""
         if self._ahead:
             self._watch.start()
 
@@ -145,10 +145,10 @@ class Voices:
         return len(self._cache) + (self.built_in is not None)
 
     def resolve(self, request: SynthesisRequest) -> Future[Found]:
-        """The request's voice: at once where it is in memory and needs no look-up, else from another thread.
+        """The request's voice: at once if it is in memory and needs no lookup, else from another thread.
 
         The future's exception is a RequestError: InvalidRequest for a clip that cannot be used, NotFound for an unknown
-        name, Unavailable when only the store knows and it is gone. It is never done when `close` comes first.
+        name, Unavailable when the store is needed and unavailable. It is never done when `close` comes first.
         """
         future: Future[Found] = Future()
 
@@ -178,7 +178,7 @@ class Voices:
                 self._waits.submit(self._guard, done, confirm)
 
     def close(self) -> None:
-        """Ends the threads; what is waiting in them is dropped."""
+        """Ends the threads and drops queued work."""
         self._watch.close()
         self._waits.shutdown(cancel_futures=True)
         self._lookups.shutdown(cancel_futures=True)
@@ -200,10 +200,10 @@ class Voices:
     def _store_is_stuck(self) -> bool:
         return self._store.failing or (self._late is not None and not self._late.done())
 
-    # Patience thread: look-ups are answered in the order in which they were asked for, so one thread waits for all
+    # Patience thread: lookups finish in the order in which they were queued, so one thread waits for all
 
     def _confirm(self, name: str, voice: Voice, asked: Future[Entry], deadline: float, done: Done) -> None:
-        """Answers with a voice that is in memory, unless the store says in time that the name means another one."""
+        """Answers with the voice in memory, unless the store replies in time that the name refers to another one."""
         try:
             entry = asked.result(max(0.0, deadline - time.monotonic()))
         except FutureTimeout:
@@ -225,7 +225,7 @@ class Voices:
         voice = self._cache.get(entry.content_hash)
         if voice is not None:
             self._remembered(voice, done)
-            if not entry.prepared:  # it was first heard as an inline clip
+            if not entry.prepared:  # first used as an inline clip
                 self._encodings.submit(self._write_back, voice)
         elif not entry.prepared or not self._from_store(entry.content_hash, done):
             self._want(_Wanted(self._store.clip(name), True, done))  # if replaced meanwhile, the newer clip
@@ -271,7 +271,7 @@ class Voices:
         try:
             voice = Voice(key, from_bytes(data))
         except (SafetensorError, KeyError) as error:
-            self._report(f"what the store has of the clip {key} is damaged and computed anew: {error}")
+            self._report(f"the stored conditionals of clip {key} are damaged and are computed again: {error}")
             return None
         self._count("store")
         self._cache.put(voice)
@@ -295,13 +295,13 @@ class Voices:
         self._encoder.warm_up()
 
     def _encode_waiting(self) -> None:
-        """Runs once for each clip that was wanted; there is nothing to do when an earlier run took it along."""
+        """Runs once for each queued clip; does nothing when an earlier run has encoded it."""
         with self._lock:
             taken, self._waiting = self._waiting[: self._encoder_batch], self._waiting[self._encoder_batch :]
         self._encode(taken)
 
     def _encode(self, wanted: Sequence[_Wanted]) -> None:
-        """Tells each the voice of its clip, or what is wrong with that clip."""
+        """Calls back for each clip, with its voice or its error."""
         clips = {one.clip.content_hash: one.clip for one in wanted}
         known = {key: voice for key in clips if (voice := self._cache.get(key)) is not None}
         new = self._compute([clip for key, clip in clips.items() if key not in known])
@@ -321,14 +321,14 @@ class Voices:
         one.done(Found(voice, source))
 
     def _compute(self, clips: Sequence[Clip]) -> dict[str, Voice | RequestError]:
-        """The voices of distinct clips by their hashes, and what is wrong with the others."""
+        """The voices of distinct clips by their hashes, or the errors of the clips that fail."""
         prepared = {clip.content_hash: self._attempt(partial(self._prepare, clip)) for clip in clips}
         good = {key: clip for key, clip in prepared.items() if isinstance(clip, ReferenceClip)}
         bad = {key: error for key, error in prepared.items() if isinstance(error, RequestError)}
         return bad | (self._compute_together(good) if good else {})
 
     def _prepare(self, clip: Clip) -> ReferenceClip:
-        samples, rate = read_clip(clip.audio, self._limits)  # first: a bad clip makes no encoder
+        samples, rate = read_clip(clip.audio, self._limits)  # first: an invalid clip does not load the encoders
         return self._encoder.prepare(samples, rate)
 
     def _compute_together(self, clips: Mapping[str, ReferenceClip]) -> dict[str, Voice | RequestError]:
@@ -340,7 +340,7 @@ class Voices:
             return dict(voices)
         if len(clips) == 1:
             return dict.fromkeys(clips, conditionals)
-        # each alone, so that only the one that broke the others fails
+        # one at a time, so that only the invalid clip fails
         return {key: self._compute_together({key: clip})[key] for key, clip in clips.items()}
 
     def _write_back(self, voice: Voice) -> None:
@@ -372,7 +372,7 @@ class Voices:
         )
 
     def _bring_in(self, clips: Mapping[str, str]) -> Iterator[int]:
-        """Loads what was computed from the clips (hash to name) and computes the rest; yields how many are done."""
+        """Loads the stored conditionals of the clips (hash to name) and computes the others; yields the number done."""
         new: list[str] = []
         for number, (key, name) in enumerate(clips.items(), start=1):
             if not self._cache.get(key) and not self._load(key):
@@ -395,7 +395,7 @@ class Voices:
             return None
 
     def _preloaded(self, name: str, answer: Found | RequestError) -> None:
-        """What is wrong with one voice keeps no other from being served."""
+        """Reports an error of one voice, so that the others are still served."""
         if isinstance(answer, RequestError):
             self._report(f"voice {name!r} is left out: {answer}")
 
@@ -411,13 +411,13 @@ class Voices:
         self._metrics.voiced(source)
 
     def _guard(self, done: Done, body: Callable[[], None]) -> None:
-        """Runs a stage; what goes wrong is the answer to this request only."""
+        """Runs a stage; an error answers this request only."""
         error = self._attempt(body)
         if error is not None:
             done(error)
 
     def _attempt(self, body: Callable[[], T]) -> T | RequestError:
-        """What `body` returns, or what it raised as an answer to a request."""
+        """The return value of `body`, or its exception as a RequestError."""
         try:
             return body()
         except RequestError as error:

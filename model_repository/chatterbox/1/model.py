@@ -1,7 +1,7 @@
 """Triton model `chatterbox`: whole utterances. A thin adapter over chatterbox_engine: parse, submit, send.
 
-It owns the engine, and hands it to the streaming front over a local socket. A copy of its folder is another model, with
-an engine of its own.
+It owns the engine, and serves the streaming front over a local socket. A copy of its folder is another model with its
+own engine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from chatterbox_engine.metrics import TritonMetrics
 from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.serving import contract
 from chatterbox_engine.serving.codec import Tensors
-from chatterbox_engine.serving.reply import Attendance, Reply, tensors_of
+from chatterbox_engine.serving.reply import CancellationWatcher, Reply, tensors_of
 from chatterbox_engine.serving.supervision import supervise
 from chatterbox_engine.serving.wire import FOLDER_VARIABLE, Host, Outlet, socket_path
 from chatterbox_engine.types import SynthesisChunk, SynthesisResult
@@ -38,7 +38,7 @@ class TritonPythonModel:
         lift_file_limit()
         self._name = name = args["model_name"]
         report = partial(_log, name)
-        self._host = _listen(name)  # first of all: the front learns from it whether there is an engine
+        self._host = _listen(name)  # before anything slow: the front waits for its socket
         from chatterbox_engine import assemble  # imports torch, which takes seconds
 
         parameters = json.loads(args["model_config"])["parameters"]
@@ -46,7 +46,7 @@ class TritonPythonModel:
         self._allowed_origins = parse_origins(config.allowed_origins)
         self._metrics = TritonMetrics(pb_utils.MetricFamily, name)
         self._engine = assemble.build(config, report=report, on_failure=_end_process, metrics=self._metrics)
-        presets.sampling(self._engine.family, config.preset)  # a wrong one stops the start, not every request
+        presets.sampling(self._engine.family, config.preset)  # an invalid preset stops the start
         self._engine.start()
         self._terms = contract.Terms(
             max_text_chars=config.max_text_chars,
@@ -55,11 +55,11 @@ class TritonPythonModel:
             preset=config.preset,
         )
         self._metrics.start(self._engine.status, self._engine.about)
-        self._attendance = Attendance()
+        self._watcher = CancellationWatcher()
         if self._host is not None:
             self._host.serve(self._stream)
         supervise(os.environ.get(FOLDER_VARIABLE), self._engine.drain)
-        # What is here now stays, and looking for garbage among all of it would stop every thread for 0.2 s.
+        # These objects stay until the end; garbage collection that scans them would stop every thread for 0.2 s.
         gc.collect()
         gc.freeze()
         report("ready")
@@ -77,14 +77,14 @@ class TritonPythonModel:
     def finalize(self) -> None:
         if self._host is not None:
             self._host.close()
-        self._attendance.close()
+        self._watcher.close()
         self._engine.close()
         self._metrics.close()
 
     def _speak(self, reply: Reply, tensors: Tensors) -> None:
         call = contract.parse(tensors, self._terms)
         number = self._engine.submit(call.request, partial(_answer, reply, call.format))
-        self._attendance.watch(reply, partial(self._engine.cancel, number))
+        self._watcher.watch(reply, partial(self._engine.cancel, number))
 
     def _stream(self, tensors: Tensors, outlet: Outlet) -> Callable[[], None]:
         """Begins a stream for the front."""

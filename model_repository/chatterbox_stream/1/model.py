@@ -17,13 +17,13 @@ from chatterbox_engine.errors import ConfigError, RequestError
 from chatterbox_engine.limits import lift_file_limit
 from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.serving.codec import Failed, Part
-from chatterbox_engine.serving.reply import Attendance, Reply, tensors_of
+from chatterbox_engine.serving.reply import CancellationWatcher, Reply, tensors_of
 from chatterbox_engine.serving.supervision import supervise
 from chatterbox_engine.serving.wire import FOLDER_VARIABLE, Link, engine_of, socket_path
 
 
 class TritonPythonModel:
-    """`execute` hands requests on and returns; the socket's thread sends what comes back."""
+    """`execute` forwards requests and returns; the socket's thread sends the responses."""
 
     def initialize(self, args: dict[str, str]) -> None:
         lift_file_limit()
@@ -36,7 +36,7 @@ class TritonPythonModel:
         self._name = args["model_name"]
         report = partial(_log, self._name)
         self._link = Link(socket_path(engine_of(self._name), folder), report=report)
-        self._attendance = Attendance()
+        self._watcher = CancellationWatcher()
         supervise(folder, self._link.drain)
         report("ready")
 
@@ -53,10 +53,10 @@ class TritonPythonModel:
                 traceback.print_exc()
                 reply.fail(RequestError(f"{type(error).__name__}: {error}"))
             else:
-                self._attendance.watch(reply, partial(self._link.give_up, number))
+                self._watcher.watch(reply, partial(self._link.cancel, number))
 
     def finalize(self) -> None:
-        self._attendance.close()
+        self._watcher.close()
         self._link.close()
 
 

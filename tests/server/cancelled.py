@@ -1,4 +1,4 @@
-"""What a server's metrics say of requests that were given up."""
+"""Checks cancelled requests in a server's metrics."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LONG = "This is one more sentence of a text that is too long for one segment, is
 
 
 @contextlib.contextmanager
-def requests_given_up(server: TritonServer, fewest: int, most: int) -> Iterator[None]:
-    """That this many requests are given up inside; then nothing is held for anybody."""
+def requests_cancelled(server: TritonServer, fewest: int, most: int) -> Iterator[None]:
+    """Asserts that `fewest` to `most` requests are cancelled inside, and that none of them still holds a resource."""
 
     def page() -> Pages:
         return Pages.read(server.http_url, server.metrics_url)
