@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,8 +108,13 @@ def audio_file(path: str | os.PathLike[str], sample_rate: int) -> Iterator[Calla
     Raises ValueError for another extension and OSError when the file cannot be written.
     """
     format = file_format(path)
-    with Path(path).open("w+b") as file, _encoder(file, sample_rate, format) as write:
-        yield write
+    with Path(path).open("w+b", buffering=0) as file:
+        # By its descriptor: an exception in a callback that writes, Ctrl-C among them, would be printed and lost.
+        try:
+            with _encoder(file.fileno(), sample_rate, format) as write:
+                yield write
+        except soundfile.LibsndfileError as error:
+            raise OSError(f"cannot write {os.fspath(path)}: {error.error_string}") from error
 
 
 def concatenate(chunks: Sequence[Chunk]) -> Audio:
@@ -133,8 +138,11 @@ def file_format(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def _encoder(file: IO[bytes], sample_rate: int, format: str) -> Iterator[Callable[[npt.NDArray[np.float32]], None]]:
-    with soundfile.SoundFile(file, "w", samplerate=sample_rate, channels=1, **_FILES[format]) as encoder:
+def _encoder(
+    file: io.BytesIO | int, sample_rate: int, format: str
+) -> Iterator[Callable[[npt.NDArray[np.float32]], None]]:
+    options = _FILES[format]
+    with soundfile.SoundFile(file, "w", samplerate=sample_rate, channels=1, closefd=False, **options) as encoder:
 
         def write(samples: npt.NDArray[np.float32]) -> None:
             for start in range(0, len(samples), _BLOCK):

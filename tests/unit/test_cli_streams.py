@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -32,6 +33,22 @@ def test_a_stream_that_breaks_leaves_what_was_spoken(tmp_path: Path, extension: 
     assert (len(samples) >= 960, rate) == (True, 24_000)
 
 
+@pytest.mark.parametrize("extension", ["wav", "flac", "ogg", "mp3"])
+def test_a_full_disk_is_one_line_and_status_1(tmp_path: Path, extension: str) -> None:
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+
+    with fake_server() as server:
+        command = [sys.executable, "-m", "chatterbox_client.cli", "say", "endless", "--stream"]
+        command += ["-o", f"part.{extension}", "--url", server.grpc_url]
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=60
+        )
+    *_, complaint = done.stderr.splitlines()
+    assert (done.returncode, complaint) == (1, f"chatterbox: cannot write part.{extension}: System error.")
+
+
 def wait_for(seen: Callable[[], bool]) -> None:
     """Until another process has done something that nothing here announces."""
     deadline, never = time.monotonic() + 60, threading.Event()
@@ -40,7 +57,6 @@ def wait_for(seen: Callable[[], bool]) -> None:
         never.wait(0.02)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_an_interrupted_stream_leaves_what_was_spoken_and_no_traceback(tmp_path: Path, protocol: str) -> None:
     with fake_server() as server:
@@ -50,7 +66,7 @@ def test_an_interrupted_stream_leaves_what_was_spoken_and_no_traceback(tmp_path:
         wait_for((tmp_path / "part.wav").exists)
         said.send_signal(signal.SIGINT)
         _, complaint = said.communicate(timeout=60)
-    assert said.returncode == 130
+    assert said.returncode == 130, complaint
     assert re.fullmatch(r"chatterbox: part\.wav has the first [\d.]+ s\n", complaint)
     samples, _ = soundfile.read(tmp_path / "part.wav")
     assert len(samples) >= 960
