@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from chatterbox_engine.launcher.regions import new_prefix, region_bytes, remove_regions, remove_stale_regions
+from chatterbox_engine.launcher.regions import (
+    hide_regions,
+    new_prefix,
+    region_bytes,
+    remove_regions,
+    remove_stale_regions,
+)
 from tests.unit.test_launcher import NO_PID, write
 
 
@@ -19,6 +25,17 @@ def test_regions_are_removed_by_prefix(tmp_path: Path) -> None:
         assert region_bytes(prefix, os.getpid(), tmp_path) == 5, "no name, and all of its memory"
     assert region_bytes(prefix, os.getpid(), tmp_path) == 0
     assert [path.name for path in tmp_path.iterdir()] == [f"{other}b"]
+
+
+def test_a_region_keeps_its_name_until_a_model_has_it_open(tmp_path: Path) -> None:
+    prefix, other = new_prefix(), new_prefix()
+    ready, loading, foreign = (tmp_path / name for name in (f"{prefix}ready", f"{prefix}loading", f"{other}ready"))
+    for path in (ready, loading, foreign):
+        write(path, "12345")
+    with ready.open() as _, foreign.open() as _:
+        hide_regions(prefix, [NO_PID, os.getpid()], tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {loading.name, foreign.name}
+        assert region_bytes(prefix, os.getpid(), tmp_path) == 5
 
 
 def test_only_regions_whose_owner_ended_are_stale(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""The shared-memory regions of the Python backend. Once all models are ready the launcher takes their names away, so
-that they end with the processes that have them open; a server that is killed before leaves its own behind.
+"""The shared-memory regions of the Python backend. Once a model is ready the launcher takes their names away, so that
+they end with the processes that have them open; a server that is killed before leaves its own behind.
 
 Every server has a prefix that names its owner, so that the regions of an owner that is no more can be told from those
 of a live one. The pid namespace is part of it: with `--ipc=host` containers share /dev/shm but not their pids.
@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from chatterbox_engine.launcher.processes import read_process
@@ -34,15 +35,27 @@ def remove_regions(prefix: str, folder: Path = SHARED_MEMORY) -> None:
         path.unlink(missing_ok=True)
 
 
+def hide_regions(prefix: str, pids: Iterable[int], folder: Path = SHARED_MEMORY) -> None:
+    """Removes the names of the regions of one server that one of the processes has open. A region whose model is still
+    to open it keeps its name."""
+    for pid in pids:
+        for name, _ in _open_regions(prefix, pid, folder):
+            name.unlink(missing_ok=True)
+
+
 def region_bytes(prefix: str, pid: int, folder: Path = SHARED_MEMORY) -> int:
     """Length of all regions of one server that its process has open, whether they still have a name or not."""
-    lengths = {}
-    for path in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
-            if str(path.readlink()).startswith(f"{folder}/{prefix}"):
-                status = path.stat()
-                lengths[status.st_ino] = status.st_size
-    return sum(lengths.values())
+    return sum({status.st_ino: status.st_size for _, status in _open_regions(prefix, pid, folder)}.values())
+
+
+def _open_regions(prefix: str, pid: int, folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Name and status of each descriptor of a process. A name that is gone ends in " (deleted)"."""
+    with contextlib.suppress(FileNotFoundError):  # the process has ended
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                name = path.readlink()
+                if str(name).startswith(f"{folder}/{prefix}"):
+                    yield name, path.stat()
 
 
 def remove_stale_regions(folder: Path = SHARED_MEMORY) -> list[str]:

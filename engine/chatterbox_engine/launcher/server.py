@@ -29,6 +29,7 @@ from chatterbox_engine.launcher.options import (
 from chatterbox_engine.launcher.ports import ReservedPorts
 from chatterbox_engine.launcher.processes import children
 from chatterbox_engine.launcher.regions import (
+    hide_regions,
     new_prefix,
     region_bytes,
     remove_regions,
@@ -187,10 +188,10 @@ class TritonServer:
             self._options.say("the server's keys show in this machine's list of processes: its kernel hides none")
 
     def _seal(self, guard: int, keys: Keys, server: int) -> None:
-        """Every model has its region: no name of one is needed, by which others could open it (Triton lets every user
-        read it, and tells the name in an error), and none may fill the machine's memory."""
+        """A model that has its region open needs no name of it, by which others could open it (Triton lets every user
+        read it, and tells the name in an error). None may fill the machine's memory."""
         self._hide_keys(guard, keys, server)  # should the first line have been another program's
-        remove_regions(self._prefix)
+        hide_regions(self._prefix, self.stub_pids)
         limit_regions(server)
 
     def _run(self) -> None:
