@@ -175,12 +175,17 @@ class FakeVoices:
 
     def __init__(self) -> None:
         self.waiting: queue.SimpleQueue[Future[Found]] = queue.SimpleQueue()
+        self.ahead_done = threading.Event()
+        self.ahead_done.set()
 
     def start(self, report: Callable[[str], None]) -> None:
         report("voices")
 
     def work_ahead(self) -> None:
         pass
+
+    def stop_ahead(self) -> None:
+        assert self.ahead_done.wait(WAIT)
 
     def close(self) -> None:
         pass

@@ -225,6 +225,18 @@ def test_draining_waits_for_what_is_under_way_or_tells_it(seconds: float) -> Non
         assert drained.wait(WAIT)
 
 
+def test_draining_waits_for_the_encoders_that_are_loading() -> None:
+    drained = threading.Event()
+    with FakeEngine() as fake:
+        fake.voices.ahead_done.clear()
+        fake.submit()
+        fake.engine.drain(1000.0, drained.set)
+        assert isinstance(fake.answers.take(), SynthesisResult)
+        assert not drained.is_set()
+        fake.voices.ahead_done.set()
+        assert drained.wait(WAIT)
+
+
 def test_closing_answers_what_is_under_way_and_ends_the_threads() -> None:
     fake = FakeEngine()
     with fake:

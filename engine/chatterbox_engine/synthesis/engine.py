@@ -160,8 +160,14 @@ class Engine:
 
     def drain(self, seconds: float, drained: Callable[[], None]) -> None:
         """Refuses new requests. Active ones have `seconds` to finish; then they are answered with Unavailable.
-        `drained` is called, from the sender thread, after the last answer."""
-        self._register.drain(seconds, drained)
+        `drained` is called, from the sender thread, after the last answer and the end of what the voices do in the
+        background: `close` would wait for it longer than Triton waits for `close`."""
+
+        def settled() -> None:
+            self._parts.voices.stop_ahead()
+            drained()
+
+        self._register.drain(seconds, settled)
         self._inbox.put(_wake)  # the engine thread then includes the new deadline
 
     def close(self) -> None:

@@ -55,6 +55,9 @@ class VoiceFinder(Protocol):
     def work_ahead(self) -> None:
         """Loads the encoders and computes new voices in the background, where the settings say so."""
 
+    def stop_ahead(self) -> None:
+        """Ends that work; returns once the step under way, which cannot be interrupted, is done."""
+
     def close(self) -> None:
         """Ends the threads."""
 

@@ -139,6 +139,11 @@ class Voices:
         if self._ahead:
             self._watch.start()
 
+    def stop_ahead(self) -> None:
+        """Ends that work; returns once the encoders that are being loaded, or the voices that are being computed, are
+        done."""
+        self._watch.close()
+
     @property
     def cached(self) -> int:
         """Voices in memory, the built-in one included."""
