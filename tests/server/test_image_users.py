@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(900)]
 
 VOLUME = re.findall(r"^VOLUME (\S+)$", DOCKERFILE, flags=re.MULTILINE)[0]
 
+KEY = "to change voices"
+
 NAMESPACE = """
 set -e
 base=$1 python=$2 volume=$3 user=$4 group=$5
@@ -80,6 +82,7 @@ def variables_of(environment: Path, home: Path, libraries: Path) -> dict[str, st
         "CHATTERBOX_MODEL_REPOSITORY": str(ROOT / "model_repository"),
         "CHATTERBOX_CHECKPOINT": "tiny",  # which is made in the volume
         "CHATTERBOX_DTYPE": "float32",
+        "CHATTERBOX_VOICE_KEY": KEY,
         "OMP_NUM_THREADS": "1",
     }
 
@@ -88,6 +91,7 @@ def variables_of(environment: Path, home: Path, libraries: Path) -> dict[str, st
 def image(environment: Path) -> tuple[Path, dict[str, str], str]:
     """The folder of the environment, the image's variables and the entry point's program."""
     folder = environment.parent
+    folder.chmod(0o755)  # pytest makes it for its own user alone
     home, libraries = triton_home(folder)
     entry = json.loads(re.findall(r"^ENTRYPOINT (\[.*\])$", DOCKERFILE, flags=re.MULTILINE)[0])
     return folder, variables_of(environment, home, libraries), str(environment / "bin" / entry[0])
@@ -116,13 +120,13 @@ def started(image: tuple[Path, dict[str, str], str], user: int, log: Path) -> It
 def test_any_user_of_group_0_serves_from_a_read_only_root(
     image: tuple[Path, dict[str, str], str], tmp_path: Path
 ) -> None:
-    with started(image, 1000, tmp_path / "log") as addresses, Client(addresses["grpc"], "grpc") as client:
+    log = tmp_path / "log"
+    with started(image, 1000, log) as addresses, Client(addresses["grpc"], "grpc", voice_key=KEY) as client:
         client.voices.add("anna", encoded(tone(1.0)))
         assert client.speak("Hello from the image.", voice="anna", seed=1, max_seconds=1.0).duration > 0
         assert list(client.stream("Hello from the image.", seed=1, max_seconds=1.0))[-1].is_last
-    log = (tmp_path / "log").read_text()
-    assert "ermission denied" not in log
-    assert "Read-only file system" not in log
+    assert "ermission denied" not in log.read_text()
+    assert "Read-only file system" not in log.read_text()
 
 
 @needs_namespaces
