@@ -14,6 +14,7 @@ from pathlib import Path
 
 from chatterbox_engine.config import FILE_VARIABLE, ignored
 from chatterbox_engine.errors import ChatterboxError
+from chatterbox_engine.launcher import gateway
 from chatterbox_engine.launcher.access import KEY_HEADER, PROTOCOLS
 from chatterbox_engine.launcher.options import (
     REPOSITORY_VARIABLE,
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print(describe(repository, environment))
             return 0
         check(repository, environment)
+        if options.gateway_port is None:
+            print_news("no gateway: Triton's own ports alone")
     except ChatterboxError as error:
         print_news(str(error))
         return 1
@@ -83,7 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--http-port", type=int, default=8000, metavar="PORT", help="default: 8000; 0: a free one")
     parser.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="default: 8001; 0: a free one")
     parser.add_argument("--metrics-port", type=int, default=8002, metavar="PORT", help="default: 8002; 0: a free one")
-    parser.add_argument("--free-ports", action="store_true", help="choose all three ports")
+    parser.add_argument("--gateway-port", type=int, default=8080, metavar="PORT", help="default: 8080; 0: a free one")
+    parser.add_argument("--free-ports", action="store_true", help="choose all ports")
+    parser.add_argument(
+        "--no-gateway",
+        action="store_true",
+        help="run Triton alone; the gateway's own options are read from variables, CHATTERBOX_GATEWAY_...",
+    )
     parser.add_argument("--model-repository", type=Path, metavar="FOLDER", help=f"default: {REPOSITORY_VARIABLE}")
     parser.add_argument(
         "--open",
@@ -123,13 +132,16 @@ def parse(arguments: Sequence[str]) -> tuple[ServerOptions, Path | None, bool]:
         "CHATTERBOX_CHECKPOINT": options.checkpoint,
         FILE_VARIABLE: options.config and options.config.absolute(),
     }
-    ports = [0, 0, 0] if options.free_ports else [options.http_port, options.grpc_port, options.metrics_port]
+    ports = [options.http_port, options.grpc_port, options.metrics_port, options.gateway_port]
+    if options.free_ports:
+        ports = [0] * len(ports)
     server = ServerOptions(
         model_repository=options.model_repository,
         host=options.host,
         http_port=ports[0],
         grpc_port=ports[1],
         metrics_port=ports[2],
+        gateway_port=None if options.no_gateway or not gateway.is_installed() else ports[3],
         environment={name: str(value) for name, value in settings.items() if value},
         opened=options.opened,
         key_file=options.key_file,
@@ -150,7 +162,7 @@ def _seconds(text: str) -> float:
 @contextlib.contextmanager
 def _published(addresses: Addresses, file: Path | None) -> Iterator[None]:
     """Keeps the addresses in `file` as long as they are good, and prints them. The file appears whole."""
-    fields = dataclasses.asdict(addresses)
+    fields = {name: address for name, address in dataclasses.asdict(addresses).items() if address is not None}
     with contextlib.ExitStack() as cleanup:
         if file:
             draft = file.with_name(f"{file.name}.{os.getpid()}")

@@ -61,6 +61,8 @@ class ServerOptions:
     http_port: int = 0
     grpc_port: int = 0
     metrics_port: int = 0
+    gateway_port: int | None = None
+    """Port of the gateway; None runs none."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to this process's environment for the models, `CHATTERBOX_CHECKPOINT` for one."""
     opened: Sequence[str] = ()
@@ -107,10 +109,13 @@ class Addresses:
     http: str
     grpc: str
     metrics: str
+    gateway: str | None = None
+    """None when none runs."""
 
     @classmethod
     def of(cls, host: str, ports: Sequence[int]) -> Addresses:
-        """`ports` are those of HTTP, gRPC and metrics. A host that means all interfaces is reached as this machine."""
+        """`ports` are those of HTTP, gRPC, metrics and, where there is one, the gateway. A host that means all
+        interfaces is reached as this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         if ":" in host:
             host = f"[{host}]"

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import TracebackType
 
 from chatterbox_engine.errors import ChatterboxError
-from chatterbox_engine.launcher import draining
+from chatterbox_engine.launcher import draining, gateway
 from chatterbox_engine.launcher.access import Keys, hide_keys
+from chatterbox_engine.launcher.gateway import Gateway
 from chatterbox_engine.launcher.options import (
     STOP_SECONDS,
     Addresses,
@@ -150,7 +151,8 @@ class TritonServer:
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         (folder / draining.REPOSITORY).mkdir()
         triton = find_triton(folder)
-        ports = ReservedPorts(options.host, [options.http_port, options.grpc_port, options.metrics_port])
+        wanted = [options.http_port, options.grpc_port, options.metrics_port, options.gateway_port]
+        ports = ReservedPorts(options.host, [port for port in wanted if port is not None])
         cleanup.callback(ports.release)
         self._prefix = prefix = new_prefix()
         cleanup.callback(remove_regions, prefix)
@@ -159,7 +161,7 @@ class TritonServer:
         options.say(f"starting tritonserver with the models in {repository}")
         keys = Keys.of(options.key_file)
         repositories = [repository, folder / draining.REPOSITORY]
-        command = tritonserver_command(options, triton, repositories, ports.numbers, prefix, keys)
+        command = tritonserver_command(options, triton, repositories, ports.numbers[:3], prefix, keys)
         guard = subprocess.Popen(
             [*_guard_command(prefix, folder, STOP_SECONDS + _CLOSING_SECONDS), *command],
             env={**model_environment(options, triton), FOLDER_VARIABLE: str(folder)},
@@ -174,6 +176,7 @@ class TritonServer:
             http_url=self.addresses.http,
             folder=folder,
             headers=keys.headers,
+            gateway=self._gateway(repository, keys) if options.gateway_port is not None else None,
             grace_seconds=options.grace_seconds,
             startup_timeout=options.startup_timeout,
             log=_sink(options.log, cleanup),
@@ -181,6 +184,13 @@ class TritonServer:
             on_output=functools.partial(self._hide_keys, guard.pid, keys),
             on_ready=functools.partial(self._seal, guard.pid, keys),
         )
+
+    def _gateway(self, repository: Path, keys: Keys) -> Gateway:
+        options, port = self._options, int((self.addresses.gateway or "").rpartition(":")[2])
+        variables = gateway.environment(
+            self.addresses, repository, keys.user, inherited={**os.environ, **options.environment}
+        )
+        return Gateway(gateway.command(options.host, port, options.grace_seconds), variables, options.say)
 
     def _hide_keys(self, guard: int, keys: Keys, server: int) -> None:
         """Takes the keys off the command lines, which Triton has read when it prints something."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from chatterbox_engine.launcher.draining import Models, answers_ready, withdraw
+from chatterbox_engine.launcher.gateway import Gateway
 from chatterbox_engine.launcher.log import LogReader
 from chatterbox_engine.launcher.processes import Stub, children, describe_exit, ending, model_stubs, read_process
 
@@ -49,6 +50,7 @@ class Watch:
         http_url: str,
         folder: Path,
         headers: Mapping[str, str],
+        gateway: Gateway | None = None,
         startup_timeout: float,
         grace_seconds: float,
         log: Callable[[str], None],
@@ -58,8 +60,8 @@ class Watch:
         on_ready: Callable[[int], None] = _nothing,
     ) -> None:
         """`guard` runs the server, its stdout being the pipe of the log; `folder` is the launcher's private one;
-        `headers` open the server's repository API. `on_output` is called with the server's pid once it has printed
-        something, `on_ready` once all models are ready, and when one was loaded later.
+        `headers` open the server's repository API; `gateway` runs beside the server. `on_output` is called with the
+        server's pid once it has printed something, `on_ready` once all models are ready, and when one was loaded later.
 
         While the models load, something is said every `progress_seconds`; after `startup_timeout` it is a failure.
         Requests under way at a stop have `grace_seconds`.
@@ -78,12 +80,15 @@ class Watch:
         self._http_url = http_url
         self._folder = folder
         self._headers = headers
+        self._gateway = gateway
         self._grace_seconds = grace_seconds
         self._log = log
         self._say = say
         self._on_output: Callable[[int], None] | None = on_output
         self._on_ready = on_ready
         self._stopping = False
+        self._draining = False
+        self._last_moment = 0.0  # time.monotonic() at which requests under way at a stop end
         self._stop_told, self._stop_asked = socket.socketpair()
         self._models = Models(folder)
         self._selector = selectors.DefaultSelector()
@@ -128,19 +133,33 @@ class Watch:
         finally:
             self._guard.send_signal(signal.SIGQUIT)
             self._guard.wait()
+            if self._gateway is not None:
+                self._gateway.close()
             self._close(guard_ends)
 
     def _stop(self) -> None:
-        """Drains the models while Triton goes on serving: once it stops, it counts no stream as a request, takes no
-        connection, and has no words for those whom it cuts off."""
+        """Drains the gateway, which may need the models for what it has begun, then the models, while Triton goes on
+        serving: once it stops, it counts no stream as a request, takes no connection, and has no words for those whom
+        it cuts off."""
         self._selector.unregister(self._stop_told)
         if not self.ready:
             self._terminate()
             return
         self._say(f"stopping; requests under way have {self._grace_seconds:g} s")
         threading.Thread(target=self._withdraw, name="withdraw", daemon=True).start()
-        self._alarms[self._terminate] = time.monotonic() + self._grace_seconds + _DRAINED_SECONDS
-        self._models.drain(self._grace_seconds, self._drained)
+        self._last_moment = time.monotonic() + self._grace_seconds
+        self._alarms[self._drain_models] = self._last_moment
+        self._alarms[self._terminate] = self._last_moment + _DRAINED_SECONDS
+        if self._gateway is None:
+            self._drain_models()
+        else:
+            self._gateway.drain(self._drain_models)
+
+    def _drain_models(self) -> None:
+        self._alarms.pop(self._drain_models, None)
+        if not self._draining:
+            self._draining = True
+            self._models.drain(max(0.0, self._last_moment - time.monotonic()), self._drained)
 
     def _drained(self) -> None:
         self._alarms[self._terminate] = time.monotonic() + _DELIVERY_SECONDS
@@ -216,6 +235,15 @@ class Watch:
         self._find_stubs()
         self._tell(self._on_ready)
         self.ready = True
+        if self._gateway is None:
+            self._settle()
+        else:
+            self._gateway.start(self._selector, self._settle, self._fail)
+
+    def _settle(self) -> None:
+        """Everything answers."""
+        if self.settled.is_set():
+            return
         for alarm in (self._report_progress, self._time_out):
             self._alarms.pop(alarm, None)
         self._say(f"ready after {time.monotonic() - self._started:.1f} s")
