@@ -73,6 +73,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("auto", "float32", "bfloat16"),
     "quantization": ("none", "int8", "float8"),
     "preset": tuple(PRESETS),
+    "request_log": ("off", "text", "json"),
     "compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
 """Settings that take one of a few words."""
@@ -180,6 +181,8 @@ class Config:
     allowed_origins: str = ""
     """Web origins (`https://app.example.com`, separated by commas) whose pages may use the server: see
     [Access](deploy.md#access)."""
+    request_log: str = "text"
+    """A line of the log for each request that ends: `off`, `text`, or `json` (a line of its own on stdout)."""
     preload_encoders: bool = True
     """Load the encoders of clips once the server is ready, and encode voices that are added at once. Off, both wait for
     the first request that needs them, which saves 0.6 GB of memory until then."""

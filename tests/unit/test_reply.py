@@ -24,6 +24,7 @@ from chatterbox_engine.errors import (
     Unavailable,
 )
 from chatterbox_engine.serving.reply import CancellationWatcher, Reply, tensors_of
+from chatterbox_engine.serving.request_log import RequestLog
 
 WAIT = 20.0
 
@@ -59,7 +60,7 @@ class TritonError:
 LOG: list[str] = []
 
 PB_UTILS = SimpleNamespace(
-    Logger=SimpleNamespace(log_warn=LOG.append),
+    Logger=SimpleNamespace(log_info=LOG.append, log_warn=LOG.append),
     Tensor=lambda name, value: (name, value),
     TritonError=TritonError,
     InferenceResponse=lambda output_tensors, error=None: SimpleNamespace(outputs=output_tensors, error=error),
@@ -67,10 +68,10 @@ PB_UTILS = SimpleNamespace(
 )
 
 
-def reply_to(sender: Sender, *, stream: bool = False, request: str = "") -> Reply:
+def reply_to(sender: Sender, *, stream: bool = False, request: str = "", form: str = "text") -> Reply:
     asked = SimpleNamespace(get_response_sender=lambda: sender, request_id=lambda: request)
     LOG.clear()
-    return Reply(PB_UTILS, asked, model="chatterbox", stream=stream)
+    return Reply(PB_UTILS, asked, RequestLog(PB_UTILS, "chatterbox", form), stream=stream)
 
 
 def test_responses_are_sent_and_the_last_is_marked() -> None:
@@ -113,8 +114,47 @@ def test_why_a_request_ends_is_one_short_line_of_the_log() -> None:
     assert " ends with NOT_FOUND: there is no voice 'a' and more" in line
     assert line.endswith(" ...")
     assert len(line) < 500
-    reply_to(Sender()).fail(Cancelled("its client is gone"))
+
+
+STATS = {"voice": "anna", "characters": 6, "audio_seconds": 1.2, "ttfa_ms": 80.5, "rtf": 0.1, "device": "cpu"}
+ANSWER = {"stats": np.array([[json.dumps(STATS).encode()]], dtype=np.object_)}
+
+
+def test_an_answer_is_one_line_of_the_log_after_its_last_response() -> None:
+    reply = reply_to(Sender(), request="r7")
+    reply.send({"audio": np.zeros(1)}, last=False)
     assert not LOG
+    reply.send(ANSWER)
+    assert LOG == [
+        "chatterbox: request 'r7' ends with OK: voice=anna characters=6 audio_seconds=1.2 ttfa_ms=80.5 rtf=0.1"
+    ]
+    reply_to(Sender()).send({"voices": np.zeros(1)})  # an answer that is no speech
+    assert LOG == ["chatterbox: request '' ends with OK: done"]
+
+
+def test_the_log_as_json_is_a_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    reply_to(Sender(), request="r7", form="json").send(ANSWER)
+    reply_to(Sender(), request="r8", form="json").fail(NotFound("there is no voice\n'a'"))
+    assert not LOG
+    answered, failed = map(json.loads, capsys.readouterr().out.splitlines())
+    assert answered.pop("time") <= failed.pop("time")
+    assert answered == {
+        "model": "chatterbox",
+        "request": "r7",
+        "status": "OK",
+        "voice": "anna",
+        "characters": 6,
+        "audio_seconds": 1.2,
+        "ttfa_ms": 80.5,
+        "rtf": 0.1,
+    }
+    assert failed == {"model": "chatterbox", "request": "r8", "status": "NOT_FOUND", "reason": "there is no voice 'a'"}
+
+
+def test_the_log_can_be_off(capsys: pytest.CaptureFixture[str]) -> None:
+    reply_to(Sender(), form="off").send(ANSWER)
+    reply_to(Sender(), form="off").fail(NotFound("x"))
+    assert (LOG, capsys.readouterr().out) == ([], "")
 
 
 def watched(check: Callable[[CancellationWatcher], None]) -> None:

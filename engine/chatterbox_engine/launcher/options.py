@@ -36,8 +36,8 @@ keep-alive connection as a request, so one idle client makes it wait this long."
 
 
 def print_log(line: str) -> None:
-    """Prints a line of the server's log on stderr."""
-    print(f"triton | {line}", file=sys.stderr, flush=True)
+    """Prints a line of the server's log on stderr; one that is JSON stays so."""
+    print(line if line.startswith("{") else f"triton | {line}", file=sys.stderr, flush=True)
 
 
 def print_news(line: str) -> None:

@@ -6,9 +6,8 @@ Triton's `pb_utils` module is passed in, because it exists only inside a model's
 from __future__ import annotations
 
 import json
-import textwrap
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
@@ -24,8 +23,8 @@ from chatterbox_engine.errors import (
     Unavailable,
     quote,
 )
-
-Tensors = Mapping[str, npt.NDArray[Any]]
+from chatterbox_engine.serving.codec import Tensors
+from chatterbox_engine.serving.request_log import RequestLog
 
 _LONGEST = 600
 """Maximum characters of an error. gRPC allows 8 kB, at up to 12 bytes a character; more is RESOURCE_EXHAUSTED."""
@@ -35,9 +34,6 @@ _SHOWN = 8
 
 POLL_SECONDS = 0.1
 """Polling interval for cancelled requests. One poll costs about 50 us in the server's and the model's processes."""
-
-_LOGGED, _LOGGED_ID = 300, 64
-"""Maximum characters of an error and of a request's id in the log."""
 
 _CODES: tuple[tuple[type[RequestError] | tuple[type[RequestError], ...], str, str], ...] = (
     ((InvalidRequest, Forbidden), "INVALID_ARG", "INVALID_ARGUMENT"),
@@ -80,11 +76,11 @@ class Reply:
     "NOT_FOUND: ...".
     """
 
-    def __init__(self, pb_utils: Any, request: Any, *, model: str, stream: bool = False) -> None:
-        """model: the name of the responding model, for the log."""
+    def __init__(self, pb_utils: Any, request: Any, log: RequestLog, *, stream: bool = False) -> None:
         self._pb_utils = pb_utils
         self._stream = stream
-        self._name = f"{model}: request {request.request_id()[:_LOGGED_ID]!r}"
+        self._log = log
+        self._id = request.request_id()
         self._sender = request.get_response_sender()  # None once the last response is sent; guarded by the lock
         self._lock = threading.Lock()
 
@@ -92,16 +88,16 @@ class Reply:
         """Sends a response."""
         outputs = [self._pb_utils.Tensor(name, value) for name, value in tensors.items()]
         self._send(self._pb_utils.InferenceResponse(output_tensors=outputs), last=last)
+        if last:
+            self._log.answered(self._id, tensors)
 
     def fail(self, error: RequestError) -> None:
-        """Sends an error, with the code that determines the HTTP and gRPC status, and logs it in one line."""
+        """Sends an error, with the code that determines the HTTP and gRPC status."""
         code, status = next((code, status) for kinds, code, status in _CODES if isinstance(error, kinds))
         message = (f"{status}: {error}" if self._stream else str(error))[:_LONGEST]
-        if not isinstance(error, Cancelled):  # the client itself cancelled
-            reason = textwrap.shorten(str(error), _LOGGED, placeholder=" ...")
-            self._pb_utils.Logger.log_warn(f"{self._name} ends with {status}: {reason}")
         failure = self._pb_utils.TritonError(message, getattr(self._pb_utils.TritonError, code))
         self._send(self._pb_utils.InferenceResponse(output_tensors=[], error=failure), last=True)
+        self._log.failed(self._id, status, str(error))
 
     def is_cancelled(self) -> bool | None:
         """Whether the client cancelled or disconnected, as far as Triton knows; None after the last response."""

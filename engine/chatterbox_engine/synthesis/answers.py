@@ -91,6 +91,8 @@ class _Sums:
             "tokens": self._tokens,
             "segments": len(job.segments),
             "finish_reason": "length" if self._at_limit else "stop",
+            "voice": job.request.voice if job.request.reference_audio is None else "reference_audio",
+            "characters": len(job.request.text),
             "voice_from": chunk.found.source,
             "voice_ms": _ms(times.voiced - job.arrived),
             "queue_ms": _ms(times.started - times.voiced),

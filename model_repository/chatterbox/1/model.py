@@ -25,6 +25,7 @@ from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.serving import contract
 from chatterbox_engine.serving.codec import Tensors
 from chatterbox_engine.serving.reply import CancellationWatcher, Reply, tensors_of
+from chatterbox_engine.serving.request_log import RequestLog
 from chatterbox_engine.serving.supervision import supervise
 from chatterbox_engine.serving.wire import FOLDER_VARIABLE, Host, Outlet, socket_path
 from chatterbox_engine.types import SynthesisChunk, SynthesisResult
@@ -36,7 +37,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         lift_file_limit()
-        self._name = name = args["model_name"]
+        name = args["model_name"]
         report = partial(_log, name)
         self._host = _listen(name)  # before anything slow: the front waits for its socket
         from chatterbox_engine import assemble  # imports torch, which takes seconds
@@ -44,6 +45,7 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
         self._allowed_origins = parse_origins(config.allowed_origins)
+        self._log = RequestLog(pb_utils, args["model_name"], config.request_log)
         self._metrics = TritonMetrics(pb_utils.MetricFamily, name)
         self._engine = assemble.build(config, report=report, on_failure=_end_process, metrics=self._metrics)
         presets.sampling(self._engine.family, config.preset)  # an invalid preset stops the start
@@ -67,7 +69,7 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
-            reply = Reply(pb_utils, request, model=self._name)
+            reply = Reply(pb_utils, request, self._log)
             try:
                 check_origin(request.parameters(), self._allowed_origins)
                 self._speak(reply, tensors_of(request))

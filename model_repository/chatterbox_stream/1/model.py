@@ -18,6 +18,7 @@ from chatterbox_engine.limits import lift_file_limit
 from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.serving.codec import Failed, Part
 from chatterbox_engine.serving.reply import CancellationWatcher, Reply, tensors_of
+from chatterbox_engine.serving.request_log import RequestLog
 from chatterbox_engine.serving.supervision import supervise
 from chatterbox_engine.serving.wire import FOLDER_VARIABLE, Link, engine_of, socket_path
 
@@ -33,9 +34,10 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
         self._allowed_origins = parse_origins(config.allowed_origins)
-        self._name = args["model_name"]
-        report = partial(_log, self._name)
-        self._link = Link(socket_path(engine_of(self._name), folder), report=report)
+        self._log = RequestLog(pb_utils, args["model_name"], config.request_log)
+        name = args["model_name"]
+        report = partial(_log, name)
+        self._link = Link(socket_path(engine_of(name), folder), report=report)
         self._watcher = CancellationWatcher()
         supervise(folder, self._link.drain)
         report("ready")
@@ -43,7 +45,7 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
-            reply = Reply(pb_utils, request, model=self._name, stream=True)
+            reply = Reply(pb_utils, request, self._log, stream=True)
             try:
                 check_origin(request.parameters(), self._allowed_origins)
                 number = self._link.open(tensors_of(request), partial(_answer, reply))

@@ -14,6 +14,7 @@ from chatterbox_engine.errors import RequestError
 from chatterbox_engine.limits import lift_file_limit
 from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.serving.reply import Reply, tensors_of
+from chatterbox_engine.serving.request_log import RequestLog
 from chatterbox_engine.serving.supervision import supervise
 from chatterbox_engine.serving.voice_admin import VoiceAdmin
 
@@ -23,17 +24,17 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         lift_file_limit()
-        self._name = args["model_name"]
         parameters = json.loads(args["model_config"])["parameters"]
         config = Config.load({name: entry["string_value"] for name, entry in parameters.items()})
         self._admin = VoiceAdmin.of(config)
         self._allowed_origins = parse_origins(config.allowed_origins)
+        self._log = RequestLog(pb_utils, args["model_name"], config.request_log)
         supervise()
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             # Raising out of execute leaks the request's shared memory (triton server issue 7481): always answer.
-            reply = Reply(pb_utils, request, model=self._name)
+            reply = Reply(pb_utils, request, self._log)
             try:
                 check_origin(request.parameters(), self._allowed_origins)
                 reply.send(self._admin.handle(tensors_of(request)))
