@@ -101,7 +101,7 @@ def configure_torch(device: torch.device, vocoder_dtype: torch.dtype, cpu_thread
         torch.set_num_threads(share_of_cores(cpu_threads))
         return
     # The host's tensors are small: a team of threads for each of them, with several callers at once, spends more time
-    # waiting than working (docs/performance.md, The host).
+    # waiting than working (docs/log/host.md).
     torch.set_num_threads(1)
     # HiFT stays float32 beside bfloat16 weights; its convolutions may round their factors to TF32's ten bits, as
     # upstream's do on a GPU. Where all weights are float32, that is for exactness.
