@@ -63,6 +63,7 @@ check: $(VENV)/.ready ## ruff, mypy, sizes, words, links and names in the docume
 	@for model in model_repository/*/1/model.py; do echo "mypy $$model"; $(BIN)/mypy $$model; done
 	@$(BIN)/python -m tools.docs.settings --check
 	@$(BIN)/python -m tools.docs.links
+	@$(BIN)/python -m tools.docs.names
 	@$(BIN)/python -m tools.docs.words
 	@$(BIN)/python -m tools.sizes
 	@$(BIN)/python -m deploy.check
