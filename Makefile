@@ -56,14 +56,16 @@ loadtest: $(VENV)/.ready ## load a server with Locust (HOST=, USERS=32, SCENARIO
 	    $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(DURATION),--duration $(DURATION)) \
 	    $(if $(WORKERS),--workers $(WORKERS)) $(LOADTEST)
 
-check: $(VENV)/.ready ## ruff, mypy, words and links of the documents, and the deployment files by the tools that read them
+check: $(VENV)/.ready ## ruff, mypy, sizes, words, links and names in the documents, deployment files
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@for model in model_repository/*/1/model.py; do echo "mypy $$model"; $(BIN)/mypy $$model; done
 	@$(BIN)/python -m tools.docs.settings --check
 	@$(BIN)/python -m tools.docs.links
+	@$(BIN)/python -m tools.docs.names
 	@$(BIN)/python -m tools.docs.words
+	@$(BIN)/python -m tools.sizes
 	@$(BIN)/python -m deploy.check
 
 settings: $(VENV)/.ready ## write the table of settings into docs/settings.md

@@ -29,8 +29,9 @@ from chatterbox_engine.t3.llama import T3
 from chatterbox_engine.types import Conditionals, ReferenceClip, SynthesisRequest
 from chatterbox_engine.voices.clips import ClipLimits, read_clip
 from chatterbox_engine.voices.conditionals import to_bytes
+from chatterbox_engine.voices.library import PREPARATION
 from chatterbox_engine.voices.reference import ReferenceEncoder
-from chatterbox_engine.voices.service import PREPARATION, Voices
+from chatterbox_engine.voices.service import Voices
 from chatterbox_engine.voices.store import VoiceStore, content_hash
 from tests.clips import encoded, tone
 from tests.fidelity import upstream

@@ -1,7 +1,7 @@
 """CUDA without a GPU: its rules for streams, graphs and pinned memory, over tensors with shapes but no values.
 
-Inside `pretend_cuda`, `torch.device("cuda")` is available, and the engine runs as on a GPU. The following raise, either
-as CUDA would or because CUDA would silently give wrong results:
+Inside `pretend_cuda`, the engine's `kernels.device.cuda()` is a simulated GPU, and tensors of `torch.device("cuda")`
+can be made. The following raise, either as CUDA would or because CUDA would silently give wrong results:
 
 - synchronising with the device, or using a host tensor, while a graph is captured;
 - replaying a graph after memory that it uses was freed;
@@ -18,18 +18,19 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
+from chatterbox_engine.kernels import device
+from chatterbox_engine.kernels.device import Cuda
 from chatterbox_engine.s3gen.attention_cuda import attend
 from tests.elsewhere import Elsewhere, aten
 
@@ -44,16 +45,10 @@ OUR_OPERATOR = attend._opoverload
 class Stream:
     """Work in order. `done`: the last tick that the host has waited for."""
 
-    here: ClassVar[PretendCuda]
-
-    def __init__(self, _device: object = None, priority: int = 0) -> None:
-        self.priority, self.done = priority, 0
+    def __init__(self) -> None:
+        self.done = 0
         self.arriving: list[tuple[int, Tensor]] = []
         """Copies to pinned memory, and the ticks at which they were launched."""
-        self.here.streams.append(self)
-
-    def synchronize(self) -> None:
-        self.wait(self.here.tick)
 
     def wait(self, tick: int) -> None:
         """The host waits for all work launched up to that tick."""
@@ -64,24 +59,22 @@ class Stream:
         self.arriving = [(when, copy) for when, copy in self.arriving if when > tick]
 
 
+@dataclass(frozen=True)
 class Event:
     """A point in a stream's work."""
 
-    here: ClassVar[PretendCuda]
-
-    def record(self) -> None:
-        self._stream, self._tick = self.here.stream, self.here.tick
+    stream: Stream
+    tick: int
 
     def synchronize(self) -> None:
-        self._stream.wait(self._tick)
+        self.stream.wait(self.tick)
 
 
 class Graph:
     """A captured graph: the external memory that it uses, and whether it writes it."""
 
-    here: ClassVar[PretendCuda]
-
-    def __init__(self) -> None:
+    def __init__(self, here: PretendCuda) -> None:
+        self.here = here
         self.uses: dict[tuple[int, bool], weakref.ref[Any]] = {}
 
     def pool(self) -> object:
@@ -104,7 +97,8 @@ class PretendCuda(Elsewhere):
 
     def __init__(self) -> None:
         super().__init__(torch.device("cuda", 0))
-        self.streams: list[Stream] = []
+        self.default = Stream()
+        self.streams = [self.default]
         self.graphs: list[Graph] = []
         self.launches = 0
         """Launches of Triton kernels, by the host and during capture."""
@@ -114,10 +108,6 @@ class PretendCuda(Elsewhere):
         """Violations found where no exception could be raised."""
         self.tick = 0
         self._current = threading.local()
-        self.Stream, self.Event, self.Graph = (
-            type(kind.__name__, (kind,), {"here": self}) for kind in (Stream, Event, Graph)
-        )
-        self.default = self.Stream()
 
     # Streams and graphs
 
@@ -126,25 +116,36 @@ class PretendCuda(Elsewhere):
         """The calling thread's stream."""
         return getattr(self._current, "stream", self.default)
 
-    def set_stream(self, stream: Stream) -> None:
-        self._current.stream = stream
+    def new_stream(self) -> Stream:
+        self.streams.append(Stream())
+        return self.streams[-1]
 
-    def synchronize(self, _device: object = None) -> None:
+    def use_own_stream(self) -> None:
+        """A new stream for the calling thread, which from now on makes tensors of the device."""
+        if not getattr(self._current, "inside", False):
+            self.__enter__()
+        self._current.stream = self.new_stream()
+
+    def __enter__(self) -> PretendCuda:
+        self._current.inside = True
+        return super().__enter__()
+
+    def synchronize(self) -> None:
         for stream in self.streams:
             stream.wait(self.tick)
 
-    @contextlib.contextmanager
-    def capture(self, graph: Graph, *, pool: object, stream: Stream | None, capture_error_mode: str) -> Iterator[None]:
-        assert capture_error_mode == "thread_local", "the other threads go on meanwhile"
-        assert stream is not self.default, "which cannot be captured"
+    def capture(self, function: Callable[[], None], pool: object) -> Graph:
         assert pool is None or pool is self
         self.synchronize()
-        before, self._current.stream, self._current.graph = self.stream, stream or self.Stream(), graph
+        before, graph = self.stream, Graph(self)
+        # the default stream cannot be captured
+        self._current.stream, self._current.graph = self.new_stream() if before is self.default else before, graph
         try:
-            yield
+            function()
         finally:
             self._current.stream, self._current.graph = before, None
         self.graphs.append(graph)
+        return graph
 
     @property
     def capturing(self) -> Graph | None:
@@ -241,49 +242,66 @@ class PretendCuda(Elsewhere):
         super().wait(function)
 
 
+class Simulated(Cuda):
+    """The engine's view of a `PretendCuda` with so many bytes of memory."""
+
+    def __init__(self, device: PretendCuda, total: int, free: int) -> None:
+        self._device, self._total, self._free = device, total, free
+
+    def is_available(self) -> bool:
+        return True
+
+    def name(self, device: torch.device) -> str:
+        return "simulated"
+
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        return 9, 0
+
+    def has_bfloat16(self) -> bool:
+        return True
+
+    def total_memory(self, device: torch.device) -> int:
+        return self._total
+
+    def free_memory(self, device: torch.device) -> int:
+        return self._free
+
+    def reserved_memory(self, device: torch.device) -> int:
+        return 0
+
+    def synchronize(self, device: torch.device) -> None:
+        self._device.synchronize()
+
+    def use_own_stream(self, device: torch.device, priority: int) -> None:
+        self._device.use_own_stream()
+
+    def wait(self) -> None:
+        self._device.stream.wait(self._device.tick)
+
+    def record(self) -> Event:
+        return Event(self._device.stream, self._device.tick)
+
+    def capture(self, function: Callable[[], None], pool: Any) -> Graph:
+        return self._device.capture(function, pool)
+
+
 @contextlib.contextmanager
 def pretend_cuda(total: int = 80 << 30, free: int | None = None) -> Iterator[PretendCuda]:
-    """A GPU for the calling thread and the threads started meanwhile. total: its bytes; free: of
-    these, all by default."""
-    device = PretendCuda()
+    """A GPU for the calling thread, and for the threads that take a stream of their own meanwhile. total: its bytes;
+    free: of these, all by default."""
+    pretended = PretendCuda()
 
     def launch(kernel: JITFunction[Any], *args: Any, **options: Any) -> None:
-        device.launch(kernel, *args, **options)
+        pretended.launch(kernel, *args, **options)
 
-    run_thread = threading.Thread.run
-
-    def run_inside(thread: threading.Thread) -> None:
-        with device:
-            run_thread(thread)
-
-    cuda = {
-        "is_available": lambda: True,
-        "is_bf16_supported": lambda including_emulation: True,
-        "get_device_name": lambda _device: "pretended",
-        "get_device_capability": lambda _device=None: (9, 0),
-        "get_device_properties": lambda _device: SimpleNamespace(total_memory=total),
-        "mem_get_info": lambda _device: (free or total, total),
-        "memory_reserved": lambda _device: 0,
-        "synchronize": device.synchronize,
-        "Stream": device.Stream,
-        "set_stream": device.set_stream,
-        "current_stream": lambda: device.stream,
-        "default_stream": lambda: device.default,
-        "Event": device.Event,
-        "CUDAGraph": device.Graph,
-        "graph": device.capture,
-    }
     with (
-        mock.patch.multiple(torch.cuda, **cuda),
-        mock.patch.object(torch.backends.cudnn, "is_acceptable", return_value=False),
-        mock.patch.object(fake_tensor, "init_gpu_context"),
-        mock.patch.object(JITFunction, "run", launch),
-        mock.patch.object(threading.Thread, "run", run_inside),
+        mock.patch.object(device, "installed", Simulated(pretended, total, free or total)),
+        mock.patch.object(JITFunction, "run", launch),  # Triton has no other place for a driver that compiles nothing
         mock.patch.object(torch, "load", _without_modes(torch.load)),  # it would load no values
-        device,
+        pretended,
     ):
-        yield device
-        assert not device.faults, device.faults
+        yield pretended
+        assert not pretended.faults, pretended.faults
 
 
 def _written(kernel: JITFunction[Any]) -> set[str]:

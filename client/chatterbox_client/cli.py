@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from chatterbox_client import cli_options as options
 from chatterbox_client import cli_status, cli_voices
 from chatterbox_client.audio import Audio, Chunk, audio_file, concatenate, file_format
 from chatterbox_client.cli_common import HeaderOption, Seconds, Url, complain, connect, one_line_errors, parse_headers
@@ -41,56 +42,26 @@ def chatterbox(context: typer.Context, header: HeaderOption = None) -> None:
 @app.command()
 def say(
     context: typer.Context,
-    text: Annotated[str | None, typer.Argument(help="What to say; `-` or nothing reads standard input.")] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", exists=True, dir_okay=False, help="A UTF-8 file that has the text.")
-    ] = None,
-    output: Annotated[
-        str, typer.Option("--output", "-o", help="A .wav, .flac, .ogg or .mp3 file; `-` is raw 16-bit PCM to stdout.")
-    ] = "speech.wav",
-    voice: Annotated[str | None, typer.Option(help="A voice of the server.", show_default="default")] = None,
-    reference_audio: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, readable=True, help="A clip of the voice to clone, 0.5 to 120 s."),
-    ] = None,
-    language: Annotated[
-        str | None, typer.Option(help="Language code, for multilingual models.", show_default="en")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Named parameters: fast, calm, happy, dramatic ...", show_default="upstream")
-    ] = None,
-    exaggeration: Annotated[float | None, typer.Option(help="Strength of emotion, 0 to 2.", show_default="0.5")] = None,
-    cfg_weight: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance, 0 (off) to 3.", show_default="0.5")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Randomness, 0 (greedy) to 5.", show_default="0.8")] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Draw from the likeliest tokens up to this mass, above 0 to 1.", show_default="1; Turbo and Nano 0.95"
-        ),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(help="Leave out tokens below this share of the likeliest, 0 to 1.", show_default="0.05"),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1 avoids repeating tokens; above 0 to 10.", show_default="1.2")
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(help="Draw from this many tokens, 0 (all) to 1000000; Turbo and Nano.", show_default="1000"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same audio.", show_default="random")] = None,
-    max_seconds: Annotated[
-        float | None, typer.Option(help="Longest audio of a segment of the text, above 0 to 160.", show_default="40")
-    ] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Write while the server is still speaking.")] = False,
-    model: Annotated[str, typer.Option(help="Which model of a server that has several.")] = "chatterbox",
+    text: options.TextArgument = None,
+    file: options.TextFile = None,
+    output: options.Output = "speech.wav",
+    voice: options.Voice = None,
+    reference_audio: options.ReferenceAudio = None,
+    language: options.Language = None,
+    preset: options.Preset = None,
+    exaggeration: options.Exaggeration = None,
+    cfg_weight: options.CfgWeight = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    top_k: options.TopK = None,
+    seed: options.Seed = None,
+    max_seconds: options.MaxSeconds = None,
+    stream: options.Streamed = False,
+    model: options.Model = "chatterbox",
     url: Url = None,
-    protocol: Annotated[
-        Literal["http", "grpc"] | None, typer.Option(help="By default http, and grpc for streams.", show_default=False)
-    ] = None,
+    protocol: options.OptionalProtocol = None,
     timeout: Seconds = DEFAULT_TIMEOUT,
 ) -> None:
     """Say TEXT and write it to a file: `chatterbox say "Hello." -o hello.wav`."""

@@ -22,7 +22,7 @@ from chatterbox_engine.hardware import (
     t3_threads,
     vocoder_threads,
 )
-from chatterbox_engine.kernels.device import own_stream, reserved_bytes
+from chatterbox_engine.kernels.device import cuda, own_stream, reserved_bytes
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.memory_plan import check_memory, choose_slots, plan_positions, vocoder_memory
 from chatterbox_engine.metrics import Metrics, Served
@@ -192,7 +192,7 @@ def weight_bytes(model: Transformer) -> int:
 def hand_over(device: torch.device) -> None:
     """Waits for the calling thread's pending GPU work, so that the engine's threads can use its results."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # they read it on streams of their own
+        cuda().synchronize(device)  # they read it on streams of their own
     else:
         from chatterbox_engine.kernels import cpu as cpu_kernels
 

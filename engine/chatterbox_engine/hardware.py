@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.kernels.device import cuda
 
 Report = Callable[[str], None]
 
@@ -18,12 +19,12 @@ LONG_STEP = 64 << 20
 def choose_device(name: str) -> torch.device:
     """The device that a setting names; `auto` is CUDA where there is one. Raises ConfigError when it does not exist."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if cuda().is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device is {name!r}, which torch does not know") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and not cuda().is_available():
         raise ConfigError(f"device is {name!r} but torch sees no CUDA device")
     return device
 
@@ -46,7 +47,7 @@ def choose_dtypes(
         chosen = torch.bfloat16 if name == "bfloat16" else torch.float32
         return chosen, chosen
     if device.type == "cuda":
-        has_bfloat16, what = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name(device)
+        has_bfloat16, what = cuda().has_bfloat16(), cuda().name(device)
     else:
         # AVX512-BF16 also comes with every processor that has AMX.
         has_bfloat16, what = torch.cpu._is_avx512_bf16_supported(), "this processor"
@@ -101,7 +102,7 @@ def configure_torch(device: torch.device, vocoder_dtype: torch.dtype, cpu_thread
         torch.set_num_threads(share_of_cores(cpu_threads))
         return
     # The host's tensors are small: a team of threads for each of them, with several callers at once, spends more time
-    # waiting than working (docs/performance.md, The host).
+    # waiting than working (docs/log/host.md).
     torch.set_num_threads(1)
     # HiFT stays float32 beside bfloat16 weights; its convolutions may round their factors to TF32's ten bits, as
     # upstream's do on a GPU. Where all weights are float32, that is for exactness.
@@ -113,10 +114,10 @@ def configure_torch(device: torch.device, vocoder_dtype: torch.dtype, cpu_thread
 def total_memory(device: torch.device) -> int:
     """Bytes of the device, or of the machine for a CPU."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return cuda().total_memory(device)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes of a GPU that nothing uses; of a CPU all of the machine's."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else total_memory(device)
+    return cuda().free_memory(device) if device.type == "cuda" else total_memory(device)

@@ -11,25 +11,14 @@ from torch import Tensor, nn
 from torch.distributions.uniform import Uniform
 
 from chatterbox_engine.checkpoint.dims import S3GenDims
+from chatterbox_engine.checkpoint.families import ENGLISH
+from chatterbox_engine.checkpoint.random_checkpoint import tiny_dims
 from chatterbox_engine.s3gen import SourceNoise
 from chatterbox_engine.s3gen.noise import HARMONICS, SAMPLES_PER_FRAME
 from chatterbox_engine.types import S3GenConditionals
 from tests.fidelity import upstream
 
-TINY = S3GenDims(
-    encoder=64,
-    encoder_heads=2,
-    encoder_units=128,
-    encoder_blocks=2,
-    encoder_up_blocks=1,
-    decoder=64,
-    decoder_heads=2,
-    decoder_head_dim=32,
-    decoder_blocks=1,
-    decoder_mid_blocks=2,
-    hift=64,
-    f0=64,
-)
+TINY = tiny_dims(ENGLISH).s3gen
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,11 @@ def own_voice_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def client_of(server: TritonServer, protocol: Any = "grpc", *, model: str = "chatterbox") -> Client:
+    """A client of one of a server's models."""
+    return Client(server.http_url if protocol == "http" else server.grpc_url, protocol, model=model, timeout=120)
+
+
 @dataclass(frozen=True)
 class Spoken:
     """A family on a running server."""
@@ -40,8 +45,7 @@ class Spoken:
     model: str
 
     def client(self, protocol: Any) -> Client:
-        url = self.server.http_url if protocol == "http" else self.server.grpc_url
-        return Client(url, protocol, model=self.model, timeout=120)
+        return client_of(self.server, protocol, model=self.model)
 
     def supported(self, options: dict[str, Any]) -> dict[str, Any]:
         """Those of the options that the family supports."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tests.chromium import Site
 from tests.clips import encoded, tone
 from tests.server.conftest import VOICE_KEY
 from tests.server.front import Front
+from tests.server.pages import page_when
 
 pytestmark = [pytest.mark.server, pytest.mark.full]
 
@@ -118,14 +118,11 @@ def page(server: TritonServer, front: Front) -> str:
 
 def outcomes(server: TritonServer, at_least: int = 0) -> tuple[int, int]:
     """Requests to speak that were answered, and those that were refused to a page, once there are so many of both."""
-    deadline = time.monotonic() + 60
-    while True:
-        page = Pages.read(server.http_url, server.metrics_url)
-        answered = int(page.total("chatterbox_requests_total"))
-        refused = int(page.total(ERRORS[0], kind="Forbidden"))
-        if answered + refused >= at_least or time.monotonic() > deadline:
-            return answered, refused
-        time.sleep(0.2)  # the page changes once a second
+
+    def counts(page: Pages) -> tuple[int, int]:
+        return int(page.total("chatterbox_requests_total")), int(page.total(ERRORS[0], kind="Forbidden"))
+
+    return counts(page_when(server, lambda page: sum(counts(page)) >= at_least, seconds=60))
 
 
 def visit(

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from chatterbox_client import Client, InvalidRequest
+from chatterbox_client import InvalidRequest
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 from chatterbox_engine.launcher.settings import parameters_of
-from chatterbox_engine.metrics import PUBLISH_SECONDS
-from loadtest.pages import Pages
 from tests.clips import encoded, tone
 from tests.conftest import CheckpointOf
 from tests.documents import blocks, page, section
+from tests.server.conftest import client_of
+from tests.server.pages import settled_page
 
 pytestmark = [pytest.mark.server, pytest.mark.full]  # two engines and two servers beside: half a minute
 
@@ -59,11 +59,6 @@ def both(
         yield server
 
 
-def client_of(server: TritonServer, model: str, protocol: Any = "grpc") -> Client:
-    url = server.http_url if protocol == "http" else server.grpc_url
-    return Client(url, protocol, model=model, timeout=120)
-
-
 def joined(chunks: Any) -> np.ndarray[Any, Any]:
     return np.concatenate([chunk.speech_tokens for chunk in chunks])
 
@@ -71,12 +66,15 @@ def joined(chunks: Any) -> np.ndarray[Any, Any]:
 def test_each_answers_and_streams_with_its_own_checkpoint(
     both: TritonServer, server: TritonServer, server_of: Callable[[str], TritonServer]
 ) -> None:
-    alone = {"chatterbox": (server, "chatterbox"), "turbo": (server_of("tiny-turbo"), "tiny-turbo")}
+    alone = {
+        "chatterbox": partial(client_of, server),
+        "turbo": partial(client_of, server_of("tiny-turbo"), model="tiny-turbo"),
+    }
     for model, family in FAMILIES.items():
         with (
-            client_of(both, model, "http") as unary,
-            client_of(both, model) as streams,
-            client_of(*alone[model]) as other,
+            client_of(both, "http", model=model) as unary,
+            client_of(both, model=model) as streams,
+            alone[model]() as other,
         ):
             whole = unary.speak(LINE, seed=7, **SHORT)
             chunks = list(streams.stream(LINE, seed=7, **SHORT))
@@ -91,13 +89,13 @@ def test_each_answers_and_streams_with_its_own_checkpoint(
 
 def test_each_takes_its_own_inputs(both: TritonServer) -> None:
     for model, refused in (("chatterbox", {"top_k": 5}), ("turbo", {"cfg_weight": 0.5})):
-        with client_of(both, model) as client, pytest.raises(InvalidRequest, match="has no effect"):
+        with client_of(both, model=model) as client, pytest.raises(InvalidRequest, match="has no effect"):
             client.speak(LINE, **refused)
 
 
 def test_requests_to_both_at_once_each_equal_the_same_request_alone(both: TritonServer) -> None:
     def speak(number: int) -> np.ndarray[Any, Any]:
-        with client_of(both, ("chatterbox", "turbo")[number % 2]) as client:
+        with client_of(both, model=("chatterbox", "turbo")[number % 2]) as client:
             if number % 4 < 2:
                 return client.speak(LINE, seed=number, **SHORT).speech_tokens
             return joined(client.stream(LINE, seed=number, **SHORT))
@@ -109,7 +107,7 @@ def test_requests_to_both_at_once_each_equal_the_same_request_alone(both: Triton
 
 
 def test_a_voice_of_one_is_not_taken_for_the_other_s(both: TritonServer) -> None:
-    with client_of(both, "chatterbox") as english, client_of(both, "turbo") as turbo:
+    with client_of(both) as english, client_of(both, model="turbo") as turbo:
         english.voices.add("both", encoded(tone(6.0, pitch=150)))  # Turbo wants five seconds
         first = english.speak(LINE, voice="both", seed=3, **SHORT)
         assert first.stats["voice_from"] == "encoded"
@@ -124,23 +122,13 @@ def test_a_voice_of_one_is_not_taken_for_the_other_s(both: TritonServer) -> None
         english.voices.delete("both")
 
 
-def settled(server: TritonServer) -> Pages:
-    """The server's page once it counts all that has been answered: it changes once a second."""
-    page = Pages.read(server.http_url, server.metrics_url)
-    while True:
-        time.sleep(1.5 * PUBLISH_SECONDS)
-        before, page = page, Pages.read(server.http_url, server.metrics_url)
-        if page.total("chatterbox_requests_total") == before.total("chatterbox_requests_total"):
-            return page
-
-
 def test_the_page_counts_each_by_its_own_label(both: TritonServer) -> None:
-    before = settled(both)
+    before = settled_page(both)
     tokens = {}
     for model, answers in (("chatterbox", 2), ("turbo", 3)):
-        with client_of(both, model) as client:
+        with client_of(both, model=model) as client:
             tokens[model] = sum(len(client.speak(LINE, seed=seed, **SHORT).speech_tokens) for seed in range(answers))
-    page = settled(both)
+    page = settled_page(both)
 
     def grown(name: str, model: str) -> float:
         return page.total(name, model=model) - before.total(name, model=model)

@@ -25,7 +25,7 @@ from chatterbox_client import Audio, Client, InvalidRequest, Unavailable
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 from chatterbox_engine.serving.audio import FORMATS
 from chatterbox_engine.serving.contract import INPUTS, OUTPUTS, SAMPLING
-from tests.server.conftest import INT8, Spoken
+from tests.server.conftest import INT8, Spoken, client_of
 
 pytestmark = pytest.mark.server
 
@@ -36,10 +36,6 @@ GREETING = "Hello there, how are you today?"
 def client(request: pytest.FixtureRequest, server: TritonServer) -> Iterator[Client]:
     with client_of(server, request.param) as it:
         yield it
-
-
-def client_of(server: TritonServer, protocol: Any) -> Client:
-    return Client(server.http_url if protocol == "http" else server.grpc_url, protocol)
 
 
 def generate(server: TritonServer, **inputs: Any) -> dict[str, Any]:

@@ -38,7 +38,8 @@ from chatterbox_engine.metrics import VOICE_SOURCES, VOICES
 from loadtest.pages import Pages
 from tests.clips import BAD_CLIPS, encoded, recorded, tone
 from tests.postgres import Postgres, locked, sql
-from tests.server.conftest import VOICE_KEY, Spoken
+from tests.server.conftest import VOICE_KEY, Spoken, client_of
+from tests.server.pages import page_when
 
 pytestmark = pytest.mark.server
 
@@ -69,19 +70,13 @@ def start(
     )
 
 
-def client_of(server: TritonServer, protocol: Any = "grpc") -> Client:
-    return Client(server.http_url if protocol == "http" else server.grpc_url, protocol)
-
-
 def sources(server: TritonServer, voices: int = 0, seconds: float = 20) -> dict[str, int]:
     """Where voices came from since the start, as the metrics page tells once it has so many of them."""
-    deadline = time.monotonic() + seconds
-    while True:
-        page = Pages.read(server.http_url, server.metrics_url)
-        found = {source: int(page.total(VOICES[0], source=source)) for source in VOICE_SOURCES}
-        if sum(found.values()) >= voices or time.monotonic() > deadline:
-            return found
-        time.sleep(0.2)  # the page changes once a second
+
+    def counts(page: Pages) -> dict[str, int]:
+        return {source: int(page.total(VOICES[0], source=source)) for source in VOICE_SOURCES}
+
+    return counts(page_when(server, lambda page: sum(counts(page).values()) >= voices, seconds=seconds))
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,8 @@ class FakeServer:
 def fake_server() -> Iterator[FakeServer]:
     """A running `FakeServer`."""
     fake = FakeServer()
-    http = _HttpServer(("127.0.0.1", 0), _http_handler(fake))
+    http = _HttpServer(("127.0.0.1", 0), _HttpHandler)
+    http.fake = fake
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     rpc = grpc.server(ThreadPoolExecutor(20))
@@ -180,6 +181,7 @@ def fake_server() -> Iterator[FakeServer]:
 
 
 class _HttpServer(ThreadingHTTPServer):
+    fake: FakeServer
     request_queue_size = 128  # five, the default, drops connections that then come back seconds later
 
 
@@ -210,82 +212,80 @@ def _events(text: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _http_handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _HttpHandler(BaseHTTPRequestHandler):
+    server: _HttpServer
+    protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:
-            self._send(200, b"" if self.path.endswith("/ready") else json.dumps(METADATA).encode())
+    def do_GET(self) -> None:
+        self._send(200, b"" if self.path.endswith("/ready") else json.dumps(METADATA).encode())
 
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path.endswith("/generate_stream"):
-                self._stream(json.loads(body))
-                return
-            start = int(self.headers["Inference-Header-Content-Length"])
-            header = json.loads(body[:start])
-            received: Received = {}
-            for tensor in header["inputs"]:
-                size = tensor["parameters"]["binary_data_size"]
-                received[tensor["name"]] = (tensor["datatype"], tensor["shape"], body[start : start + size])
-                start += size
-            if status := fake.refusal(received):
-                self._send(int(status), json.dumps({"error": f"refused with {status}"}).encode())
-            else:
-                self._answer([output["name"] for output in header["outputs"] if output["parameters"]["binary_data"]])
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("/generate_stream"):
+            self._stream(json.loads(body))
+            return
+        start = int(self.headers["Inference-Header-Content-Length"])
+        header = json.loads(body[:start])
+        received: Received = {}
+        for tensor in header["inputs"]:
+            size = tensor["parameters"]["binary_data_size"]
+            received[tensor["name"]] = (tensor["datatype"], tensor["shape"], body[start : start + size])
+            start += size
+        if status := self.server.fake.refusal(received):
+            self._send(int(status), json.dumps({"error": f"refused with {status}"}).encode())
+        else:
+            self._answer([output["name"] for output in header["outputs"] if output["parameters"]["binary_data"]])
 
-        def _stream(self, inputs: dict[str, Any]) -> None:
-            fake.json.append(inputs)
-            text = inputs["text"]
-            if text == "hang":
-                fake.stopping.wait()
-            if text in CODES or text in TRITONS_OWN:
-                message = f"{CODES[text]}: refused with {text}" if text in CODES else text
-                self._send(400, f"data: {json.dumps({'error': message})}\n\n".encode())
-                return
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            try:
-                for event in _events(text):
-                    data = f"data: {json.dumps(event)}\n\n".encode()
-                    self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
-                self.wfile.write(b"0\r\n\r\n")
-            finally:
-                fake.cancelled.put(text)
+    def _stream(self, inputs: dict[str, Any]) -> None:
+        self.server.fake.json.append(inputs)
+        text = inputs["text"]
+        if text == "hang":
+            self.server.fake.stopping.wait()
+        if text in CODES or text in TRITONS_OWN:
+            message = f"{CODES[text]}: refused with {text}" if text in CODES else text
+            self._send(400, f"data: {json.dumps({'error': message})}\n\n".encode())
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            for event in _events(text):
+                data = f"data: {json.dumps(event)}\n\n".encode()
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self.wfile.write(b"0\r\n\r\n")
+        finally:
+            self.server.fake.cancelled.put(text)
 
-        def _answer(self, names: list[str]) -> None:
-            arrays = {name: spoken()[name] for name in names}
-            contents = {name: _content(array) for name, array in arrays.items()}
-            outputs = [
-                {
-                    "name": name,
-                    "datatype": np_to_triton_dtype(array.dtype),
-                    "shape": list(array.shape),
-                    "parameters": {"binary_data_size": len(contents[name])},
-                }
-                for name, array in arrays.items()
-            ]
-            header = json.dumps({"model_name": "chatterbox", "model_version": "1", "outputs": outputs}).encode()
-            self._send(200, header + b"".join(contents.values()), len(header))
+    def _answer(self, names: list[str]) -> None:
+        arrays = {name: spoken()[name] for name in names}
+        contents = {name: _content(array) for name, array in arrays.items()}
+        outputs = [
+            {
+                "name": name,
+                "datatype": np_to_triton_dtype(array.dtype),
+                "shape": list(array.shape),
+                "parameters": {"binary_data_size": len(contents[name])},
+            }
+            for name, array in arrays.items()
+        ]
+        header = json.dumps({"model_name": "chatterbox", "model_version": "1", "outputs": outputs}).encode()
+        self._send(200, header + b"".join(contents.values()), len(header))
 
-        def _send(self, status: int, body: bytes, header_length: int | None = None) -> None:
-            self.send_response(status)
-            if header_length is not None:
-                self.send_header("Inference-Header-Content-Length", str(header_length))
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def _send(self, status: int, body: bytes, header_length: int | None = None) -> None:
+        self.send_response(status)
+        if header_length is not None:
+            self.send_header("Inference-Header-Content-Length", str(header_length))
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
-        def handle(self) -> None:
-            with suppress(ConnectionError):  # the client disconnected first: the timeout tests
-                super().handle()
-
-    return Handler
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # the client disconnected first: the timeout tests
+            super().handle()
 
 
 class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]

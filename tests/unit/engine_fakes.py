@@ -40,7 +40,7 @@ from chatterbox_engine.types import (
     SynthesisResult,
 )
 from chatterbox_engine.voices.cache import Voice
-from chatterbox_engine.voices.service import Found
+from chatterbox_engine.voices.library import Found
 
 CPU = torch.device("cpu")
 STOP = LlamaDims().stop_speech

@@ -68,7 +68,9 @@ def test_each_is_opened_by_its_name() -> None:
 
 
 def test_a_key_is_for_everything_but_health_and_what_is_closed() -> None:
-    for names in restricted(access_arguments(["logging"], KEYS, [])).values():
+    found = restricted(access_arguments(["logging"], KEYS, []))
+    assert set(found) == set(OPTIONS)
+    for names in found.values():
         keyed = {name for name, secret in names.items() if secret == f"{KEY_HEADER}=secret"}
         assert keyed == {"inference", "metadata", "model-config", "statistics", "logging"}
         assert set(names) == keyed | {*PROTOCOLS}

@@ -34,7 +34,7 @@ def s3gen(tiny: Checkpoint, cuda: PretendCuda) -> S3Gen:
     s3gen = S3Gen.from_state_dict(
         tiny.s3gen_state(), tiny.dims.s3gen, device=cuda.device, dtype=torch.bfloat16, cfm_steps=1
     )
-    torch.cuda.synchronize()
+    cuda.synchronize()
     own_stream(cuda.device)
     cuda.waits.clear()
     return s3gen
@@ -65,7 +65,7 @@ def test_nothing_between_tokens_and_waveform_waits_for_the_device(s3gen: S3Gen, 
     assert [len(wave) // SAMPLES_PER_TOKEN for wave in chunks] == [13, 13, 23, 15]
     assert {tensor.device for tensor in chunks} == {cuda.device}
     assert {phase.cycles.device for phase in phases if phase.cycles is not None} == {cuda.device}
-    torch.cuda.synchronize()
+    cuda.synchronize()
 
 
 @torch.inference_mode()
@@ -81,7 +81,7 @@ def test_what_is_captured_reads_static_memory_and_writes_its_own(s3gen: S3Gen, c
     assert cuda.tick - asked < 300, "the graphs are replayed"
     assert memory_of(*buckets) == state
     assert not cuda.waits
-    torch.cuda.synchronize()
+    cuda.synchronize()
 
 
 def test_the_flow_by_our_kernels_gives_a_cpus_mel(tiny_path: Path) -> None:

@@ -42,7 +42,7 @@ class T3:
         cache = KVCache(model.dims, 8 * ROOM, device=cuda.device, dtype=model.dtype)
         captured = Graphs(cuda.device, enabled=graphs)
         self.runner = Runner(model, cache, 4, family=self.served.family, graphs=captured)
-        torch.cuda.synchronize()
+        cuda.synchronize()
         own_stream(cuda.device)
         self.runner.warm_up(lambda _line: None)
 

@@ -28,7 +28,7 @@ from chatterbox_engine.synthesis.jobs import Job, TokenSegment
 from chatterbox_engine.synthesis.streaming import LOOKAHEAD, ChunkPolicy, Cursor, Span
 from chatterbox_engine.synthesis.utterances import Speech, Utterance
 from chatterbox_engine.types import SPEECH_TOKENS, SynthesisRequest
-from chatterbox_engine.voices.service import Found
+from chatterbox_engine.voices.library import Found
 from tests.unit.engine_fakes import voice
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])

@@ -19,7 +19,8 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(floor.split())
     for floor in (
         "errors types environment",
-        "hardware metrics kernels text checkpoint origins limits",
+        "kernels",
+        "hardware metrics text checkpoint origins limits",
         "presets t3 s3gen voices",
         "config synthesis",
         "memory_plan serving",

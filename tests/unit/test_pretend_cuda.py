@@ -103,17 +103,17 @@ def test_work_of_two_streams_with_the_same_memory_raises(cuda: PretendCuda, sync
             errors.append(error)
 
     if synchronised:
-        torch.cuda.synchronize()
+        cuda.synchronize()
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
     assert (not errors) == synchronised
-    torch.cuda.synchronize()
+    cuda.synchronize()
 
 
 def test_memory_that_another_stream_still_uses_must_not_be_given_back(cuda: PretendCuda) -> None:
     tensor = torch.zeros(3, device="cuda")
-    torch.cuda.synchronize()
+    cuda.synchronize()
     own_stream(cuda.device)
     other = tensor + 1.0
     del tensor

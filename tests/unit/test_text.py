@@ -73,12 +73,15 @@ def test_a_long_sentence_is_split_after_a_clause() -> None:
 
 
 def test_a_long_clause_is_split_at_spaces_and_a_long_word_anywhere() -> None:
-    assert all(set(segment.text.split()) == {"word"} for segment in split("word " * 200))
+    segments = split("word " * 200)
+    assert len(segments) > 1
+    assert " ".join(segment.text for segment in segments).split() == ["word"] * 200
     assert [len(segment.text) for segment in split("x" * 700)] == [300, 300, 100]
 
 
 def test_chinese_is_split_at_its_own_punctuation() -> None:
     segments = split("\u4f60\u597d\uff0c\u4e16\u754c\u3002" * 100)
+    assert len(segments) > 1
     assert all(segment.text.endswith(("\uff0c", "\u3002")) for segment in segments)
 
 

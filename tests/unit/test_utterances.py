@@ -5,7 +5,7 @@ from __future__ import annotations
 from chatterbox_engine.checkpoint.families import ENGLISH
 from chatterbox_engine.synthesis.jobs import Chunk
 from chatterbox_engine.synthesis.utterances import Speech, Utterance
-from chatterbox_engine.voices.service import Found
+from chatterbox_engine.voices.library import Found
 from tests.unit.engine_fakes import STOP, job, voice
 
 

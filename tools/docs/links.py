@@ -19,6 +19,11 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#{1,6} +(.*?) *#*$", re.MULTILINE)
 
 
+def without_fences(text: str) -> str:
+    """A page without its blocks of code."""
+    return _FENCE.sub("", text)
+
+
 def slug(heading: str) -> str:
     """The anchor that forges and the site give to a heading."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
@@ -28,12 +33,12 @@ def slug(heading: str) -> str:
 @cache
 def anchors(path: Path) -> frozenset[str]:
     """The anchors of a Markdown file."""
-    return frozenset(slug(heading) for heading in _HEADING.findall(_FENCE.sub("", path.read_text(encoding="utf-8"))))
+    return frozenset(slug(heading) for heading in _HEADING.findall(without_fences(path.read_text(encoding="utf-8"))))
 
 
 def targets(text: str) -> Iterator[str]:
     """The targets of a page's links within the project."""
-    for target in _LINK.findall(_CODE.sub("", _FENCE.sub("", text))):
+    for target in _LINK.findall(_CODE.sub("", without_fences(text))):
         if "://" not in target and not target.startswith("mailto:"):
             yield target
 

@@ -164,6 +164,24 @@ def bits_of(_context, number):  # type: ignore[no-untyped-def]
     return types.int32(types.float32), lambda _c, builder, _s, arguments: builder.bitcast(arguments[0], _I32)
 
 
+def _function(builder: Any, name: str, result: Any, *parameters: Any) -> Any:
+    """LLVM's function of this name, declared once in a module."""
+    declared = builder.module.globals.get(name)
+    return declared or ir.Function(builder.module, ir.FunctionType(result, parameters), name)
+
+
+def _offset(builder: Any, address: Any, numbers: Any, size: int) -> Any:
+    """The address that many numbers of `size` bytes further on."""
+    return builder.add(address, builder.mul(numbers, ir.Constant(_I64, size)))
+
+
+def _load(builder: Any, address: Any, kind: Any, size: int) -> Any:
+    """What is at an address that is a multiple of `size` bytes."""
+    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
+    value.align = size
+    return value
+
+
 @intrinsic
 def dots(_context, table, inputs, weights):  # type: ignore[no-untyped-def]
     """The dot products of ROWS rows of inputs with OUTPUTS rows of weights:
@@ -186,50 +204,40 @@ def dots(_context, table, inputs, weights):  # type: ignore[no-untyped-def]
 
     def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         table, inputs = arguments[:2]
-        known = builder.module.globals
-
-        def function(name: str, result: Any, *parameters: Any) -> Any:
-            return known.get(name) or ir.Function(builder.module, ir.FunctionType(result, parameters), name)
-
-        def offset(address: Any, numbers: Any, size: int) -> Any:
-            return builder.add(address, builder.mul(numbers, ir.Constant(_I64, size)))
-
-        def load(address: Any, kind: Any, size: int) -> Any:
-            value = builder.load(builder.inttoptr(address, kind.as_pointer()))
-            value.align = size
-            return value
 
         def load_weights(address: Any) -> Any:
             if not bfloat16:
-                return load(address, _VECTOR, 4)
-            wide = builder.zext(load(address, ir.VectorType(_I16, LANES), 2), ir.VectorType(_I32, LANES))
+                return _load(builder, address, _VECTOR, 4)
+            wide = builder.zext(_load(builder, address, ir.VectorType(_I16, LANES), 2), ir.VectorType(_I32, LANES))
             return builder.bitcast(builder.shl(wide, ir.Constant(wide.type, [16] * LANES)), _VECTOR)
 
-        multiply_add = function(f"llvm.fmuladd.v{LANES}f32", _VECTOR, _VECTOR, _VECTOR, _VECTOR)
-        add_lanes = function(f"llvm.vector.reduce.fadd.v{LANES}f32", _FLOAT, _FLOAT, _VECTOR)
+        multiply_add = _function(builder, f"llvm.fmuladd.v{LANES}f32", _VECTOR, _VECTOR, _VECTOR, _VECTOR)
+        add_lanes = _function(builder, f"llvm.vector.reduce.fadd.v{LANES}f32", _FLOAT, _FLOAT, _VECTOR)
         byte = ir.IntType(8).as_pointer()
-        prefetch = function("llvm.prefetch.p0", ir.VoidType(), byte, _I32, _I32, _I32)
+        prefetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), byte, _I32, _I32, _I32)
         for_reading = [ir.Constant(_I32, flag) for flag in (0, 3, 1)]
 
-        addresses = [load(offset(table, ir.Constant(_I64, i), 8), _I64, 8) for i in range(ROWS + OUTPUTS + 1)]
+        addresses = [
+            _load(builder, _offset(builder, table, ir.Constant(_I64, i), 8), _I64, 8) for i in range(ROWS + OUTPUTS + 1)
+        ]
         rows, matrix, results = addresses[:ROWS], addresses[ROWS:-1], addresses[-1]
         zeros = ir.Constant(_VECTOR, [0.0] * LANES)
         sums = [[cgutils.alloca_once_value(builder, zeros) for _ in matrix] for _ in rows]
         step = ir.Constant(_I64, LANES)
         with cgutils.for_range(builder, builder.sdiv(inputs, step)) as loop:
             first = builder.mul(loop.index, step)
-            factors = [load_weights(offset(weight, first, size)) for weight in matrix]
+            factors = [load_weights(_offset(builder, weight, first, size)) for weight in matrix]
             for weight in matrix:
-                following = offset(offset(weight, first, size), inputs, OUTPUTS * size)
+                following = _offset(builder, _offset(builder, weight, first, size), inputs, OUTPUTS * size)
                 builder.call(prefetch, [builder.inttoptr(following, byte), *for_reading])
             for row, row_sums in zip(rows, sums, strict=True):
-                values = load(offset(row, first, 4), _VECTOR, 4)
+                values = _load(builder, _offset(builder, row, first, 4), _VECTOR, 4)
                 for total, factor in zip(row_sums, factors, strict=True):
                     builder.store(builder.call(multiply_add, [values, factor, builder.load(total)]), total)
         for row, row_sums in enumerate(sums):
             for output, total in enumerate(row_sums):
                 arguments = [ir.Constant(_FLOAT, 0.0), builder.load(total)]
-                address = offset(results, ir.Constant(_I64, row * PIECE + output), 4)
+                address = _offset(builder, results, ir.Constant(_I64, row * PIECE + output), 4)
                 added = builder.call(add_lanes, arguments, fastmath=("reassoc",))
                 builder.store(added, builder.inttoptr(address, _FLOAT.as_pointer()))
         return context.get_dummy_value()

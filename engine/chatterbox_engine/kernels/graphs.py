@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from chatterbox_engine.kernels.device import Graph, cuda
+
 
 class Graphs:
     """Captured functions of one thread, which read and write static tensors only.
@@ -16,7 +18,7 @@ class Graphs:
 
     def __init__(self, device: torch.device, *, enabled: bool) -> None:
         self.enabled = enabled and device.type == "cuda"
-        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[Hashable, Graph] = {}
         self._pool: Any = None  # torch's opaque handle of the memory that the graphs share
 
     def __len__(self) -> int:
@@ -30,15 +32,9 @@ class Graphs:
         if not self.enabled:
             return
         function()  # the first call compiles kernels and lets libraries choose theirs, which a capture does not allow
-        torch.cuda.current_stream().synchronize()
-        graph = torch.cuda.CUDAGraph()
-        current = torch.cuda.current_stream()
-        # The default stream cannot be captured; None is a side stream of torch's own.
-        stream = None if current == torch.cuda.default_stream() else current
+        cuda().wait()
         try:
-            # thread_local: another thread (the vocoder) may use the GPU meanwhile
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-                function()
+            graph = cuda().capture(function, self._pool)
         except RuntimeError as error:
             raise RuntimeError(f"CUDA graph {key} failed; CHATTERBOX_CUDA_GRAPHS=0 runs without: {error}") from error
         self._pool = self._pool or graph.pool()

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from chatterbox_engine.kernels.device import cuda
+
 CAPABILITY = (9, 0)
 """Compute capability of the first GPUs that support it: Hopper."""
 
@@ -33,4 +35,4 @@ def start_next(overlapping: tl.constexpr):  # type: ignore[no-untyped-def]
 
 def overlaps(device: torch.device) -> bool:
     """Whether the device supports it; the interpreter does not."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY
+    return device.type == "cuda" and cuda().capability(device) >= CAPABILITY

@@ -24,7 +24,7 @@ _DEFAULTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 
 # How long libgomp's threads busy-wait at a barrier before they yield. With the default of 300,000 iterations, one other
 # busy process makes S3Gen on two cores 20 times slower: every barrier waits for a thread that is not running. This
-# lower count costs nothing on an idle machine (docs/performance.md).
+# lower count costs nothing on an idle machine (docs/log/host.md).
 _SPIN = {"GOMP_SPINCOUNT": "3000"}
 _WAIT_POLICY = "OMP_WAIT_POLICY"
 """OpenMP's standard setting for busy-waiting, which GOMP_SPINCOUNT would override."""

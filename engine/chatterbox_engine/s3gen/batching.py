@@ -18,7 +18,7 @@ class Batching:
 
     A GPU takes all rows together, padded to a multiple of 64 positions, and has one variant of its kernels, which reads
     the rows' lengths. A CPU takes one row after the other: one keeps its cores busy, and its activations fit into the
-    cache (8 utterances of 3 s take 1.2 times as long together, docs/performance.md).
+    cache (8 utterances of 3 s take 1.2 times as long together, docs/log/s3gen.md).
     """
 
     def __init__(self, device: torch.device) -> None:

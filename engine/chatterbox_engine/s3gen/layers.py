@@ -1,8 +1,8 @@
 """The layers that the three networks share. Tensors are [rows, positions, channels], contiguous.
 
-In that layout a convolution is a two-dimensional one in channels-last memory, without a copy. Measured on a Zen 5 core
-(docs/performance.md): 240 GFLOP/s in float32 against 55 to 230 for [rows, channels, positions], depending on kernel and
-width; it is also the native layout of tensor cores.
+In that layout a convolution is a two-dimensional one in channels-last memory, without a copy. Measured on a Zen 5 core:
+240 GFLOP/s in float32 against 55 to 230 for [rows, channels, positions], depending on kernel and width; it is also the
+native layout of tensor cores.
 """
 
 from __future__ import annotations

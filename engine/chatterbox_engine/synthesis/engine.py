@@ -44,7 +44,7 @@ from chatterbox_engine.synthesis.streaming import ChunkPolicy
 from chatterbox_engine.synthesis.utterances import Speech, Utterance
 from chatterbox_engine.t3.runner import Prompt
 from chatterbox_engine.types import Samples, SynthesisRequest
-from chatterbox_engine.voices.service import Found
+from chatterbox_engine.voices.library import Found
 
 
 @dataclass(frozen=True)

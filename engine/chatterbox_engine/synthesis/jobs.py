@@ -12,7 +12,7 @@ from chatterbox_engine.types import FinishReason, SynthesisChunk, SynthesisReque
 
 if TYPE_CHECKING:
     from chatterbox_engine.errors import RequestError
-    from chatterbox_engine.voices.service import Found
+    from chatterbox_engine.voices.library import Found
 
 Answer = Callable[["SynthesisResult | RequestError"], None]
 """Called exactly once for every accepted request, from the engine's sender thread."""

@@ -23,7 +23,7 @@ from chatterbox_engine.synthesis.vocoder import Requests
 from chatterbox_engine.t3.runner import Prompt
 from chatterbox_engine.types import Samples, SynthesisRequest
 from chatterbox_engine.voices.cache import Voice
-from chatterbox_engine.voices.service import Found
+from chatterbox_engine.voices.library import Found
 
 Report = Callable[[str], None]
 

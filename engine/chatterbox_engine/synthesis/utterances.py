@@ -15,7 +15,7 @@ from chatterbox_engine.types import SPEECH_TOKENS, FinishReason, SamplingParams
 
 if TYPE_CHECKING:
     from chatterbox_engine.t3.runner import Prompt
-    from chatterbox_engine.voices.service import Found
+    from chatterbox_engine.voices.library import Found
 
 
 class Speech:

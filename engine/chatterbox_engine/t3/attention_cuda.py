@@ -78,6 +78,44 @@ def _combined(partial, peak, total, pair, head_dim: tl.constexpr, splits: tl.con
 
 
 @triton.jit
+def _store_split(  # type: ignore[no-untyped-def]
+    acc,
+    best,
+    weight,
+    pair,
+    split,
+    partial,
+    peak,
+    total,
+    arrived,
+    out,
+    head_dim: tl.constexpr,
+    splits: tl.constexpr,
+):
+    """Stores the partial result of a split of a row and head; the last of them stores the head's result."""
+    slot = pair * splits + split
+    lane = tl.arange(0, head_dim)
+    tl.store(partial + slot * head_dim + lane, acc)
+    tl.store(peak + slot, best)
+    tl.store(total + slot, weight)
+    tl.debug_barrier()  # all threads of this split have stored before it is counted
+    if tl.atomic_add(arrived + pair, 1) == splits - 1:
+        tl.store(arrived + pair, 0)
+        tl.store(out + pair * head_dim + lane, _combined(partial, peak, total, pair, head_dim, splits))
+
+
+@triton.jit
+def _store_new(keys, values, at, new, rotation, heads: tl.constexpr, head_dim: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Stores a head's new key and value, and returns them rounded as they are stored, so that later steps use the
+    same."""
+    key = _rotated(new + heads * head_dim, rotation, head_dim).to(keys.dtype.element_ty)
+    value = tl.load(new + 2 * heads * head_dim + tl.arange(0, head_dim))
+    tl.store(keys + at, key)
+    tl.store(values + at, value)
+    return key, value
+
+
+@triton.jit
 def _decode_kernel(  # type: ignore[no-untyped-def]
     qkv,
     rotation,
@@ -97,9 +135,7 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     block: tl.constexpr,
     overlapping: tl.constexpr,
 ):
-    row = tl.program_id(0)
-    head = tl.program_id(1)
-    split = tl.program_id(2)
+    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     lane = tl.arange(0, head_dim)
     # 64 bit: a pool of 300,000 positions of 1024 values passes 2^31 bytes, and near it elements
     first = tl.load(start + row).to(tl.int64)
@@ -116,12 +152,9 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     best = -float("inf")
     weight = 0.0
     acc = tl.zeros([head_dim], dtype=tl.float32)
-    if split == 0:  # the new position, rounded as it is stored, so that later steps use the same
+    if split == 0:  # the new position
         at = ((first + held) * heads + head) * head_dim + lane
-        new_key = _rotated(new + heads * head_dim, own_rotation, head_dim).to(keys.dtype.element_ty)
-        new_value = tl.load(new + 2 * heads * head_dim + lane)
-        tl.store(keys + at, new_key)
-        tl.store(values + at, new_value)
+        new_key, new_value = _store_new(keys, values, at, new, own_rotation, heads, head_dim)
         best = tl.sum(new_key.to(tl.float32) * q, axis=0)
         weight = 1.0
         acc = new_value.to(tl.float32)
@@ -141,14 +174,7 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
         tl.store(out + (row * heads + head) * head_dim + lane, acc / weight)
     else:
         pair = row * heads + head
-        slot = pair * splits + split
-        tl.store(partial + slot * head_dim + lane, acc)
-        tl.store(peak + slot, best)
-        tl.store(total + slot, weight)
-        tl.debug_barrier()  # all threads of this split have stored before it is counted
-        if tl.atomic_add(arrived + pair, 1) == splits - 1:
-            tl.store(arrived + pair, 0)
-            tl.store(out + pair * head_dim + lane, _combined(partial, peak, total, pair, head_dim, splits))
+        _store_split(acc, best, weight, pair, split, partial, peak, total, arrived, out, head_dim, splits)
 
 
 def splits_for(rows: int, heads: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.kernels.device import cuda
 from chatterbox_engine.t3.transformer import Transformer
 
 FLOAT8_CAPABILITY = (8, 9)
@@ -21,7 +22,7 @@ def check_quantization(how: str, device: torch.device, dtype: torch.dtype) -> No
     """Refuses a quantisation that the device does not support. Raises ConfigError."""
     if how != "float8":
         return
-    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
+    able = device.type == "cuda" and cuda().capability(device) >= FLOAT8_CAPABILITY
     if not able or dtype != torch.bfloat16:
         raise ConfigError(
             "quantization is float8, which needs a GPU of compute capability 8.9 or more and bfloat16, "

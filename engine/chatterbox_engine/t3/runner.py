@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from chatterbox_engine.checkpoint.families import ENGLISH, Family
-from chatterbox_engine.kernels.device import upload
+from chatterbox_engine.kernels.device import Event, cuda, upload
 from chatterbox_engine.kernels.graphs import Graphs, bucket, buckets
 from chatterbox_engine.t3.attention import Context
 from chatterbox_engine.t3.extents import Extent, round_up
@@ -54,8 +54,7 @@ class Drawn:
         if tokens.is_cuda:
             self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
             self._tokens.copy_(tokens, non_blocking=True)
-            self._ready: torch.cuda.Event | None = torch.cuda.Event()
-            self._ready.record()
+            self._ready: Event | None = cuda().record()
         else:
             self._tokens = tokens.clone()
             self._ready = None
