@@ -13,7 +13,7 @@ from chatterbox_engine.launcher.options import ServerOptions
 from chatterbox_engine.launcher.server import TritonServer
 
 # Sentences of `tools/demo_voice/lines.py`, which the demo voice was taught.
-WHOLE = "Welcome to the show. This voice was made on a small computer."
+WHOLE = "Hello there. This speech was made on a small computer."
 STREAMED = "Speech comes from this machine, one small piece after another. That is all for now."
 
 
