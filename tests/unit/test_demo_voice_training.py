@@ -163,8 +163,8 @@ def t3_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
     training = train_t3.training_of(model, folder, 1.0, device)
     rows = train_t3.Batches(sentences, list(range(60))).draw()
     with torch.no_grad():
-        train_t3.losses(model, rows, False)
-    return training, train_t3.total(train_t3.losses(model, rows, True), 0.0)
+        train_t3.losses(model, rows, sentences.prompt(), False)
+    return training, train_t3.total(train_t3.losses(model, rows, sentences.prompt(), True), 0.0)
 
 
 @pytest.mark.full
