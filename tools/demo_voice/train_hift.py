@@ -46,15 +46,15 @@ def spectral(ours: Tensor, true: Tensor) -> Tensor:
 class Batches:
     """Random pieces of all speakers: mel [batch, 80, frames], F0 [batch, frames], samples [batch, frames * 480].
 
-    spoken: half of the mels are the encoder's.
+    spoken: half of the mels are the encoder's, so that `mels` has two for each speaker.
     """
 
     def __init__(self, folder: Path, *, spoken: bool) -> None:
         self._corpora = speech.corpora(folder)
-        self._mels = [[corpus.mel] for corpus in self._corpora]
+        self.mels = [[corpus.mel] for corpus in self._corpora]
         if spoken:
             speaker, _ = train_codec.trained(folder)
-            for other, (mels, corpus) in enumerate(zip(self._mels, self._corpora, strict=True)):
+            for other, (mels, corpus) in enumerate(zip(self.mels, self._corpora, strict=True)):
                 mels.append(train_codec.spoken(speaker, corpus, other=bool(other)))
 
     def draw(self, frames: int = FRAMES) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,7 +63,7 @@ class Batches:
         waves: list[np.ndarray] = []
         while len(mels) < BATCH:
             voice = len(mels) % len(self._corpora)
-            corpus, mel = self._corpora[voice], random.choice(self._mels[voice])
+            corpus, mel = self._corpora[voice], random.choice(self.mels[voice])
             at = random.randrange(len(corpus.f0) - frames)
             mels.append(mel[at : at + frames].T)
             pitches.append(corpus.f0[at : at + frames])
