@@ -162,7 +162,7 @@ def t3_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
     rows = train_t3.Batches(sentences, list(range(60))).draw()
     with torch.no_grad():
         train_t3.losses(model, rows, sentences.prompt(), False)
-    return training, train_t3.total(train_t3.losses(model, rows, sentences.prompt(), True), 0.0)
+    return training, train_t3.total(train_t3.losses(model, rows, sentences.prompt(), True))
 
 
 @pytest.mark.full

@@ -38,7 +38,7 @@ POSITIONS = 3600
 """A batch's."""
 SEGMENT = 300
 """Characters of the longest text, as the server splits it."""
-JOINED = ((1, 2, 3, 4, 6), (55, 20, 12, 8, 5))
+JOINED = ((1, 2, 3, 4, 6), (40, 25, 15, 12, 8))
 """How many sentences a row has, and how often."""
 PAUSE = 4
 """Tokens of silence between sentences, beside those at their ends."""
@@ -413,9 +413,9 @@ def after_penalty(logits: Tensor, batch: Batch) -> Tensor:
     return logits * torch.where(past, torch.where(logits > 0, 1 / PENALTY, PENALTY), 1.0)
 
 
-def total(found: Losses, share: float) -> Tensor:
+def total(found: Losses) -> Tensor:
     main = found.plain if found.penalised is None else found.penalised
-    return main + 0.15 * max(0.2, 1 - share) * found.guide + 0.15 * found.spelling
+    return main + 0.3 * found.guide + 0.15 * found.spelling
 
 
 def training_of(model: Model, folder: Path, seconds: float, device: torch.device) -> Training:
@@ -434,7 +434,7 @@ def main() -> None:
         found = losses(model, batches.draw(), sentences.prompt(), True)
         more = {} if found.penalised is None else {"penalised": found.penalised}
         training.learn(
-            total(found, training.share),
+            total(found),
             ce=found.plain,
             guide=found.guide,
             spelling=found.spelling,
