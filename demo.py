@@ -39,7 +39,7 @@ def main() -> int:
     if arguments.checkpoint.startswith("tiny"):
         print("demo: its weights are random, so the files hold noise of the right shape, not speech")
     if arguments.checkpoint == "demo":
-        print("demo: a miniature of two hours of training; the real one: make demo CHECKPOINT=ResembleAI/chatterbox")
+        print("demo: a miniature, trained for a few hours; the real one: make demo CHECKPOINT=ResembleAI/chatterbox")
     return 0
 
 
