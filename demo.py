@@ -13,7 +13,7 @@ from chatterbox_engine.launcher.options import ServerOptions
 from chatterbox_engine.launcher.server import TritonServer
 
 # Sentences of `tools/demo_voice/lines.py`, which the demo voice was taught.
-WHOLE = "Welcome to the show. This voice was made on a small computer."
+WHOLE = "Hello there. This speech was made on a small computer."
 STREAMED = "Speech comes from this machine, one small piece after another. That is all for now."
 
 
@@ -39,7 +39,7 @@ def main() -> int:
     if arguments.checkpoint.startswith("tiny"):
         print("demo: its weights are random, so the files hold noise of the right shape, not speech")
     if arguments.checkpoint == "demo":
-        print("demo: a miniature of two hours of training; the real one: make demo CHECKPOINT=ResembleAI/chatterbox")
+        print("demo: a miniature, trained for a few hours; the real one: make demo CHECKPOINT=ResembleAI/chatterbox")
     return 0
 
 

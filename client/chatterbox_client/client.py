@@ -71,8 +71,8 @@ class Client:
     def speak(self, request: Callable[[], Tensors]) -> Audio:
         """Speaks `text` (1 to 10,000 characters) and returns its complete audio.
 
-            audio = client.speak("It was a bright cold day in April.", temperature=0.7, seed=7)
-            again = client.speak("It was a bright cold day in April.", temperature=0.7, seed=audio.seed)
+            audio = client.speak("It was a cold day in the middle of winter.", temperature=0.7, seed=7)
+            again = client.speak("It was a cold day in the middle of winter.", temperature=0.7, seed=audio.seed)
 
         Omitted parameters have the server's defaults. `voice` names a voice of the server; `reference_audio` is a WAV,
         FLAC, OGG or MP3 file to clone instead, as a path or as its bytes. `language` is for multilingual models.
@@ -90,7 +90,7 @@ class Client:
     def stream(self, request: Callable[[], Tensors]) -> Generator[Chunk, None, None]:
         """Speaks `text` and yields its audio while the server is still speaking.
 
-            for chunk in client.stream("It was a bright cold day in April."):
+            for chunk in client.stream("It was a cold day in the middle of winter."):
                 player.write(chunk.to_bytes())
 
         Parameters and errors are those of `speak`; an error may come after some chunks. The request starts with the
@@ -126,7 +126,7 @@ class AsyncClient:
     """`Client` for asyncio: the same parameters, errors and results.
 
         async with AsyncClient("localhost:8001", "grpc") as client:
-            first, second = await asyncio.gather(client.speak("One."), client.speak("Two."))
+            first, second = await asyncio.gather(client.speak("The first one."), client.speak("The second one."))
 
     Belongs to the event loop of its first call.
     """

@@ -92,10 +92,8 @@ def test_spoken_from_its_tokens_the_joins_make_no_step_and_no_sound(spoken: Spee
 
 
 @chunkings
-@pytest.mark.full
 def test_chunks_that_are_not_joined_would_be_heard(vocoded: Speech, policy: ChunkPolicy) -> None:
-    found = vocoded.at_joins(policy, joined=False)
-    assert found.step > found.inside, found
-    assert found.over_unsplit > 1.4, found
-    assert found.mean > 0.15, found
-    assert found.worst > 0.5, found
+    joined, apart = vocoded.at_joins(policy), vocoded.at_joins(policy, joined=False)
+    assert apart.over_unsplit > 1.3 * joined.over_unsplit, (joined, apart)
+    assert apart.mean > 10 * joined.mean, (joined, apart)
+    assert apart.worst > 10 * joined.worst, (joined, apart)

@@ -20,7 +20,7 @@ from tests.server.front import Front
 
 pytestmark = pytest.mark.server
 
-SPEECH: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "input": "Hello from OpenAI's client."}
+SPEECH: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "input": "Hello from the other side."}
 SEED = {"seed": 3, "max_seconds": 2.0}
 
 

@@ -151,7 +151,7 @@ def listen_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
 def hift_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
     vocoder = upstream.mel2wav(DIMS.s3gen)
     training = Training(vocoder, folder / "new.pt", 1.0, device, rate=1e-3)
-    batch = train_hift.Batches(folder).draw()
+    batch = train_hift.Batches(folder, spoken=False).draw()
     return training, sum(train_hift.losses(vocoder, *(part.to(device) for part in batch)), torch.zeros(()))
 
 
@@ -161,8 +161,8 @@ def t3_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
     training = train_t3.training_of(model, folder, 1.0, device)
     rows = train_t3.Batches(sentences, list(range(60))).draw()
     with torch.no_grad():
-        train_t3.losses(model, rows, False)
-    return training, train_t3.total(train_t3.losses(model, rows, True), 0.0)
+        train_t3.losses(model, rows, sentences.prompt(), False)
+    return training, train_t3.total(train_t3.losses(model, rows, sentences.prompt(), True))
 
 
 @pytest.mark.full
@@ -173,6 +173,18 @@ def test_a_step_mixes_no_tensors_of_the_host_with_the_networks(
     training, loss = step(folder, device)
     training.learn(loss, loss=loss)
     assert {tensor.device.type for tensor in (loss, *weights(training))} == {device.type}
+
+
+def test_the_encoders_mel_is_beside_the_true_one_in_what_the_vocoder_learns(folder: Path) -> None:
+    for name, module in (("speak", train_codec.Speaker()), ("listen", train_codec.Listener())):
+        train_codec.training_of(module, folder / f"{name}.pt", 1.0, torch.device("cpu")).save()
+    batches = train_hift.Batches(folder, spoken=True)
+    for (true, spoken), corpus in zip(batches.mels, speech.corpora(folder), strict=True):
+        assert true.shape == spoken.shape == corpus.mel.shape
+        assert np.array_equal(true, corpus.mel)
+        assert not np.array_equal(true, spoken)
+    mel, f0, wave = batches.draw()
+    assert mel.shape[2] == f0.shape[1] == wave.shape[1] // speech.HOP
 
 
 @pytest.mark.full

@@ -7,20 +7,19 @@ from demo import STREAMED, WHOLE
 
 LINES = (
     *(sentence for line in (WHOLE, STREAMED) for sentence in re.split(r"(?<=[.]) ", line)),
-    "Hello from Triton.",
-    "Hello from the other client.",
-    "Hello.",
-    "Hello there.",
-    "Hello in another voice.",
-    "Hello, this is Anna.",
+    "Hello from the server.",
+    "Hello from the other side.",
+    "Hello from the python client.",
+    "This is another voice.",
+    "The same words in another voice.",
     "The first sound comes at once.",
-    "Some reference clip.",
+    "This is a short clip.",
     "The line that sounds wrong.",
-    "It was a bright cold day in April.",
+    "It was a cold day in the middle of winter.",
     "Good morning.",
     "Good evening.",
-    "One.",
-    "Two.",
+    "The first one.",
+    "The second one.",
 )
 
 PAGE = Path(__file__).with_name("page.txt").read_text(encoding="utf-8")

@@ -24,7 +24,9 @@ PACKAGES = ("wordnet-base", "fortunes", "debian-handbook", "anarchism", "wameric
 SHARES = {"glosses": 0.25, "anarchism": 0.8}
 """Of the sentences of a source, where it is not all of them: they are all of a kind."""
 COUNT = 90_000
-REPEATED = 60
+SHORT = 3500
+"""Texts of one to three words, which are cut out of sentences."""
+REPEATED = 150
 """Times that each line of the demo and the documents is among them."""
 _SENTENCE = re.compile(r"[A-Z][A-Za-z' ,]*[.?!]")
 _UNSEEN = re.compile(r"\b(" + "|".join(UNSEEN) + ")", re.IGNORECASE)
@@ -98,8 +100,20 @@ def chosen(share: Path) -> list[str]:
             if random.random() < SHARES.get(source, 1.0):
                 found.append(text)
     random.shuffle(found)
-    found = found[:COUNT] + list(LINES) * REPEATED
+    found = [*found[:COUNT], *sorted(shortened(found)), *LINES * REPEATED]
     random.shuffle(found)
+    return found
+
+
+def shortened(texts: list[str]) -> set[str]:
+    """`SHORT` beginnings and ends of sentences."""
+    found: set[str] = set()
+    while len(found) < SHORT:
+        words = re.findall(r"[A-Za-z]+(?:'[a-z]+)?", random.choice(texts))
+        count = random.choice((1, 1, 2, 2, 3))
+        text = " ".join(random.choice((words[:count], words[-count:])))
+        if len(text) > 2:
+            found.add(text[0].upper() + text[1:] + random.choice("...?!"))
     return found
 
 

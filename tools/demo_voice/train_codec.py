@@ -129,6 +129,22 @@ def trained(folder: Path) -> tuple[Speaker, Listener]:
     return speaker.eval(), listener.eval()
 
 
+@torch.no_grad()
+def spoken(speaker: Speaker, corpus: speech.Corpus, *, other: bool) -> np.ndarray:
+    """The mel that the encoder makes of a corpus's own tokens, [2 * tokens, 80] at the frames of its true mel.
+
+    In windows that each follow a prompt of the same voice, as in inference.
+    """
+    window, size = WINDOWS[-1], PROMPTS[1]
+    prompt = marked(corpus.phones[:, :size]) if other else corpus.phones[:, :size]
+    parts = []
+    for at in range(0, corpus.phones.shape[1], window):
+        first, second = torch.from_numpy(np.concatenate([prompt, corpus.phones[:, at : at + window]], 1))[:, None]
+        with precision():
+            parts.append(speaker(first, second)[0, 2 * size :].numpy().astype(np.float16))
+    return np.concatenate(parts)
+
+
 def training_of(module: nn.Module, path: Path, seconds: float, device: torch.device) -> Training:
     return Training(module, path, seconds, device, rate=1.5e-3, decay=0.01)
 

@@ -38,7 +38,7 @@ POSITIONS = 3600
 """A batch's."""
 SEGMENT = 300
 """Characters of the longest text, as the server splits it."""
-JOINED = ((1, 2, 3, 4, 6), (55, 20, 12, 8, 5))
+JOINED = ((1, 2, 3, 4, 6), (40, 25, 15, 12, 8))
 """How many sentences a row has, and how often."""
 PAUSE = 4
 """Tokens of silence between sentences, beside those at their ends."""
@@ -81,6 +81,10 @@ class Sentences:
         self.live, self.labels, self.space = file["live"], int(file["labels"]), int(file["space"])
         pair = SILENCE * len(PHONES) + SILENCE
         self.pause = np.full(PAUSE, int(np.flatnonzero(self.live == pair)[0]))
+
+    def prompt(self) -> np.ndarray:
+        """Speech of a voice: compact tokens."""
+        return np.concatenate([row.speech for row in random.choices(self.rows, k=2)])
 
     def joined(self, rows: list[int]) -> Row:
         """Sentences one after the other; the silence between them is the blank's."""
@@ -342,13 +346,19 @@ class Batch:
         return Batch(*(value.to(device) for value in vars(self).values()))
 
 
-def noise(model: Model, table: Tensor, training: bool) -> Tensor:
-    """A prefix of a random speaker, random tokens of which some are none of T3's, and a random emotion."""
+def noise(model: Model, table: Tensor, prompt: np.ndarray, training: bool) -> Tensor:
+    """A prefix of a random speaker, tokens of which some are none of T3's, and a random emotion.
+
+    The tokens are the speech `prompt`, as in inference, or in half of the steps random ones.
+    """
     size = random.randint(20, T3.prompt_tokens) if training else T3.prompt_tokens
     device = table.device
     speaker = F.normalize(torch.randn(1, 256).abs(), dim=1).to(device)
-    tokens = torch.randint(0, model.live, (1, size)).to(device)
-    known = (torch.rand(1, size, 1) > random.choice((0.0, 0.3))).to(device)
+    tokens = torch.randint(0, model.live, (1, size))
+    if random.random() < 0.5 or not training:
+        tokens = torch.from_numpy(prompt[None, :size])
+    tokens = tokens.to(device)
+    known = (torch.rand(*tokens.shape, 1) > random.choice((0.0, 0.3))).to(device)
     emotion = torch.full((1,), random.uniform(0.2, 1.0) if training else 0.5, device=device)
     return model.conditioning(speaker, table[tokens] * known, emotion)
 
@@ -362,7 +372,8 @@ class Losses:
     accuracy: Tensor
 
 
-def losses(model: Model, rows: list[Row], training: bool) -> Losses:
+def losses(model: Model, rows: list[Row], prompt: np.ndarray, training: bool) -> Losses:
+    """prompt: compact tokens before the conditioning's perceiver."""
     batch = Batch.of(rows, model.live, training).to(model.head.device)
     table, head = model.tables()
     emb = torch.cat([model.t3.text_emb.weight, table])
@@ -371,7 +382,7 @@ def losses(model: Model, rows: list[Row], training: bool) -> Losses:
     x = F.embedding(batch.ids, emb) * ~lost[..., None] + F.embedding(batch.places, positions)
     with precision():
         kind = torch.bfloat16 if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") else x.dtype
-        hidden, seen, middle = model(noise(model, table, training).to(kind), x.to(kind))
+        hidden, seen, middle = model(noise(model, table, prompt, training).to(kind), x.to(kind))
         logits = F.linear(hidden.flatten(0, 1)[batch.at], head).float()
         spelling = F.cross_entropy(model.auxiliary(middle).float().flatten(0, 1), batch.spelt.flatten())
     penalised = None
@@ -402,9 +413,9 @@ def after_penalty(logits: Tensor, batch: Batch) -> Tensor:
     return logits * torch.where(past, torch.where(logits > 0, 1 / PENALTY, PENALTY), 1.0)
 
 
-def total(found: Losses, share: float) -> Tensor:
+def total(found: Losses) -> Tensor:
     main = found.plain if found.penalised is None else found.penalised
-    return main + 0.15 * max(0.2, 1 - share) * found.guide + 0.15 * found.spelling
+    return main + 0.3 * found.guide + 0.15 * found.spelling
 
 
 def training_of(model: Model, folder: Path, seconds: float, device: torch.device) -> Training:
@@ -420,10 +431,10 @@ def main() -> None:
     batches = Batches(sentences, list(range(KEPT_ASIDE, len(sentences.rows))))
     aside = [[sentences.joined([n]) for n in range(first, first + 25)] for first in range(0, 200, 25)]
     for step in training.steps():
-        found = losses(model, batches.draw(), True)
+        found = losses(model, batches.draw(), sentences.prompt(), True)
         more = {} if found.penalised is None else {"penalised": found.penalised}
         training.learn(
-            total(found, training.share),
+            total(found),
             ce=found.plain,
             guide=found.guide,
             spelling=found.spelling,
@@ -431,15 +442,15 @@ def main() -> None:
             **more,
         )
         if step % 200 == 199:
-            report(model, training, aside)
+            report(model, training, aside, sentences.rows[-1].speech)
 
 
 @torch.no_grad()
-def report(model: Model, training: Training, aside: list[list[Row]]) -> None:
+def report(model: Model, training: Training, aside: list[list[Row]], prompt: np.ndarray) -> None:
     """Of the averaged weights, on sentences kept aside."""
     now = {key: value.clone() for key, value in model.state_dict().items()}
     model.load_state_dict(training.averaged)
-    found = [losses(model, rows, False) for rows in aside]
+    found = [losses(model, rows, prompt, False) for rows in aside]
     mean = lambda name: float(torch.stack([getattr(each, name) for each in found]).mean())  # noqa: E731
     names = ("plain", "penalised", "guide", "spelling", "accuracy")
     print("t3: kept aside: " + ", ".join(f"{name} {mean(name):.3f}" for name in names), flush=True)
