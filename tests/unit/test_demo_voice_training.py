@@ -21,6 +21,7 @@ from tools.demo_voice import speech, train_codec, train_hift, train_t3
 from tools.demo_voice.phones import PHONES
 from tools.demo_voice.sizes import DIMS
 from tools.demo_voice.source import SPEAKERS
+from tools.demo_voice.t3_model import Model
 from tools.demo_voice.training import Training
 
 HOST = torch.device("cpu")
@@ -157,7 +158,7 @@ def hift_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
 
 def t3_step(folder: Path, device: torch.device) -> tuple[Training, Tensor]:
     sentences = train_t3.Sentences(folder)
-    model = train_t3.Model(sentences.live, sentences.labels)
+    model = Model(sentences.live, sentences.labels)
     training = train_t3.training_of(model, folder, 1.0, device)
     rows = train_t3.Batches(sentences, list(range(60))).draw()
     with torch.no_grad():

@@ -29,7 +29,7 @@ from tools.demo_voice import estimator, speakers, speech, train_codec
 from tools.demo_voice.phones import PHONES, marked, token_ids
 from tools.demo_voice.sizes import DIMS
 from tools.demo_voice.source import RATE
-from tools.demo_voice.train_t3 import Model
+from tools.demo_voice.t3_model import Model
 from tools.demo_voice.training import read
 
 DEFAULT, OTHER = "heart", "bass"

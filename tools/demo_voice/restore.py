@@ -20,13 +20,14 @@ from tests.fidelity import upstream
 from tools.demo_voice import train_codec, train_hift, train_t3
 from tools.demo_voice.phones import CODES, token_ids
 from tools.demo_voice.sizes import DIMS
+from tools.demo_voice.t3_model import Model
 
 _CPU = torch.device("cpu")
 
 
-def t3(checkpoint: Checkpoint, folder: Path) -> train_t3.Model:
+def t3(checkpoint: Checkpoint, folder: Path) -> Model:
     sentences = np.load(folder / "t3.npz")
-    model = train_t3.Model(sentences["live"], int(sentences["labels"]))
+    model = Model(sentences["live"], int(sentences["labels"]))
     model.load_official(checkpoint.t3_state())
     return model
 
