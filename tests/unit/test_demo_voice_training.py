@@ -188,6 +188,19 @@ def test_the_encoders_mel_is_beside_the_true_one_in_what_the_vocoder_learns(fold
     assert mel.shape[2] == f0.shape[1] == wave.shape[1] // speech.HOP
 
 
+def test_sentences_that_are_joined_keep_their_letters_with_and_without_full_stops(folder: Path) -> None:
+    sentences = train_t3.Sentences(folder)
+    rows = [sentences.rows[number] for number in (0, 1)]
+    spoken = [int((row.speech != sentences.pause[0]).sum()) for row in rows]
+    for run_on, length in ((0.0, 17), (1.0, 16)):
+        joined = sentences.joined([0, 1], run_on)
+        assert len(joined.text) == len(joined.said) == length  # eight letters each, and the blank
+        assert (joined.text == sentences.space).sum() == 1
+        assert len(joined.speech) == len(joined.letters)
+        assert int((joined.speech != sentences.pause[0]).sum()) == sum(spoken)
+        assert np.array_equal(joined.letters[-1], rows[1].letters[-1] + length - 8)
+
+
 @pytest.mark.full
 def test_mixing_them_raises() -> None:
     with Elsewhere(ELSEWHERE), pytest.raises(RuntimeError, match="two different devices"):

@@ -34,6 +34,8 @@ SEGMENT = 300
 """Characters of the longest text, as the server splits it."""
 JOINED = ((1, 2, 3, 4, 6), (40, 25, 15, 12, 8))
 """How many sentences a row has, and how often."""
+RUN_ON = 0.4
+"""How often the next one follows without a full stop."""
 PAUSE = 4
 """Tokens of silence between sentences, beside those at their ends."""
 MISHEARD = 0.03
@@ -41,7 +43,7 @@ MISHEARD = 0.03
 DROPPED = 0.1
 """Of the rows, their text."""
 LOOKAHEAD = 4
-PENALTY, PENALISED = 1.2, 0.35
+PENALTY, PENALISED = 1.2, 0.6
 """Upstream's repetition penalty, and the share of the steps that learn with it."""
 KEPT_ASIDE = 400
 
@@ -79,19 +81,35 @@ class Sentences:
         """Speech of a voice: compact tokens."""
         return np.concatenate([row.speech for row in random.choices(self.rows, k=2)])
 
-    def joined(self, rows: list[int]) -> Row:
-        """Sentences one after the other; the silence between them is the blank's."""
+    def joined(self, rows: list[int], run_on: float = RUN_ON) -> Row:
+        """Sentences one after the other; the silence between them is the blank's.
+
+        Some run on: without the full stop and the silence, so that what could be the end of a sentence need not be.
+        """
         parts: list[Row] = []
-        offset = 0
         for number in rows:
             row = self.rows[number]
-            if parts:
-                blank = np.full((PAUSE, 2), offset)
-                parts.append(Row(np.array([self.space]), self.pause, blank, np.array([-1])))
-                offset += 1
-            parts.append(Row(row.text, row.speech, row.letters + offset, row.said))
-            offset += len(row.text)
-        return Row(*(np.concatenate([getattr(part, name) for part in parts]) for name in ROW))
+            if parts and random.random() < run_on:
+                parts[-1], row = self._without_end(parts[-1]), self._without_start(row)
+                parts.append(Row(np.array([self.space]), row.speech[:0], row.letters[:0], np.array([-1])))
+            elif parts:
+                parts.append(Row(np.array([self.space]), self.pause, np.zeros((PAUSE, 2), int), np.array([-1])))
+            parts.append(row)
+        offsets = np.cumsum([0, *(len(part.text) for part in parts)])
+        placed = [
+            Row(part.text, part.speech, part.letters + offset, part.said)
+            for part, offset in zip(parts, offsets[:-1], strict=True)
+        ]
+        return Row(*(np.concatenate([getattr(part, name) for part in placed]) for name in ROW))
+
+    def _without_end(self, row: Row) -> Row:
+        spoken = int(np.flatnonzero(row.speech != self.pause[0])[-1]) + 1
+        letters = np.minimum(row.letters[:spoken], len(row.text) - 2)
+        return Row(row.text[:-1], row.speech[:spoken], letters, row.said[:-1])
+
+    def _without_start(self, row: Row) -> Row:
+        silent = int(np.flatnonzero(row.speech != self.pause[0])[0])
+        return Row(row.text, row.speech[silent:], row.letters[silent:], row.said)
 
 
 ROW = ("text", "speech", "letters", "said")
