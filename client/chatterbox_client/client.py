@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from copy import copy
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from chatterbox_client.audio import Audio, Chunk
 from chatterbox_client.request import (
+    NO_CONTEXT,
     OUTPUTS,
     STREAM_OUTPUTS,
+    RequestContext,
     Tensors,
     audio_of,
     chunks_of,
@@ -29,6 +32,9 @@ from chatterbox_client.voices import AsyncVoiceList, VoiceList
 
 DEFAULT_TIMEOUT = 300.0
 """Seconds: a long text on a server without a GPU takes minutes."""
+
+
+ClientT = TypeVar("ClientT", "Client", "AsyncClient")
 
 
 class Client:
@@ -63,6 +69,7 @@ class Client:
     ) -> None:
         self._model = model
         self._timeout = timeout
+        self._context = NO_CONTEXT
         self._transport = transport or open_transport(url, protocol, headers)
         self.voices = VoiceList(self._transport, timeout, voice_key)
         """The voices that the server keeps."""
@@ -84,7 +91,7 @@ class Client:
         Raises InvalidRequest, NotFound, Unavailable, Timeout, ConnectionFailed or ServerError, and OSError when the
         reference file cannot be read.
         """
-        return audio_of(self._transport.infer(self._model, request(), OUTPUTS, self._timeout))
+        return audio_of(self._transport.infer(self._model, request(), OUTPUTS, self._timeout, self._context))
 
     @takes_arguments_of(stream_request)
     def stream(self, request: Callable[[], Tensors]) -> Generator[Chunk, None, None]:
@@ -99,7 +106,15 @@ class Client:
         tokens of 40 ms, the second `chunk_tokens`, later ones more; the defaults suit a player.
         """
         tensors = request()
-        return chunks_of(self._transport.stream(f"{self._model}_stream", tensors, STREAM_OUTPUTS, self._timeout))
+        model = f"{self._model}_stream"
+        return chunks_of(self._transport.stream(model, tensors, STREAM_OUTPUTS, self._timeout, self._context))
+
+    def with_context(self, request_id: str = "", headers: Mapping[str, str] | None = None) -> Client:
+        """This client, whose `speak` and `stream` send an id, which stands in the server's log, and more headers.
+
+        client.with_context("call-7").speak("Hello.")
+        """
+        return _with_context(self, RequestContext(request_id, headers or {}))
 
     def ready(self) -> bool:
         """Whether the server can speak now; raises ConnectionFailed when there is none."""
@@ -144,6 +159,7 @@ class AsyncClient:
     ) -> None:
         self._model = model
         self._timeout = timeout
+        self._context = NO_CONTEXT
         self._transport = transport or open_async_transport(url, protocol, headers)
         self.voices = AsyncVoiceList(self._transport, timeout, voice_key)
         """The voices that the server keeps."""
@@ -154,14 +170,19 @@ class AsyncClient:
 
         audio = await client.speak("Good evening.", voice="default", seed=7)
         """
-        return audio_of(await self._transport.infer(self._model, request(), OUTPUTS, self._timeout))
+        return audio_of(await self._transport.infer(self._model, request(), OUTPUTS, self._timeout, self._context))
 
     @takes_arguments_of(stream_request)
     def stream(self, request: Callable[[], Tensors]) -> AsyncGenerator[Chunk, None]:
         """`Client.stream` for `async for`. Leaving the loop early cancels the request soon after, or at once
         with `contextlib.aclosing`."""
         tensors = request()
-        return chunks_of_async(self._transport.stream(f"{self._model}_stream", tensors, STREAM_OUTPUTS, self._timeout))
+        model = f"{self._model}_stream"
+        return chunks_of_async(self._transport.stream(model, tensors, STREAM_OUTPUTS, self._timeout, self._context))
+
+    def with_context(self, request_id: str = "", headers: Mapping[str, str] | None = None) -> AsyncClient:
+        """See `Client.with_context`."""
+        return _with_context(self, RequestContext(request_id, headers or {}))
 
     async def ready(self) -> bool:
         """See `Client.ready`."""
@@ -182,3 +203,10 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _with_context(client: ClientT, context: RequestContext) -> ClientT:
+    """A copy that shares the connection."""
+    other = copy(client)
+    other._context = context
+    return other

@@ -13,6 +13,7 @@ import json
 import operator
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -23,6 +24,19 @@ from chatterbox_client.audio import Audio, Chunk
 from chatterbox_client.errors import InvalidRequest, ServerError, quote
 
 Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """What accompanies one request to the server."""
+
+    request_id: str = ""
+    """Stands in the server's log."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Sent beside those of the client; over gRPC as metadata."""
+
+
+NO_CONTEXT = RequestContext()
 
 OUTPUTS = ("audio", "sample_rate", "speech_tokens", "stats")
 STREAM_OUTPUTS = (*OUTPUTS, "chunk_index", "is_last")

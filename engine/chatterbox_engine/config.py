@@ -23,6 +23,9 @@ from chatterbox_engine.presets import PRESETS
 FILE_VARIABLE = f"{PREFIX}CONFIG"
 """Names a YAML file of settings."""
 
+_GATEWAY = "GATEWAY_"
+"""Begins the names of the gateway's settings, which are its own."""
+
 # Read by other parts of the project (launcher, client, caches), so not unknown here.
 _FOREIGN = {
     "CONFIG",
@@ -31,7 +34,6 @@ _FOREIGN = {
     "URL",
     "GRPC_URL",
     "METRICS_URL",
-    "OPENAI_KEYS",
     "HEADERS",
     "CACHE",
     "SOCKETS",
@@ -287,9 +289,10 @@ def _setting_of(name: str) -> str | None:
     """The setting that an environment variable means, or None for one that is not ours."""
     if name in _ALIASES:
         return _ALIASES[name]
-    if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in _FOREIGN:
+    own = name.removeprefix(PREFIX)
+    if own == name or own in _FOREIGN or own.startswith(_GATEWAY):
         return None
-    return name.removeprefix(PREFIX).lower()
+    return own.lower()
 
 
 def _parse(name: str, setting: str, given: Any) -> Any:

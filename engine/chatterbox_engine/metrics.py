@@ -69,6 +69,8 @@ MEMORY = ("chatterbox_memory_bytes", "Memory of the engine's process: resident o
 MEMORY_KINDS = {"host_bytes": "host", "gpu_bytes": "gpu"}
 INFO = ("chatterbox_info", "Always 1; the labels tell what a model serves and which optimisations are active")
 
+CONTRACT = ("chatterbox_contract", "Always 1; the labels tell what requests may choose, lists and objects as JSON")
+
 ERROR_KINDS = (RequestError.__name__, *sorted(kind.__name__ for kind in RequestError.__subclasses__()))
 """The values of the label `kind`: a fixed set, which bounds the cardinality."""
 
@@ -163,13 +165,16 @@ class TritonMetrics:
         self._shown: dict[str, float] = {}
         self._ended = threading.Event()
 
-    def start(self, status: Callable[[], Status], about: Mapping[str, Any]) -> None:
-        """Starts to publish; the labels of `chatterbox_info` come from `about`, the engine's own."""
+    def start(self, status: Callable[[], Status], about: Mapping[str, Any], contract: Mapping[str, str]) -> None:
+        """Starts to publish; the labels of `chatterbox_info` come from `about`, the engine's own, those of
+        `chatterbox_contract` are `contract`."""
         self._status = status
         active = ",".join(about["optimizations"])
         served = {"checkpoint": about["model"], "family": about["family"], "device": about["device"]}
         self._info = self._families.gauge(*INFO, **served, optimizations=active)
-        self._info.set(1)
+        self._contract = self._families.gauge(*CONTRACT, **contract)
+        for constant in (self._info, self._contract):
+            constant.set(1)
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
@@ -181,7 +186,7 @@ class TritonMetrics:
         # the model's process would remove them at exit, after the state that this needs is freed (SIGSEGV)
         for made in (self._counters, self._gauges, self._histograms):
             made.clear()
-        del self._info, self._families
+        del self._info, self._contract, self._families
 
     def voiced(self, source: VoiceSource) -> None:
         """See `Metrics`."""

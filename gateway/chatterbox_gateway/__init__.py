@@ -1,1 +1,1 @@
-"""OpenAI's speech API for a chatterbox-triton server."""
+"""HTTP gateway of a chatterbox-triton server: OpenAI's speech API, the routes of other Chatterbox servers, a page."""

@@ -1,15 +1,16 @@
-"""Graceful shutdown: new requests are refused; requests in progress finish, or are cancelled with an error."""
+"""Requests that end early: cancelled by their clients, or by a shutdown that waits for them no longer."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
-from aiohttp import web
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from chatterbox_client.errors import Unavailable
+from chatterbox_gateway import errors
+from chatterbox_gateway.connection import Connection
+from chatterbox_gateway.errors import Refusal
 
 SECONDS_TO_NOTICE = 5.0
 """Time for cancelled requests to send their error."""
@@ -18,32 +19,28 @@ _MESSAGE = "the server is shutting down"
 
 
 class Drain:
-    """Tracks the requests in progress. Belongs to one event loop."""
+    """Middleware that tracks the requests in progress. Belongs to one event loop.
 
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
+    A client that disconnects cancels its request. `run` ends them all: new ones are refused, so that readiness goes
+    first, and those in progress finish or are cancelled with an error.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._requests: dict[asyncio.Task[Any], Connection] = {}
         self._draining = False
-        self.over = False
-        """True once the grace period is over: later cancellations come from the shutdown, not from the client."""
 
-    @web.middleware
-    async def admit(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        """Raises Unavailable for a request that arrives after the shutdown began, or outlasts the grace period."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http" or scope["path"] == "/metrics":
+            await self._app(scope, receive, send)
+            return
         if self._draining:
-            raise Unavailable(_MESSAGE)
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            return await handler(request)
-        except asyncio.CancelledError:
-            if not self.over:
-                raise
-            raise cut_off() from None
-        finally:
-            self._tasks.discard(task)
+            refused = Refusal(503, _MESSAGE, {"Retry-After": "1", "Connection": "close"})
+            scope["state"]["record"].ended("refused", _MESSAGE)
+            await errors.response(scope["path"], refused)(scope, receive, send)
+            return
+        await self._serve(scope, Connection(scope, receive, send))
 
     async def run(self, seconds: float, hurry: asyncio.Event) -> None:
         """Refuses new requests and waits until those in progress finish, `seconds` pass or `hurry` is set; then cancels
@@ -51,42 +48,40 @@ class Drain:
         self._draining = True
         hurried = asyncio.ensure_future(hurry.wait())
         limit = asyncio.get_running_loop().time() + seconds
-        while self._tasks and not hurry.is_set() and (left := limit - asyncio.get_running_loop().time()) > 0:
-            await asyncio.wait({hurried, *self._tasks}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        while self._requests and not hurry.is_set() and (left := limit - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait({hurried, *self._requests}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
-        self.over = True
-        if cut := set(self._tasks):
-            for task in cut:
+        if self._requests:
+            for task, connection in self._requests.items():
+                connection.cut = True
                 task.cancel()
-            await asyncio.wait(cut, timeout=SECONDS_TO_NOTICE)
+            await asyncio.wait(set(self._requests), timeout=SECONDS_TO_NOTICE)
+
+    async def _serve(self, scope: Scope, connection: Connection) -> None:
+        scope["state"]["connection"] = connection
+        record = scope["state"]["record"]
+        task = asyncio.current_task()
+        assert task is not None
+        self._requests[task] = connection
+        watching = asyncio.ensure_future(connection.watch(task))
+        try:
+            await self._app(scope, connection.receive, connection.send)
+        except asyncio.CancelledError:
+            if connection.disconnected:
+                record.ended("disconnected", "the client disconnected")
+            elif connection.cut and not connection.started:
+                refused = cut_off()
+                record.ended("refused", refused.message)
+                await errors.response(scope["path"], refused)(scope, connection.receive, connection.send)
+            else:
+                raise
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+            del self._requests[task]
 
 
-def cut_off() -> Unavailable:
+def cut_off() -> Refusal:
     """The error of a request that is cancelled by the shutdown."""
-    return Unavailable(f"{_MESSAGE}: the request did not finish in the time that was left for it")
-
-
-async def serve(
-    application: web.Application, drain: Drain, *, host: str, port: int, grace_seconds: float, **options: Any
-) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; a second signal ends the grace period.
-
-    options: of aiohttp's runner. Raises OSError if the address cannot be bound.
-    """
-    stop, hurry = asyncio.Event(), asyncio.Event()
-
-    def on_signal() -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    runner = web.AppRunner(application, shutdown_timeout=SECONDS_TO_NOTICE, **options)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, on_signal)
-        print(f"Running on {site.name} (Ctrl-C ends it)", flush=True)
-        await stop.wait()
-        await drain.run(grace_seconds, hurry)
-    finally:
-        await runner.cleanup()
+    return Refusal(503, f"{_MESSAGE}: the request did not finish in the time that was left for it")

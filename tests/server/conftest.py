@@ -105,6 +105,7 @@ def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="session")
 def front(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    """OpenAI's API in front of that server."""
-    with Front(server.grpc_url, tmp_path_factory.mktemp("front") / "front.log") as running:
+    """The gateway in front of that server."""
+    options = ["--metrics-url", server.metrics_url]
+    with Front(server.grpc_url, tmp_path_factory.mktemp("front") / "front.log", options) as running:
         yield running

@@ -218,9 +218,9 @@ def test_without_a_key_in_its_settings_a_server_changes_no_voice(tmp_path: Path)
                 change()
 
 
-def test_the_front_changes_voices_with_the_key_and_not_for_other_sites(server: TritonServer, tmp_path: Path) -> None:
+def test_the_gateway_changes_voices_with_the_key_and_not_for_other_sites(server: TritonServer, tmp_path: Path) -> None:
     form: Any = {"data": {"name": "formed"}, "files": {"audio_sample": encoded(tone(1.0))}}
-    options = ["--change-voices", "--allowed-origins", ALLOWED["Origin"]]
+    options = ["--change-voices", "--cors", ALLOWED["Origin"]]
     with Front(server.grpc_url, tmp_path / "log", options) as front, Client(server.http_url) as client:
         url = f"http://{front.address}/v1/audio"
         for headers in (EVIL, {"Origin": "null"}):

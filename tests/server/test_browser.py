@@ -154,7 +154,7 @@ def test_a_page_of_another_origin_changes_nothing_and_hears_nothing(
 
 def test_the_page_of_an_allowed_origin_may(browser: str, welcome: tuple[TritonServer, Site], tmp_path: Path) -> None:
     server, site = welcome
-    voices, times = visit(browser, site, server, tmp_path, "--allowed-origins", site.origin, requests=3)
+    voices, times = visit(browser, site, server, tmp_path, "--cors", site.origin, requests=3)
     assert "planted" in voices
     assert times == 3, "/infer twice, and the front"
 

@@ -47,7 +47,7 @@ NOT_RUN = {
         "CHATTERBOX_BASE=": DOWNLOAD,
         "cp -r model_repository": f"{SERVES}; tests/server/test_several_models.py runs it",
     },
-    "docs/openai.md": {
+    "docs/gateway.md": {
         ".venv/bin/chatterbox-gateway": f"{SERVES}; the fixture `front` runs it",
         "pip install": "changes the environment; tests/server/test_image.py installs it",
     },

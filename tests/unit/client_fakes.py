@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype
 
-from chatterbox_client.request import Tensors
+from chatterbox_client.request import NO_CONTEXT, RequestContext, Tensors
 
 STATS = {"seed": 7, "rtf": 0.25, "tokens": 3, "finish_reason": "stop"}
 SAMPLES = np.linspace(-1, 1, 2880, dtype=np.float32)
@@ -60,18 +60,33 @@ class FakeTransport:
         self.result = spoken() if answer is None else answer
         self.is_ready = is_ready
         self.calls: list[tuple[str, dict[str, Any], tuple[str, ...], float | None]] = []
+        self.contexts: list[RequestContext] = []
         self.closed = False
 
-    def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+    def infer(
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
+    ) -> Tensors:
         self.calls.append((model, dict(tensors), tuple(outputs), timeout))
+        self.contexts.append(context)
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
 
     def stream(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
     ) -> Generator[Tensors, None, None]:
         self.calls.append((model, dict(tensors), tuple(outputs), timeout))
+        self.contexts.append(context)
         if isinstance(self.result, Exception):
             raise self.result
         yield from spoken_chunks()
@@ -92,13 +107,25 @@ class FakeAsyncTransport:
     def __init__(self, answer: Tensors | Exception | None = None) -> None:
         self.sync = FakeTransport(answer)
 
-    async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
-        return self.sync.infer(model, tensors, outputs, timeout)
+    async def infer(
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
+    ) -> Tensors:
+        return self.sync.infer(model, tensors, outputs, timeout, context)
 
     async def stream(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
     ) -> AsyncGenerator[Tensors, None]:
-        for answer in self.sync.stream(model, tensors, outputs, timeout):
+        for answer in self.sync.stream(model, tensors, outputs, timeout, context):
             yield answer
 
     async def ready(self, model: str, timeout: float | None) -> bool:
@@ -143,7 +170,8 @@ class FakeServer:
     def __init__(self) -> None:
         self.received: list[Received] = []
         self.json: list[dict[str, Any]] = []  # what streams over HTTP were asked with
-        self.metadata: list[dict[str, str]] = []  # of the streams
+        self.metadata: list[dict[str, str]] = []  # of the calls
+        self.ids: list[str] = []  # of the requests
         self.stopping = threading.Event()
         self.cancelled: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.http_url = self.grpc_url = ""
@@ -226,6 +254,7 @@ class _HttpHandler(BaseHTTPRequestHandler):
             return
         start = int(self.headers["Inference-Header-Content-Length"])
         header = json.loads(body[:start])
+        self._note(header.get("id", ""))
         received: Received = {}
         for tensor in header["inputs"]:
             size = tensor["parameters"]["binary_data_size"]
@@ -236,8 +265,13 @@ class _HttpHandler(BaseHTTPRequestHandler):
         else:
             self._answer([output["name"] for output in header["outputs"] if output["parameters"]["binary_data"]])
 
+    def _note(self, request: str) -> None:
+        self.server.fake.ids.append(request)
+        self.server.fake.metadata.append({name.lower(): value for name, value in self.headers.items()})
+
     def _stream(self, inputs: dict[str, Any]) -> None:
         self.server.fake.json.append(inputs)
+        self._note(inputs.get("id", ""))
         text = inputs["text"]
         if text == "hang":
             self.server.fake.stopping.wait()
@@ -305,6 +339,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         request = next(requests)
         text = request.raw_input_contents[0][4:].decode()
         context.add_callback(lambda: self._fake.cancelled.put(text))
+        self._fake.ids.append(request.id)
         self._fake.metadata.append(dict(context.invocation_metadata()))
         if status := self._fake.refusal(_received(request)):
             yield _stream_error(f"{CODES[status]}: refused with {status}")
@@ -323,6 +358,8 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             yield service_pb2.ModelStreamInferResponse(infer_response=response)
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._fake.ids.append(request.id)
+        self._fake.metadata.append(dict(context.invocation_metadata()))
         self._refuse(request, context)
         return _response(request, spoken())
 

@@ -84,6 +84,27 @@ def test_speech_comes_back_and_the_request_arrived_as_it_was_given(
 
 
 @every_way
+@pytest.mark.parametrize("method", ["speak", "stream"])
+def test_an_id_and_headers_accompany_one_request(server: FakeServer, kind: Any, protocol: Any, method: str) -> None:
+    async def run() -> None:
+        async with AsyncClient(url(server, protocol), protocol) as plain:
+            for client in (plain.with_context("call-7", {"X-Trace": "1"}), plain):
+                if method == "speak":
+                    await client.speak("Hello.")
+                else:
+                    assert [chunk async for chunk in client.stream("Hello.")]
+
+    if kind is AsyncClient:
+        asyncio.run(run())
+    else:
+        with Client(url(server, protocol), protocol) as plain:
+            for client in (plain.with_context("call-7", {"X-Trace": "1"}), plain):
+                assert client.speak("Hello.") if method == "speak" else list(client.stream("Hello."))
+    assert [identity if "call" in identity else "" for identity in server.ids[-2:]] == ["call-7", ""]
+    assert [headers.get("x-trace") for headers in server.metadata[-2:]] == ["1", None]
+
+
+@every_way
 def test_ready_and_metadata_are_the_same_over_both_protocols(server: FakeServer, kind: Any, protocol: str) -> None:
     assert call(kind, url(server, protocol), protocol, "ready") is True
     assert call(kind, url(server, protocol), protocol, "metadata") == METADATA

@@ -100,7 +100,7 @@ def test_an_unknown_parameter_of_a_model_is_refused() -> None:
 
 
 def test_settings_of_other_parts_are_left_alone() -> None:
-    names = ("CHATTERBOX_URL", "CHATTERBOX_GRPC_URL", "CHATTERBOX_OPENAI_KEYS", "CHATTERBOX_CACHE")
+    names = ("CHATTERBOX_URL", "CHATTERBOX_GRPC_URL", "CHATTERBOX_GATEWAY_KEYS", "CHATTERBOX_CACHE")
     assert Config.load({}, dict.fromkeys(names, "x")) == Config()
 
 

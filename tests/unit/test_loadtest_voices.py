@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from chatterbox_client import Client, ConnectionFailed, NotFound
-from chatterbox_client.request import Tensors
+from chatterbox_client.request import NO_CONTEXT, RequestContext, Tensors
 from loadtest.voices import provided
 from tests.unit.client_fakes import FakeTransport, spoken
 
@@ -28,11 +28,18 @@ class Server(FakeTransport):
         self.kept: dict[str, bytes] = {}
         self.spoken_with: list[str] = []
 
-    def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+    def infer(
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
+    ) -> Tensors:
         voice = tensors["voice"].item().decode() if "voice" in tensors else "default"
         if model == "chatterbox":
             self.spoken_with.append(voice)
-            return super().infer(model, tensors, outputs, timeout)
+            return super().infer(model, tensors, outputs, timeout, context)
         if self._refusal is not None:
             raise self._refusal
         if tensors["action"].item() == b"add":

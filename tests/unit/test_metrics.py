@@ -15,6 +15,7 @@ from chatterbox_engine.metrics import COUNTERS, GAUGES, HISTOGRAMS, VOICES, Stat
 from tests.unit.engine_fakes import WAIT, FakeEngine
 
 STATS = {"audio_seconds": 2.0, "tokens": 50, "segments": 2, "ttfa_ms": 300.0, "total_ms": 500.0, "queue_ms": 20.0}
+CONTRACT = {"languages": '["en"]', "max_characters": "10"}
 ABOUT = {"model": "folder/tiny", "family": "english", "device": "cpu", "optimizations": ["bfloat16", "cuda_graphs"]}
 
 MODEL = "speaker"
@@ -85,7 +86,7 @@ def page() -> Page:
 @pytest.fixture
 def metrics(page: Page) -> Iterator[TritonMetrics]:
     made = TritonMetrics(page, MODEL)
-    made.start(lambda: status(slots_active=3, host_bytes=1000), ABOUT)
+    made.start(lambda: status(slots_active=3, host_bytes=1000), ABOUT, CONTRACT)
     yield made
     made.close()
 
@@ -150,9 +151,13 @@ def test_what_is_served_is_told_in_labels(metrics: TritonMetrics, page: Page) ->
     assert page[f"chatterbox_info|{labels}"] == 1
 
 
+def test_what_requests_may_choose_is_told_in_labels(metrics: TritonMetrics, page: Page) -> None:
+    assert page['chatterbox_contract|languages=["en"]|max_characters=10'] == 1
+
+
 def test_closing_publishes_what_is_left_and_takes_the_metrics_back(page: Page) -> None:
     made = TritonMetrics(page, MODEL)
-    made.start(status, ABOUT)
+    made.start(status, ABOUT, CONTRACT)
     made.vocoded(0.5, 7)
     assert len(page.held) > 20
     made.close()

@@ -1,25 +1,26 @@
-"""Which web pages may use the server, and which the front."""
+"""Which web pages may use the server, and which the gateway."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
-import httpx
 import pytest
 
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import ConfigError, Forbidden
 from chatterbox_engine.origins import check_origin, parse_origins
-from chatterbox_gateway import origins as front
-from tests.unit.test_openai_server import PCM, SPEECH, WithVoices, serving
+from chatterbox_gateway import origins as gateway_origins
+from tests.unit.client_fakes import FakeAsyncTransport
+from tests.unit.gateway_fakes import PCM, SPEECH, WithVoices, call, gateway_of
 
 ALLOWED = "https://App.example.com, http://localhost:3000"
 
 
 def test_origins_are_read_from_one_line_by_both() -> None:
     expected = {"https://app.example.com", "http://localhost:3000"}
-    assert parse_origins(ALLOWED) == front.parse_origins(ALLOWED) == expected
-    assert parse_origins("") == front.parse_origins("") == frozenset()
+    assert parse_origins(ALLOWED) == gateway_origins.parse_origins(ALLOWED) == expected
+    assert parse_origins("") == gateway_origins.parse_origins("") == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_what_is_no_origin_is_refused_by_name(wrong: str) -> None:
     with pytest.raises(ConfigError, match="allowed_origins has"):
         Config(allowed_origins=f"{ALLOWED},{wrong}")
     with pytest.raises(ValueError, match="is not an origin"):
-        front.parse_origins(f"{ALLOWED},{wrong}")
+        gateway_origins.parse_origins(f"{ALLOWED},{wrong}")
 
 
 @pytest.mark.parametrize(
@@ -71,23 +72,65 @@ def test_foreign_origins_are_refused(parameters: str) -> None:
         (["http://[::1"], "[::1", True),
     ],
 )
-def test_the_front_is_for_its_own_pages_and_allowed_ones(sent: list[str], host: str, foreign: bool) -> None:
-    assert (front.foreign_origin(sent, host, front.parse_origins(ALLOWED)) is not None) is foreign
+def test_the_gateway_is_for_its_own_pages_and_allowed_ones(sent: list[str], host: str, foreign: bool) -> None:
+    assert (gateway_origins.foreign_origin(sent, host, gateway_origins.parse_origins(ALLOWED)) is not None) is foreign
+
+
+EVIL, APP = "https://evil.example", "https://app.example.com"
 
 
 def test_pages_of_other_origins_change_nothing_and_make_no_speech() -> None:
     transport = WithVoices("anna")
-    evil, allowed = {"Origin": "https://evil.example"}, "https://app.example.com"
-    form = {"data": {"name": "anna"}, "files": {"audio_sample": b"RIFF"}}
-    with serving(lambda: transport, change_voices=True, allowed_origins=frozenset({allowed})) as url:
-        for origin in (evil, {"Origin": "null"}, {"Origin": "http://localhost:1"}):
-            for kind in ("text/plain", "application/json"):
-                headers = {**origin, "Content-Type": kind}
-                answer = httpx.post(f"{url}/audio/speech", content=json.dumps(SPEECH), headers=headers)
-                assert (answer.status_code, "may not use" in answer.json()["error"]["message"]) == (403, True)
-            assert httpx.post(f"{url}/audio/voices", headers=origin, **form).status_code == 403  # type: ignore[arg-type]
-            assert httpx.delete(f"{url}/audio/voices/anna", headers=origin).status_code == 403
-        assert (transport.changes, transport.sync.calls) == ([], [])
-        for origin in ({"Origin": url.removesuffix("/v1")}, {"Origin": allowed}):
-            assert httpx.post(f"{url}/audio/speech", json=SPEECH, headers=origin).read() == PCM
-        assert httpx.get(f"{url}/models", headers=evil).status_code == 200
+    form: dict[str, Any] = {"data": {"name": "anna"}, "files": {"audio_sample": b"RIFF"}}
+    gateway = gateway_of(transport, change_voices=True, origins=frozenset({APP}))
+    for origin in ({"Origin": EVIL}, {"Origin": "null"}, {"Origin": "http://localhost:1"}):
+        for kind in ("text/plain", "application/json", "application/x-www-form-urlencoded"):
+            headers = {**origin, "Content-Type": kind}
+            answer = call(gateway, "POST", "/v1/audio/speech", content=json.dumps(SPEECH), headers=headers)
+            assert (answer.status_code, "may not use" in answer.json()["error"]["message"]) == (403, True)
+            answer = call(gateway, "POST", "/generate", content='{"text": "Hello."}', headers=headers)
+            assert (answer.status_code, "may not use" in answer.json()["detail"]) == (403, True)
+        assert call(gateway, "POST", "/v1/audio/voices", headers=origin, **form).status_code == 403
+        assert call(gateway, "DELETE", "/v1/audio/voices/anna", headers=origin).status_code == 403
+    assert (transport.changes, transport.sync.calls) == ([], [])
+    for origin in ({"Origin": "http://localhost"}, {"Origin": APP}):
+        assert call(gateway, "POST", "/v1/audio/speech", json=SPEECH, headers=origin).content == PCM
+    assert call(gateway, "GET", "/v1/models", headers={"Origin": EVIL}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),  # a program
+        ({"Sec-Fetch-Site": "none"}, 200),  # an address that a user typed
+        ({"Sec-Fetch-Site": "same-origin", "Referer": "http://localhost/"}, 200),
+        ({"Sec-Fetch-Site": "cross-site", "Referer": f"{APP}/player"}, 200),
+        ({"Sec-Fetch-Site": "cross-site", "Referer": f"{EVIL}/"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Referer": "http://localhost:1/"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),  # the page hides itself
+        ({"Sec-Fetch-Site": "cross-site", "Referer": "http://[::1"}, 403),
+        ({"Origin": EVIL}, 403),
+    ],
+)
+def test_audio_elements_of_other_pages_make_no_speech(headers: dict[str, str], status: int) -> None:
+    transport = FakeAsyncTransport()
+    gateway = gateway_of(transport, origins=frozenset({APP}))
+    answer = call(gateway, "GET", "/v1/audio/speech", params={"input": "Hello."}, headers=headers)
+    assert (answer.status_code, len(transport.sync.calls)) == (status, 1 if status == 200 else 0)
+
+
+def test_pages_of_allowed_origins_may_read_the_answers() -> None:
+    gateway = gateway_of(FakeAsyncTransport(), origins=frozenset({APP}), keys=["secret"])
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    preflight = call(gateway, "OPTIONS", "/v1/audio/speech", headers={"Origin": APP, **asks})
+    assert preflight.status_code == 200
+    assert preflight.headers["Access-Control-Allow-Origin"] == APP
+    assert "authorization" in preflight.headers["Access-Control-Allow-Headers"].lower()
+    refused = call(gateway, "OPTIONS", "/v1/audio/speech", headers={"Origin": EVIL, **asks})
+    assert (refused.status_code, "Access-Control-Allow-Origin" in refused.headers) == (400, False)
+    headers = {"Origin": APP, "Authorization": "Bearer secret"}
+    answer = call(gateway, "POST", "/v1/audio/speech", json=SPEECH, headers=headers)
+    assert (answer.content, answer.headers["Access-Control-Allow-Origin"]) == (PCM, APP)
+    assert "X-Request-ID" in answer.headers["Access-Control-Expose-Headers"]
+    error = call(gateway, "POST", "/v1/audio/speech", json=SPEECH, headers={"Origin": APP})
+    assert (error.status_code, error.headers["Access-Control-Allow-Origin"]) == (401, APP)

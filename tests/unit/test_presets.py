@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -57,3 +58,20 @@ def test_the_api_page_lists_every_preset() -> None:
     listed = {row[0].split("`")[1]: [float(value) for value in row[1:]] for row in table}
     used = {name: presets.sampling(ENGLISH, name) for name in presets.PRESETS}
     assert listed == {name: [each.exaggeration, each.cfg_weight, each.temperature] for name, each in used.items()}
+
+
+def test_what_requests_may_choose_is_described_for_each_family() -> None:
+    english = contract.describe(contract.Terms(max_text_chars=100, max_seconds=10.0, preset="fast"))
+    turbo = contract.describe(contract.Terms(max_text_chars=100, max_seconds=10.0, family=TURBO))
+    parameters = json.loads(english["parameters"])
+    assert parameters["temperature"] == {"default": 0.7, "minimum": 0.0, "maximum": 5.0, "integer": False}
+    assert list(parameters) == list(ENGLISH.inputs)
+    assert json.loads(english["presets"]) == presets.PRESETS
+    assert (json.loads(english["languages"]), english["max_characters"]) == (["en"], "100")
+    assert json.loads(turbo["parameters"])["top_k"] == {
+        "default": 1000,
+        "minimum": 0,
+        "maximum": 1_000_000,
+        "integer": True,
+    }
+    assert json.loads(turbo["presets"]) == {"upstream": {}}

@@ -84,6 +84,15 @@ def attributes() -> dict[str, frozenset[str]]:
     return {name: frozenset(names) for name, names in found.items()}
 
 
+@cache
+def gateway_options() -> frozenset[str]:
+    """The options of `chatterbox-gateway`."""
+    tree = ast.parse((ROOT / "gateway" / "chatterbox_gateway" / "cli.py").read_text(encoding="utf-8"))
+    return frozenset(
+        argument.arg for node in ast.walk(tree) if isinstance(node, ast.arguments) for argument in node.args
+    )
+
+
 def exists(name: str) -> bool:
     """Whether something in backticks is there, as far as it looks like a name of ours."""
     if name in NOT_OURS or name.startswith("out/"):
@@ -94,7 +103,8 @@ def exists(name: str) -> bool:
         owner, _, attribute = name.rpartition(".")
         return owner not in attributes() or attribute in attributes()[owner]
     if variable := _VARIABLE.match(name):
-        return variable[0] in words() or variable[1].lower() in attributes()["Config"]
+        option = variable[1].lower().removeprefix("gateway_")  # an option of the gateway is a variable, too
+        return variable[0] in words() or variable[1].lower() in attributes()["Config"] or option in gateway_options()
     return not _WORD.fullmatch(name) or name in words()
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from chatterbox_client.errors import InvalidRequest
-from chatterbox_client.request import Tensors
+from chatterbox_client.request import NO_CONTEXT, RequestContext, Tensors
 
 ProtocolName = Literal["http", "grpc"]
 
@@ -31,11 +31,23 @@ class Transport(Protocol):
     `timeout` is in seconds and bounds the whole call; None means no limit.
     """
 
-    def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+    def infer(
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
+    ) -> Tensors:
         """Runs the model once and returns the requested outputs by name, as far as the server returned them."""
 
     def stream(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
     ) -> Generator[Tensors, None, None]:
         """Runs a model that sends several responses. Starts with the first `next`; closing the generator cancels it."""
 
@@ -52,11 +64,23 @@ class Transport(Protocol):
 class AsyncTransport(Protocol):
     """The same for asyncio; belongs to the event loop of its first call."""
 
-    async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+    async def infer(
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
+    ) -> Tensors:
         """See `Transport.infer`."""
 
     def stream(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
     ) -> AsyncGenerator[Tensors, None]:
         """See `Transport.stream`."""
 

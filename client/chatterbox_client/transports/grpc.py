@@ -12,7 +12,7 @@ import tritonclient.grpc.aio
 from tritonclient.utils import InferenceServerException
 
 from chatterbox_client.errors import ChatterboxClientError, Timeout, Unavailable
-from chatterbox_client.request import Tensors
+from chatterbox_client.request import NO_CONTEXT, RequestContext, Tensors
 from chatterbox_client.transports import convert
 from chatterbox_client.transports.grpc_stream import OPTIONS, AsyncStreamChannel, StreamChannel, metadata
 
@@ -28,17 +28,29 @@ class GrpcTransport:
         self._client = tritonclient.grpc.InferenceServerClient(url, ssl=secure, channel_args=OPTIONS)
         self._streams = StreamChannel(url, self._headers, secure=secure)
 
-    def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+    def infer(
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
+    ) -> Tensors:
         """See `Transport.infer`."""
         arguments = convert.call_arguments(tritonclient.grpc, tensors, outputs)
-        return convert.answer(self._call("infer", model, timeout, **arguments), outputs)
+        return convert.answer(self._call("infer", model, timeout, context, **arguments), outputs)
 
     def stream(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
     ) -> Generator[Tensors, None, None]:
         """See `Transport.stream`."""
         try:
-            yield from self._streams.stream(model, tensors, outputs, timeout)
+            yield from self._streams.stream(model, tensors, outputs, timeout, context)
         except ChatterboxClientError as error:
             reason = self._unreachable() if isinstance(error, Unavailable) else None
             raise _located(error, self._url, timeout, reason) from error.__cause__
@@ -56,9 +68,12 @@ class GrpcTransport:
         self._client.close()
         self._streams.close()
 
-    def _call(self, method: str, model: str, timeout: float | None, **arguments: Any) -> Any:
+    def _call(
+        self, method: str, model: str, timeout: float | None, context: RequestContext = NO_CONTEXT, **arguments: Any
+    ) -> Any:
         try:
-            return getattr(self._client, method)(model, headers=self._headers, client_timeout=timeout, **arguments)
+            call = getattr(self._client, method)
+            return call(model, **_accompanying(self._headers, context), client_timeout=timeout, **arguments)
         except InferenceServerException as error:
             typed = convert.typed(error)
             reason = self._unreachable() if isinstance(typed, Unavailable) else None
@@ -80,17 +95,29 @@ class AsyncGrpcTransport:
         self._headers = metadata(headers)
         self._secure = secure
 
-    async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+    async def infer(
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
+    ) -> Tensors:
         """See `Transport.infer`."""
         arguments = convert.call_arguments(tritonclient.grpc, tensors, outputs)
-        return convert.answer(await self._call("infer", model, timeout, **arguments), outputs)
+        return convert.answer(await self._call("infer", model, timeout, context, **arguments), outputs)
 
     async def stream(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
     ) -> AsyncGenerator[Tensors, None]:
         """See `Transport.stream`."""
         try:
-            async with contextlib.aclosing(self._streams.stream(model, tensors, outputs, timeout)) as answers:
+            async with contextlib.aclosing(self._streams.stream(model, tensors, outputs, timeout, context)) as answers:
                 async for answer in answers:
                     yield answer
         except ChatterboxClientError as error:
@@ -120,11 +147,12 @@ class AsyncGrpcTransport:
     def _streams(self) -> AsyncStreamChannel:
         return AsyncStreamChannel(self._url, self._headers, secure=self._secure)
 
-    async def _call(self, method: str, model: str, timeout: float | None, **arguments: Any) -> Any:
+    async def _call(
+        self, method: str, model: str, timeout: float | None, context: RequestContext = NO_CONTEXT, **arguments: Any
+    ) -> Any:
         try:
-            return await getattr(self._client, method)(
-                model, headers=self._headers, client_timeout=timeout, **arguments
-            )
+            call = getattr(self._client, method)
+            return await call(model, **_accompanying(self._headers, context), client_timeout=timeout, **arguments)
         except InferenceServerException as error:
             typed = convert.typed(error)
             reason = await self._unreachable() if isinstance(typed, Unavailable) else None
@@ -136,6 +164,12 @@ class AsyncGrpcTransport:
         except InferenceServerException as error:
             return _reason(error)
         return None
+
+
+def _accompanying(headers: Mapping[str, str], context: RequestContext) -> dict[str, Any]:
+    """Arguments of `tritonclient`'s calls; only `infer` knows an id."""
+    known = {"request_id": context.request_id} if context.request_id else {}
+    return {"headers": {**headers, **metadata(context.headers)}, **known}
 
 
 def _reason(probe: InferenceServerException) -> str | None:

@@ -24,7 +24,7 @@ from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
 from chatterbox_client.errors import ChatterboxClientError, from_status
-from chatterbox_client.request import Tensors
+from chatterbox_client.request import NO_CONTEXT, RequestContext, Tensors
 from chatterbox_client.transports import convert
 
 OPTIONS: list[tuple[str, str | int]] = [
@@ -56,10 +56,17 @@ class StreamChannel:
         self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
 
     def stream(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
     ) -> Generator[Tensors, None, None]:
         """The responses' outputs. Raises the typed error of the status that ends the stream."""
-        call = self._start(iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout)
+        request = _request(model, tensors, outputs, context.request_id)
+        accompanying = (*self._metadata, *metadata(context.headers).items())
+        call = self._start(iter([request]), metadata=accompanying, timeout=timeout)
         refusal, last = "", None
         try:
             for response in call:  # behind an error too, so that Triton ends the stream itself
@@ -96,10 +103,17 @@ class AsyncStreamChannel:
         self._start = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
 
     async def stream(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
     ) -> AsyncGenerator[Tensors, None]:
         """See `StreamChannel.stream`."""
-        call = self._start(iter([_request(model, tensors, outputs)]), metadata=self._metadata, timeout=timeout)
+        request = _request(model, tensors, outputs, context.request_id)
+        accompanying = (*self._metadata, *metadata(context.headers).items())
+        call = self._start(iter([request]), metadata=accompanying, timeout=timeout)
         refusal, last = "", None
         try:
             # behind an error too, so that Triton ends the stream itself
@@ -149,8 +163,8 @@ def _open(module: Any, url: str, *, secure: bool) -> Any:
     return module.insecure_channel(url, options=OPTIONS)
 
 
-def _request(model: str, tensors: Tensors, outputs: Sequence[str]) -> Any:
-    request = service_pb2.ModelInferRequest(model_name=model)
+def _request(model: str, tensors: Tensors, outputs: Sequence[str], request_id: str) -> Any:
+    request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     for name, array in tensors.items():
         request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
         is_bytes = array.dtype == object

@@ -15,7 +15,7 @@ import tritonclient.http
 from gevent._hub_local import get_hub_if_exists  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException
 
-from chatterbox_client.request import Tensors
+from chatterbox_client.request import NO_CONTEXT, RequestContext, Tensors
 from chatterbox_client.transports import convert, sse
 
 _PIECE = 1 << 16
@@ -34,23 +34,41 @@ class HttpTransport:
         self._headers = headers
         self._secure = secure
 
-    def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+    def infer(
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
+    ) -> Tensors:
         """See `Transport.infer`."""
         arguments = convert.call_arguments(tritonclient.http, tensors, outputs)
         with self._connection(timeout) as client:
-            return convert.answer(client.infer(model, headers=self._headers, **arguments), outputs)
+            return convert.answer(
+                client.infer(
+                    model, headers={**self._headers, **context.headers}, request_id=context.request_id, **arguments
+                ),
+                outputs,
+            )
 
     def stream(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
     ) -> Generator[Tensors, None, None]:
         """See `Transport.stream`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         make = HTTPSConnection if self._secure else HTTPConnection
+        headers = {**sse.HEADERS, **self._headers, **context.headers}
         host, _, base = self._url.partition("/")
         path = (f"/{base}" if base else "") + sse.path(model)
         try:
             with closing(make(host, timeout=timeout)) as connection:
-                connection.request("POST", path, sse.body(tensors), {**sse.HEADERS, **self._headers})
+                connection.request("POST", path, sse.body(tensors, context.request_id), headers)
                 yield from _answers(connection, sse.Events(outputs), deadline)
         except TimeoutError as error:
             raise convert.timed_out(self._url, timeout) from error

@@ -14,7 +14,7 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
-from chatterbox_client.request import Tensors
+from chatterbox_client.request import NO_CONTEXT, RequestContext, Tensors
 from chatterbox_client.transports import convert, sse
 
 _DRAIN_SECONDS = 1.0
@@ -30,22 +30,36 @@ class AsyncHttpTransport:
         self._headers = headers
         self._secure = secure
 
-    async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+    async def infer(
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
+    ) -> Tensors:
         """See `Transport.infer`."""
         arguments = convert.call_arguments(tritonclient.http, tensors, outputs)
-        result = await self._within(timeout, self._client.infer(model, headers=self._headers, **arguments))
+        headers = {**self._headers, **context.headers}
+        call = self._client.infer(model, headers=headers, request_id=context.request_id, **arguments)
+        result = await self._within(timeout, call)
         return convert.answer(result, outputs)
 
     async def stream(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
     ) -> AsyncGenerator[Tensors, None]:
         """See `Transport.stream`."""
         address = f"{'https' if self._secure else 'http'}://{self._url}{sse.path(model)}"
         limit = aiohttp.ClientTimeout(total=timeout)
-        headers = {**sse.HEADERS, **self._headers}
-        events = sse.Events(outputs)
+        headers = {**sse.HEADERS, **self._headers, **context.headers}
+        events, body = sse.Events(outputs), sse.body(tensors, context.request_id)
         try:
-            async with self._streams.post(address, data=sse.body(tensors), headers=headers, timeout=limit) as response:
+            async with self._streams.post(address, data=body, headers=headers, timeout=limit) as response:
                 if response.status != 200:
                     raise sse.refusal(response.status, await response.read())
                 try:

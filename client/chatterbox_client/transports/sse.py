@@ -29,10 +29,12 @@ def path(model: str) -> str:
     return f"/v2/models/{quote(model, safe='')}/generate_stream"
 
 
-def body(tensors: Tensors) -> bytes:
+def body(tensors: Tensors, request_id: str = "") -> bytes:
     """A request's body. Raises InvalidRequest for a text that is not UTF-8."""
     return json.dumps(
-        {name: _value(name, tensor.item()) for name, tensor in tensors.items()} | {"format": "s16"}
+        {name: _value(name, tensor.item()) for name, tensor in tensors.items()}
+        | {"format": "s16"}
+        | ({"id": request_id} if request_id else {})
     ).encode()
 
 

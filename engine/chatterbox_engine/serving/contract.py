@@ -140,6 +140,30 @@ def parse(tensors: Tensors, terms: Terms) -> Call:
     return Call(request, audio_format)
 
 
+def describe(terms: Terms) -> dict[str, str]:
+    """What requests may choose: `parameters` and `presets`, JSON objects, `languages`, a JSON list, and
+    `max_characters`."""
+    supported = terms.family.inputs
+    defaults = presets.sampling(terms.family, terms.preset)
+    parameters = {
+        name: {
+            "default": getattr(defaults, name),
+            "minimum": limits.low,
+            "maximum": limits.high,
+            "integer": limits.kind is int,
+        }
+        for name, limits in SAMPLING.items()
+        if name in supported
+    }
+    named = {name: chosen for name, chosen in presets.PRESETS.items() if set(chosen) <= set(supported)}
+    return {
+        "parameters": json.dumps(parameters),
+        "presets": json.dumps(named),
+        "languages": json.dumps(terms.family.languages),
+        "max_characters": str(terms.max_text_chars),
+    }
+
+
 def outputs(result: SynthesisResult, audio_format: str) -> dict[str, npt.NDArray[Any]]:
     """The answer's tensors, each with its batch dimension."""
     encoded = b""

@@ -56,7 +56,7 @@ class TritonPythonModel:
             family=self._engine.family,
             preset=config.preset,
         )
-        self._metrics.start(self._engine.status, self._engine.about)
+        self._metrics.start(self._engine.status, self._engine.about, contract.describe(self._terms))
         self._watcher = CancellationWatcher()
         if self._host is not None:
             self._host.serve(self._stream)

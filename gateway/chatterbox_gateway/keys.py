@@ -1,0 +1,128 @@
+"""Who may use the gateway: named keys, and what each may ask for."""
+
+from __future__ import annotations
+
+import hmac
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from chatterbox_gateway import errors
+from chatterbox_gateway.errors import Refusal
+
+OPEN = frozenset(("/", "/health", "/docs", "/openapi.json"))
+"""Paths that need no key, beside those that begin with `OPEN_FOLDERS`."""
+
+OPEN_FOLDERS = ("/page/", "/swagger/")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one key may ask for; 0 is no limit."""
+
+    requests: int = 0
+    """Requests to speak at once."""
+    characters: int = 0
+    """Characters per minute. A pause allows them at once."""
+
+
+NO_LIMITS = Limits()
+
+
+class Caller:
+    """The holder of a key, or everybody where there are no keys. Belongs to one event loop."""
+
+    def __init__(self, name: str, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name = name
+        self._limits = limits
+        self._clock = clock
+        self._speaking = 0
+        self._characters = float(limits.characters)  # left now
+        self._refilled = clock()
+
+    @contextmanager
+    def speaking(self, characters: int) -> Iterator[None]:
+        """A request to speak, while it is under way. Raises Refusal (429) where a limit is reached."""
+        if 0 < self._limits.requests <= self._speaking:
+            raise _limit(f"{self._limits.requests} requests of this key are under way", 1)
+        self._charge(characters)
+        self._speaking += 1
+        try:
+            yield
+        finally:
+            self._speaking -= 1
+
+    def _charge(self, characters: int) -> None:
+        """Takes from a bucket that is refilled steadily. A text that is longer than the bucket needs a full one."""
+        limit = self._limits.characters
+        if not limit:
+            return
+        now = self._clock()
+        self._characters = min(limit, self._characters + (now - self._refilled) * limit / 60)
+        self._refilled = now
+        missing = min(characters, limit) - self._characters
+        if missing > 0:
+            raise _limit(f"this key has {limit} characters per minute", math.ceil(missing * 60 / limit))
+        self._characters -= characters
+
+
+class Keys:
+    """The accepted keys. Without any, all clients are accepted."""
+
+    def __init__(self, keys: Sequence[str], limits: Limits) -> None:
+        """keys: `NAME:KEY`, or `KEY`, which is named by its place. Raises ValueError for an empty key or name, and for
+        a name that stands twice."""
+        self._callers: dict[bytes, Caller] = {}
+        names = set()
+        for number, entry in enumerate(keys, 1):
+            name, colon, key = entry.partition(":")
+            if not colon:
+                name, key = f"key{number}", entry
+            if not (name and key) or name in names:
+                raise ValueError("is empty" if not (name and key) else f"the name {name} stands twice")
+            names.add(name)
+            self._callers[key.encode()] = Caller(name, limits)
+        self._everybody = Caller("", limits)
+
+    def caller(self, headers: Headers) -> Caller | None:
+        """The holder of the request's bearer token; None if it is missing or wrong."""
+        if not self._callers:
+            return self._everybody
+        kind, _, sent = headers.get("authorization", "").partition(" ")
+        key = sent.strip().encode("latin-1", "replace")  # as the header's bytes were decoded
+        found = [caller for known, caller in self._callers.items() if hmac.compare_digest(key, known)]
+        return found[0] if found and kind.lower() == "bearer" else None
+
+
+class KeyGuard:
+    """Middleware: refuses requests without a key before their body is read."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http" or _is_open(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        caller = self._keys.caller(Headers(scope=scope))
+        if caller is None:
+            refused = Refusal(401, "the API key is missing or wrong", {"WWW-Authenticate": "Bearer"})
+            await errors.response(scope["path"], refused)(scope, receive, send)
+            return
+        scope["state"]["record"].caller = caller
+        await self._app(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith(OPEN_FOLDERS)
+
+
+def _limit(message: str, seconds: int) -> Refusal:
+    return Refusal(429, f"{message}: try again in {seconds} s", {"Retry-After": str(seconds)})

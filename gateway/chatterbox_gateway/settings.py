@@ -1,0 +1,28 @@
+"""The gateway's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chatterbox_client.client import DEFAULT_TIMEOUT
+from chatterbox_gateway.keys import NO_LIMITS, Limits
+
+FIRST_CHUNK_TOKENS = 13
+"""Half a second of audio: agent frameworks read 24,000 bytes of PCM before they play."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the command's options set; it describes them."""
+
+    models: Sequence[str] = ("chatterbox",)
+    keys: Sequence[str] = ()
+    limits: Limits = NO_LIMITS
+    strict: bool = False
+    change_voices: bool = False
+    origins: frozenset[str] = frozenset()
+    """Other origins whose pages are accepted, in lower case."""
+    metrics_urls: Sequence[str] = ("localhost:8002",)
+    timeout: float = DEFAULT_TIMEOUT
+    first_chunk_tokens: int = FIRST_CHUNK_TOKENS

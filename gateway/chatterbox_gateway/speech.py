@@ -1,0 +1,150 @@
+"""The one internal call under all dialects: a text, a voice, parameters and an output in, audio out.
+
+Closing a stream cancels its request in the server. No policy and no queue is here but the limits of a key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from chatterbox_client.audio import Audio, Chunk
+from chatterbox_client.client import AsyncClient
+from chatterbox_client.errors import NotFound, quote
+from chatterbox_client.transports import AsyncTransport
+from chatterbox_client.voices import AsyncVoiceList
+from chatterbox_gateway.logs import Record
+from chatterbox_gateway.metrics import GatewayMetrics
+from chatterbox_gateway.output import Encoder, Output, encode_file
+from chatterbox_gateway.settings import Settings
+from chatterbox_gateway.tracing import Tracing
+
+
+@dataclass(frozen=True)
+class SpeechRequest:
+    """What to speak, in the client's terms."""
+
+    text: str
+    model: str
+    voice: str | None = None
+    """None: the built-in voice, or `reference_audio` of the options."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Other arguments of `AsyncClient.stream`; those of `speak` for a whole answer."""
+
+
+class Speaker:
+    """Speaks through one or many Triton servers. transport: gRPC transport to them."""
+
+    def __init__(
+        self, transport: AsyncTransport, settings: Settings, metrics: GatewayMetrics, tracing: Tracing
+    ) -> None:
+        self._transport = transport
+        self._metrics = metrics
+        self._tracing = tracing
+        self._first_chunk_tokens = settings.first_chunk_tokens
+        self._clients = {
+            name: AsyncClient(model=name, timeout=settings.timeout, transport=transport) for name in settings.models
+        }
+
+    @property
+    def models(self) -> list[str]:
+        """The served models. Names of other services mean the first."""
+        return list(self._clients)
+
+    def served(self, name: str) -> str:
+        """The name, if it is that of a served model. Raises NotFound."""
+        if name not in self._clients:
+            raise NotFound(f"there is no model {quote(name)}: served is {', '.join(self._clients)}")
+        return name
+
+    @property
+    def voices(self) -> AsyncVoiceList:
+        """The stored voices, which all models share."""
+        return next(iter(self._clients.values())).voices
+
+    async def stream(self, request: SpeechRequest, record: Record) -> AsyncGenerator[Chunk, None]:
+        """The server's audio, chunk by chunk. Raises Refusal where a limit of the key is reached, and the client's
+        errors."""
+        options = {"first_chunk_tokens": self._first_chunk_tokens, **request.options}
+        with self._call(request, record, "stream") as client:
+            chunks = client.stream(request.text, voice=request.voice, **options)
+            async with contextlib.aclosing(chunks):
+                async for chunk in chunks:
+                    _note(record, chunk)
+                    yield chunk
+
+    async def speak(self, request: SpeechRequest, record: Record) -> Audio:
+        """The server's whole audio. Raises what `stream` does."""
+        with self._call(request, record, "speak") as client:
+            audio = await client.speak(request.text, voice=request.voice, **request.options)
+        _note(record, audio)
+        return audio
+
+    async def stream_file(self, request: SpeechRequest, output: Output, record: Record) -> AsyncGenerator[bytes, None]:
+        """An audio file in pieces, as they are spoken. Raises what `stream` does."""
+        encoder: Encoder | None = None
+        async with contextlib.aclosing(self.stream(request, record)) as chunks:
+            async for chunk in chunks:
+                encoder = encoder or Encoder(output, chunk.sample_rate)
+                if piece := await asyncio.to_thread(encoder.encode, chunk.to_bytes()):
+                    record.audio_is_ready()
+                    yield piece
+        if encoder is not None and (piece := await asyncio.to_thread(encoder.finish)):
+            record.audio_is_ready()
+            yield piece
+
+    async def file(self, request: SpeechRequest, output: Output, record: Record) -> tuple[bytes, Audio]:
+        """A whole audio file, whose header has its length, and what the server answered. Raises what `stream` does."""
+        audio = await self.speak(request, record)
+        file = await asyncio.to_thread(encode_file, output, audio.sample_rate, audio.to_bytes("s16"))
+        record.audio_is_ready()
+        return file, audio
+
+    async def stored_voice(self, names: Iterable[str]) -> str | None:
+        """The first of the names under which a voice is stored."""
+        for name in names:
+            with contextlib.suppress(NotFound):
+                return (await self.voices.get(name)).name
+        return None
+
+    async def voice_names(self) -> list[str]:
+        """The built-in voice and the stored ones."""
+        try:
+            stored = [voice.name for voice in await self.voices.list()]
+        except NotFound:  # the server runs without the voices model
+            stored = []
+        return ["default", *stored]
+
+    async def unready(self) -> str | None:
+        """A model that cannot speak now. Raises ConnectionFailed where no server can be reached."""
+        for name, client in self._clients.items():
+            if not await client.ready():
+                return name
+        return None
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        await self._transport.close()
+
+    @contextlib.contextmanager
+    def _call(self, request: SpeechRequest, record: Record, method: str) -> Iterator[AsyncClient]:
+        """The client for a request, which counts as long as it is used."""
+        self.served(request.model)
+        record.model, record.characters = request.model, len(request.text)
+        record.voice = request.voice or ("reference_audio" if "reference_audio" in request.options else "default")
+        with (
+            record.caller.speaking(len(request.text)),
+            self._metrics.speaking(),
+            self._tracing.call(f"{request.model}.{method}", record.span) as headers,
+        ):
+            yield self._clients[request.model].with_context(record.id, headers)
+
+
+def _note(record: Record, spoken: Audio | Chunk) -> None:
+    record.audio_seconds += spoken.duration
+    record.tokens += len(spoken.speech_tokens)
+    if spoken.stats.get("rtf") is not None:  # silence has none
+        record.rtf = float(spoken.stats["rtf"])
