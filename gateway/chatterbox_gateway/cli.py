@@ -84,6 +84,7 @@ def gateway(
     log_format: Annotated[
         Literal["text", "json"], typer.Option(help="Of the log: one line for each request, on stderr.")
     ] = "text",
+    owner: Annotated[int | None, typer.Option(hidden=True, help="Pid of a process to end with.")] = None,
     timeout: Seconds = DEFAULT_TIMEOUT,
     grace_seconds: Annotated[
         float, typer.Option(min=0, help="Seconds that requests in progress have to finish after SIGTERM or SIGINT.")
@@ -119,11 +120,8 @@ def gateway(
     )
     try:
         with listen(host, port) as listening:
-            asyncio.run(
-                Server(create(transport, settings, tracing.from_environment()), grace_seconds=grace_seconds).serve(
-                    [listening]
-                )
-            )
+            made = create(transport, settings, tracing.from_environment())
+            asyncio.run(Server(made, grace_seconds=grace_seconds, owner=owner).serve([listening]))
     except OSError as error:
         typer.echo(f"chatterbox-gateway: {error}", err=True)
         raise typer.Exit(1) from error

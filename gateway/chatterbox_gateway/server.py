@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import signal
 import socket
@@ -22,9 +23,10 @@ _BACKLOG = 2_048
 
 
 class Server(uvicorn.Server):
-    """Serves until SIGTERM or SIGINT, then drains; a second signal ends the grace period."""
+    """Serves until SIGTERM or SIGINT, or until the process `owner` ends, then drains; a second signal ends the grace
+    period."""
 
-    def __init__(self, gateway: Gateway, *, grace_seconds: float) -> None:
+    def __init__(self, gateway: Gateway, *, grace_seconds: float, owner: int | None = None) -> None:
         # h11 ends a body for an HTTP/1.0 client as such a client expects; uvicorn's other parser does not
         config = uvicorn.Config(
             _with_transport(gateway.asgi),
@@ -38,6 +40,7 @@ class Server(uvicorn.Server):
         _lift_file_limit()
         self._gateway = gateway
         self._grace_seconds = grace_seconds
+        self._owner = owner
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -56,11 +59,35 @@ class Server(uvicorn.Server):
             loop.add_signal_handler(number, on_signal)
         draining = loop.create_task(self._drain(stop, hurry))
         try:
-            yield
+            with self._watched_owner(loop, stop):
+                yield
         finally:
             draining.cancel()
             for number in signals:
                 loop.remove_signal_handler(number)
+
+    @contextlib.contextmanager
+    def _watched_owner(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> Iterator[None]:
+        if self._owner is None:
+            yield
+            return
+        try:
+            ends = os.pidfd_open(self._owner)
+        except ProcessLookupError:  # it has ended
+            stop.set()
+            yield
+            return
+
+        def ended() -> None:
+            loop.remove_reader(ends)
+            stop.set()
+
+        loop.add_reader(ends, ended)
+        try:
+            yield
+        finally:
+            loop.remove_reader(ends)
+            os.close(ends)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn."""

@@ -154,9 +154,8 @@ def infer(url: str, model: str, headers: dict[str, str], parameters: Any = None,
     inputs = [{"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]} for name, value in values.items()]
     body = json.dumps({"parameters": parameters or {}, "inputs": inputs})
     # as a page sends it: of a type for which a browser does not ask before
-    return httpx.post(
-        f"http://{url}/v2/models/{model}/infer", content=body, headers={"Content-Type": "text/plain", **headers}
-    )
+    headers = {"Content-Type": "text/plain", **headers}
+    return httpx.post(f"http://{url}/v2/models/{model}/infer", content=body, headers=headers, timeout=120)
 
 
 @pytest.fixture(scope="module")

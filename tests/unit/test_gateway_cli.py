@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,6 +79,16 @@ def test_it_ends_soon_during_an_endless_stream(tmp_path: Path) -> None:
             assert heard.wait(20)
         with pytest.raises(httpx.TransportError):
             listening.result()
+
+
+def test_it_ends_with_its_owner() -> None:
+    owner = subprocess.Popen(["sleep", "600"])
+    command = [sys.executable, "-m", "chatterbox_gateway.cli", "--port", "0", "--owner", str(owner.pid)]
+    with owner, subprocess.Popen(command, stdout=subprocess.PIPE) as gateway:
+        assert gateway.stdout is not None
+        assert gateway.stdout.readline().startswith(b"Running on ")
+        owner.kill()
+        assert gateway.wait(60) == 0
 
 
 @pytest.mark.parametrize(
