@@ -25,12 +25,12 @@ class Desk:
         self.watermarker = FakeWatermarker()
         self.finisher = Finisher(self.watermarker, Served({}, lambda: 0), device=CPU, cores=Cores())
         self.sent: queue.SimpleQueue[Sent] = queue.SimpleQueue()
-        self.failed: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+        self.crashed: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
 
     def put(self, chunk: Chunk, seconds: float = 0.0) -> None:
         wave = np.repeat(np.asarray(chunk.tokens, dtype=np.float32), SAMPLES_PER_TOKEN)
         self.finisher.put(
-            chunk, wave, seconds, send=lambda job, answer: self.sent.put((job, answer)), failed=self.failed.put
+            chunk, wave, seconds, send=lambda job, answer: self.sent.put((job, answer)), crashed=self.crashed.put
         )
 
     def take(self) -> Sent:
@@ -82,13 +82,13 @@ def test_nothing_is_kept_of_requests_that_ended_early() -> None:
         desk.put(chunk(job(number, segments=2)))
     desk.finisher.close()
     assert not any(desk.finisher._answers)
-    assert desk.failed.empty()
+    assert desk.crashed.empty()
 
 
 def test_what_finishing_raises_is_passed_on() -> None:
     desk = Desk()
     desk.watermarker.error = ValueError("broken part")
     desk.put(chunk(job()))
-    assert desk.failed.get(timeout=WAIT) is desk.watermarker.error
+    assert desk.crashed.get(timeout=WAIT) is desk.watermarker.error
     desk.finisher.close()
     assert desk.sent.empty()

@@ -307,7 +307,7 @@ class Engine:
 
     def _vocoded(self, chunk: Chunk, wave: Samples, seconds: float) -> None:
         if chunk.job in self._register:
-            self._parts.finisher.put(chunk, wave, seconds, send=self._register.send, failed=self._fail)
+            self._parts.finisher.put(chunk, wave, seconds, send=self._register.send, crashed=self._fail)
 
     # Failures, on any thread
 

@@ -39,12 +39,12 @@ class Finisher:
         self._answers: list[Answers] = [WeakKeyDictionary() for _ in self._threads]
 
     def put(
-        self, chunk: Chunk, wave: Samples, seconds: float, *, send: Send, failed: Callable[[BaseException], None]
+        self, chunk: Chunk, wave: Samples, seconds: float, *, send: Send, crashed: Callable[[BaseException], None]
     ) -> None:
         """Finishes a chunk. The chunks of a stream must come in order.
 
         wave: [960 tokens of the window]; seconds: that the vocoder took and that no other chunk of the request counts;
-        send: takes what is complete, on the finisher's thread; failed: takes what finishing raises.
+        send: takes what is complete, on the finisher's thread; crashed: takes what finishing raises.
         """
         lane = chunk.job.number % len(self._threads)
 
@@ -52,7 +52,7 @@ class Finisher:
             try:
                 self._finish(chunk, wave, seconds, self._answers[lane], send)
             except BaseException as error:
-                failed(error)
+                crashed(error)
 
         self._threads[lane].submit(finish)
 

@@ -113,7 +113,7 @@ class ChunkFinisher(Protocol):
     """`finisher.Finisher`."""
 
     def put(
-        self, chunk: Chunk, wave: Samples, seconds: float, /, *, send: Send, failed: Callable[[BaseException], None]
+        self, chunk: Chunk, wave: Samples, seconds: float, /, *, send: Send, crashed: Callable[[BaseException], None]
     ) -> None:
         """Queues the waveform of a chunk."""
 

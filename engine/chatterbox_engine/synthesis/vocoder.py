@@ -156,7 +156,8 @@ class Vocoder:
         once, in the order of its stream.
 
         done: called with its waveform, [960 tokens of the window], and the seconds of its batch, which only one chunk
-        of a request gets; failed: called with the error.
+        of a request gets; failed: called when one chunk alone does not fit into memory. Any other
+        error is raised, and ends the engine.
         """
         self._done, self._failed = done, failed
         while (batch := self._next_batch()) is not None:

@@ -120,6 +120,6 @@ def choose(
             logits = logits / torch.where(greedy, 1.0, rows.temperature)[:, None]
         elif processor == "min_p":
             logits = keep_min_p(logits, rows.min_p)
-        elif use_top:
+        elif processor == "top" and use_top:
             logits = keep_top(logits, rows.top_k, rows.top_p)
     return torch.where(greedy, logits.argmax(dim=-1), draw(logits, uniform))

@@ -1,4 +1,4 @@
-"""Conditionals as bytes, for keeping."""
+"""Computed conditionals to bytes (safetensors) for the store, and back."""
 
 from __future__ import annotations
 
