@@ -297,6 +297,7 @@ def pretend_cuda(total: int = 80 << 30, free: int | None = None) -> Iterator[Pre
     with (
         mock.patch.object(device, "installed", Simulated(pretended, total, free or total)),
         mock.patch.object(JITFunction, "run", launch),  # Triton has no other place for a driver that compiles nothing
+        mock.patch.object(torch.backends.cudnn, "is_acceptable", return_value=False),  # an LSTM would ask for addresses
         mock.patch.object(torch, "load", _without_modes(torch.load)),  # it would load no values
         pretended,
     ):

@@ -32,7 +32,7 @@ def test_clips_become_voices_of_the_host(tiny: Checkpoint) -> None:
     assert {wait.rsplit(" ", 1)[-1].split(":")[0] for wait in cuda.waits} == {"reference.py"}
 
 
-def test_the_watermark_reads_its_samples_and_nothing_else() -> None:
+def test_the_watermark_waits_for_its_samples_and_nothing_else() -> None:
     with pretend_cuda() as cuda:
         watermark = PerthWatermark(cuda.device)
         cuda.synchronize()
@@ -41,5 +41,5 @@ def test_the_watermark_reads_its_samples_and_nothing_else() -> None:
         marked = watermark.apply(np.ones(12_345, dtype=np.float32))
         assert isinstance(marked, np.ndarray)
         assert marked.shape == (12_345,)
-        assert len(cuda.waits) == 1
+        assert len(cuda.waits) == 2  # for the samples' upload from ordinary memory, and for their download
         cuda.synchronize()

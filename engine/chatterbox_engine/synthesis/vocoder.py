@@ -126,12 +126,15 @@ class Vocoder:
             self._closed = True
             self._changed.notify()
 
-    @torch.inference_mode()
     def warm_up(self, report: Callable[[str], None]) -> None:
         """Captures S3Gen's graphs and vocodes a discarded chunk, so that the first request is as fast as later ones.
-        Called on `run`'s thread."""
+        Called on `run`'s thread, which gets a stream of its own."""
+        own_stream(self._s3gen.device)
+        self._warm_up(report)
+
+    @torch.inference_mode()
+    def _warm_up(self, report: Callable[[str], None]) -> None:
         device, mel = self._s3gen.device, self._s3gen.dims.mel
-        own_stream(device)
         if self._graphs.enabled:
             self._s3gen.capture(self._graphs, self._captured(), report)
         began = time.monotonic()
