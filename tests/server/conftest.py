@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from chatterbox_client import Client
 from chatterbox_engine.checkpoint.families import Family
 from chatterbox_engine.checkpoint.random_checkpoint import TINY
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
+from tests import chromium
 from tests.conftest import CheckpointOf
 from tests.server.front import Front
 from tests.server.repository import add_pair, add_voices
@@ -109,3 +111,16 @@ def front(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
     options = ["--metrics-url", server.metrics_url]
     with Front(server.grpc_url, tmp_path_factory.mktemp("front") / "front.log", options) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """Root installs it when it is missing; others skip, except where CI is set."""
+    if chromium.find() is None and os.getuid() == 0:
+        chromium.install()
+    found = chromium.find()
+    if found is None:
+        why = "Chromium is not installed (apt-get install chromium) and only root can install it"
+        assert not os.environ.get("CI"), why
+        pytest.skip(why)
+    return found

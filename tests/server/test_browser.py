@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from chatterbox_client import Client
 from chatterbox_engine.launcher import ServerOptions, TritonServer
 from chatterbox_engine.metrics import ERRORS
 from loadtest.pages import Pages
-from tests import chromium
 from tests.chromium import Site
 from tests.clips import encoded, tone
 from tests.server.conftest import VOICE_KEY
@@ -67,19 +65,6 @@ for (const [url, body] of it.forms) said.push(await submit(url, "text/plain", as
 said.push(await quietly(fetch(it.voices + "/kept", {method: "DELETE"})))
 await fetch("/done", {method: "POST", body: said.join(" ")})
 </script>"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    """Root installs it when it is missing; others skip, except where CI is set."""
-    if chromium.find() is None and os.getuid() == 0:
-        chromium.install()
-    found = chromium.find()
-    if found is None:
-        why = "Chromium is not installed (apt-get install chromium) and only root can install it"
-        assert not os.environ.get("CI"), why
-        pytest.skip(why)
-    return found
 
 
 @pytest.fixture(scope="module")
