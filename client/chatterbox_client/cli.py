@@ -56,6 +56,13 @@ def say(
     language: Annotated[
         str | None, typer.Option(help="Language code, for multilingual models.", show_default="en")
     ] = None,
+    text_normalization: Annotated[
+        str | None,
+        typer.Option(help="none, or plain: Markdown, addresses and emoji made speakable.", show_default="none"),
+    ] = None,
+    markup: Annotated[
+        str | None, typer.Option(help="none, or auto: SSML, and tags like [pause 0.5s].", show_default="none")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Named parameters: fast, calm, happy, dramatic ...", show_default="upstream")
     ] = None,
@@ -100,6 +107,8 @@ def say(
         "voice": voice,
         "reference_audio": reference_audio,
         "language": language,
+        "text_normalization": text_normalization,
+        "markup": markup,
         "preset": preset,
         "exaggeration": exaggeration,
         "cfg_weight": cfg_weight,

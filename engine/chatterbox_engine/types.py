@@ -23,6 +23,12 @@ SAMPLES_PER_TOKEN = SAMPLE_RATE // TOKENS_PER_SECOND
 SPEECH_TOKENS = 6561
 """Tokens below this number are speech; T3 also draws others (start, stop, unused)."""
 
+NORMALIZATIONS = ("none", "plain")
+"""Of a request's text: as upstream reads it; Markdown, addresses and emoji made speakable."""
+
+MARKUPS = ("none", "auto")
+"""Of a request's text: `auto` takes SSML where the text is a document of it, else tags in square brackets."""
+
 FinishReason = Literal["stop", "length"]
 
 Samples = npt.NDArray[np.float32]
@@ -91,6 +97,10 @@ class SynthesisRequest:
     reference_audio: bytes | None = None
     """A file of one of `clip_errors.FORMATS` to clone instead of `voice`."""
     language: str = "en"
+    text_normalization: str = "none"
+    """One of NORMALIZATIONS."""
+    markup: str = "none"
+    """One of MARKUPS."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_seconds: float = 40.0
 

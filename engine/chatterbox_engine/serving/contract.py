@@ -20,8 +20,15 @@ from chatterbox_engine.checkpoint.families import ENGLISH, Family
 from chatterbox_engine.errors import InvalidRequest, quote
 from chatterbox_engine.serving.audio import FORMATS, encode
 from chatterbox_engine.synthesis.streaming import LARGEST, ChunkPolicy
-from chatterbox_engine.text.english import validate_text
-from chatterbox_engine.types import SAMPLE_RATE, SynthesisChunk, SynthesisRequest, SynthesisResult
+from chatterbox_engine.text.clean import validate_text
+from chatterbox_engine.types import (
+    MARKUPS,
+    NORMALIZATIONS,
+    SAMPLE_RATE,
+    SynthesisChunk,
+    SynthesisRequest,
+    SynthesisResult,
+)
 from chatterbox_engine.voices.clips import clip_bytes
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -58,7 +65,7 @@ SAMPLING = {
     "top_k": Number(0, 1_000_000, kind=int),
 }
 
-TEXTS = ("text", "voice", "language", "preset", "format")
+TEXTS = ("text", "voice", "language", "text_normalization", "markup", "preset", "format")
 INPUTS = (*TEXTS, "reference_audio", *SAMPLING, "seed", "max_seconds")
 OUTPUTS = ("audio", "audio_base64", "sample_rate", "speech_tokens", "stats")
 
@@ -132,6 +139,8 @@ def parse(tensors: Tensors, terms: Terms) -> Call:
         voice=_text(tensors, "voice", "default"),
         reference_audio=clip_bytes(_bytes(tensors, "reference_audio")) if "reference_audio" in tensors else None,
         language=language,
+        text_normalization=_choice(tensors, "text_normalization", NORMALIZATIONS),
+        markup=_choice(tensors, "markup", MARKUPS),
         sampling=replace(presets.sampling(family, _text(tensors, "preset", terms.preset)), **chosen),
         max_seconds=seconds.check("max_seconds", _number(tensors, "max_seconds"))
         if "max_seconds" in tensors
@@ -195,6 +204,14 @@ def _number(tensors: Tensors, name: str) -> float:
 def _bytes(tensors: Tensors, name: str) -> bytes:
     value = _scalar(tensors, name)
     return value if isinstance(value, bytes) else str(value).encode()
+
+
+def _choice(tensors: Tensors, name: str, words: tuple[str, ...]) -> str:
+    """One of some words, by default the first."""
+    word = _text(tensors, name, words[0])
+    if word not in words:
+        raise InvalidRequest(f"{name} is {quote(word)}; it must be one of {', '.join(words)}")
+    return word
 
 
 def _text(tensors: Tensors, name: str, default: str) -> str:

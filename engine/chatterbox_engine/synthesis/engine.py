@@ -120,8 +120,8 @@ class Engine:
         self, request: SynthesisRequest, answer: Callable[[Any], None], policy: ChunkPolicy | None = None
     ) -> int:
         arrived = time.monotonic()
-        segments = self._parts.segmenter.segments(request)
-        job = Job(next(self._numbers), request, answer, segments, policy, arrived)
+        text = self._parts.segmenter.segments(request)
+        job = Job(next(self._numbers), request, answer, text.segments, policy, arrived, text.notes)
         self._register.take(job)
         self._inbox.put(_wake)  # the engine thread then includes its deadline
         self._parts.voices.resolve(request).add_done_callback(partial(self._voiced, job))

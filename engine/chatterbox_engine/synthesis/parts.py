@@ -15,9 +15,10 @@ from chatterbox_engine.errors import RequestError
 from chatterbox_engine.metrics import Served
 from chatterbox_engine.synthesis.cores import Cores
 from chatterbox_engine.synthesis.finisher import Send
-from chatterbox_engine.synthesis.jobs import Chunk, TokenSegment
+from chatterbox_engine.synthesis.jobs import Chunk
 from chatterbox_engine.synthesis.prefixes import Prefixes
 from chatterbox_engine.synthesis.scheduler import Scheduler
+from chatterbox_engine.synthesis.segments import Segmented
 from chatterbox_engine.synthesis.utterances import Utterance
 from chatterbox_engine.synthesis.vocoder import Requests
 from chatterbox_engine.t3.runner import Prompt
@@ -31,8 +32,8 @@ Report = Callable[[str], None]
 class TextSegmenter(Protocol):
     """`segments.Segmenter`."""
 
-    def segments(self, request: SynthesisRequest, /) -> Sequence[TokenSegment]:
-        """The request's segments, at least one. Raises InvalidRequest."""
+    def segments(self, request: SynthesisRequest, /) -> Segmented:
+        """The request's segments. Raises InvalidRequest."""
 
 
 class VoiceFinder(Protocol):
