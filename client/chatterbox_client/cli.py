@@ -58,7 +58,10 @@ def say(
     ] = None,
     text_normalization: Annotated[
         str | None,
-        typer.Option(help="none, or plain: Markdown, addresses and emoji made speakable.", show_default="none"),
+        typer.Option(
+            help="none; plain: Markdown, links and emoji made speakable; spoken: numbers in words too.",
+            show_default="none",
+        ),
     ] = None,
     markup: Annotated[
         str | None, typer.Option(help="none, or auto: SSML, and tags like [pause 0.5s].", show_default="none")

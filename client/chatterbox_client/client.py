@@ -76,8 +76,8 @@ class Client:
 
         Omitted parameters have the server's defaults. `voice` names a voice of the server; `reference_audio` is a WAV,
         FLAC, OGG or MP3 file to clone instead, as a path or as its bytes. `language` is for multilingual models.
-        `text_normalization` (`none`, `plain`) makes Markdown, addresses and emoji speakable; `markup="auto"` reads SSML
-        and tags like `[pause 0.5s]`.
+        `text_normalization` (`none`, `plain`, `spoken`) makes Markdown, addresses and emoji speakable, and puts numbers
+        in words; `markup="auto"` reads SSML and tags like `[pause 0.5s]`.
         `preset` names a set of sampling parameters (`fast`, `calm`, `happy`, ...), which explicit ones override.
         `exaggeration`, `cfg_weight`, `temperature` (0 is greedy), `top_p`, `min_p`, `repetition_penalty` and `top_k`
         are the model's own; the server refuses those that its model ignores. The same `seed`, text, voice and

@@ -23,8 +23,8 @@ SAMPLES_PER_TOKEN = SAMPLE_RATE // TOKENS_PER_SECOND
 SPEECH_TOKENS = 6561
 """Tokens below this number are speech; T3 also draws others (start, stop, unused)."""
 
-NORMALIZATIONS = ("none", "plain")
-"""Of a request's text: as upstream reads it; Markdown, addresses and emoji made speakable."""
+NORMALIZATIONS = ("none", "plain", "spoken")
+"""Of a request's text: as upstream reads it; Markdown, addresses and emoji made speakable; numbers in words as well."""
 
 MARKUPS = ("none", "auto")
 """Of a request's text: `auto` takes SSML where the text is a document of it, else tags in square brackets."""

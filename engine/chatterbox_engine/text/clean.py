@@ -58,7 +58,7 @@ def visible(text: Text) -> Text:
 
 
 def clean(text: Text, language: str) -> Text:
-    """Without invisible characters; full-width and styled letters, spaces, quotes and line ends in their usual form."""
+    """Without invisible and private characters; full-width and styled ones, spaces, quotes and line ends as usual."""
     text = visible(text)
 
     def usual(match: re.Match[str]) -> str:
@@ -72,6 +72,8 @@ def clean(text: Text, language: str) -> Text:
 
 @lru_cache(4096)
 def _usual(char: str, own_punctuation: bool) -> str:
+    if category(char) == "Co":
+        return ""
     if char in _CHARACTERS:
         return _CHARACTERS[char]
     if _SPACE.match(char):

@@ -6,7 +6,7 @@ Every stage is a function of passages, on or off by request. Characters lead bac
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.text.clean import clean, visible
@@ -69,6 +69,9 @@ class Reader:
         if normalised:
             found = _plain(found, marked_up=marked_up)
             stages.append(("plain", found.passages))
+        if request.text_normalization == "spoken":
+            found = _spoken(found)
+            stages.append(("spoken", found.passages))
         if not found.passages:
             raise InvalidRequest("text has nothing to speak: what is left of it holds no letter and no digit")
         if found.lead + sum(passage.pause or 0.0 for passage in found.passages) > LONGEST_SILENCE:
@@ -109,3 +112,10 @@ def _plain(given: Passages, *, marked_up: bool) -> Passages:
         for shown in passages:
             found.add(shown)
     return found
+
+
+def _spoken(given: Passages) -> Passages:
+    from chatterbox_engine.text.spoken import spoken
+
+    passages = [replace(passage, text=spoken(passage.text, passage.language)) for passage in given.passages]
+    return Passages(given.lead, passages, given.notes)
