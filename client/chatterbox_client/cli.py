@@ -9,7 +9,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -66,6 +66,9 @@ def say(
     markup: Annotated[
         str | None, typer.Option(help="none, or auto: SSML, and tags like [pause 0.5s].", show_default="none")
     ] = None,
+    lexicon: Annotated[
+        list[str] | None, typer.Option(help="WORD=SPOKEN: what to say for a word; may be given more than once.")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Named parameters: fast, calm, happy, dramatic ...", show_default="upstream")
     ] = None,
@@ -95,6 +98,9 @@ def say(
     max_seconds: Annotated[
         float | None, typer.Option(help="Longest audio of a segment of the text, above 0 to 160.", show_default="40")
     ] = None,
+    show_text: Annotated[
+        bool, typer.Option("--show-text", help="Show what would be spoken, stage by stage, and speak nothing.")
+    ] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Write while the server is still speaking.")] = False,
     model: Annotated[str, typer.Option(help="Which model of a server that has several.")] = "chatterbox",
     url: Url = None,
@@ -104,7 +110,8 @@ def say(
     timeout: Seconds = DEFAULT_TIMEOUT,
 ) -> None:
     """Say TEXT and write it to a file: `chatterbox say "Hello." -o hello.wav`."""
-    _check_output(output)
+    if not show_text:
+        _check_output(output)
     words = _words(text, file)
     arguments: dict[str, Any] = {
         "voice": voice,
@@ -112,6 +119,7 @@ def say(
         "language": language,
         "text_normalization": text_normalization,
         "markup": markup,
+        "lexicon": _lexicon(lexicon),
         "preset": preset,
         "exaggeration": exaggeration,
         "cfg_weight": cfg_weight,
@@ -125,6 +133,10 @@ def say(
     }
     first = ""
     protocol = protocol or ("grpc" if stream else "http")
+    if show_text:
+        with one_line_errors(), connect(context, url, protocol, timeout, model=model) as client:
+            _show_text(client.show_text(words, **arguments))
+        return
     with one_line_errors(), connect(context, url, protocol, timeout, model=model) as client, _progress(words) as show:
         if stream:
             audio, seconds = _stream(client.stream(words, **arguments), output, show)
@@ -133,6 +145,19 @@ def say(
             audio = client.speak(words, **arguments)
             _write(audio, output)
     typer.echo(f"{output}: {audio.duration:.2f} s of audio, {first}RTF {audio.rtf:.3f}, seed {audio.seed}", err=True)
+
+
+def _show_text(shown: Mapping[str, Any]) -> None:
+    """Each stage's passages, then the segments with their pauses."""
+    for stage in shown["stages"]:
+        typer.echo(f"{stage['stage']}:")
+        for passage in stage["passages"]:
+            typer.echo(f"  {passage['text']}")
+    typer.echo("segments:")
+    for segment in shown["segments"]:
+        typer.echo(f"  [{segment['start']}:{segment['end']}] {segment['text']}  ({segment['pause']:g} s)")
+    for note in shown["notes"]:
+        typer.echo(f"note: {note}")
 
 
 def main() -> None:
@@ -152,6 +177,14 @@ def _check_output(output: str) -> None:
         raise typer.BadParameter(str(error), param_hint="--output") from error
     if not Path(output).absolute().parent.is_dir():
         raise typer.BadParameter(f"no such folder: {Path(output).parent}", param_hint="--output")
+
+
+def _lexicon(entries: list[str] | None) -> dict[str, str] | None:
+    """The entries WORD=SPOKEN of a lexicon."""
+    for entry in entries or []:
+        if not entry.partition("=")[2]:
+            raise typer.BadParameter(f"{entry!r} is not WORD=SPOKEN", param_hint="--lexicon")
+    return {word: spoken for word, _, spoken in (entry.partition("=") for entry in entries)} if entries else None
 
 
 def _words(text: str | None, file: Path | None) -> str:

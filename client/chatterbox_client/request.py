@@ -40,6 +40,7 @@ def speech_request(
     language: str | None = None,
     text_normalization: str | None = None,
     markup: str | None = None,
+    lexicon: Mapping[str, str] | None = None,
     preset: str | None = None,
     exaggeration: float | None = None,
     cfg_weight: float | None = None,
@@ -64,6 +65,7 @@ def speech_request(
         "language": _bytes("language", language),
         "text_normalization": _bytes("text_normalization", text_normalization),
         "markup": _bytes("markup", markup),
+        "lexicon": _bytes("lexicon", None if lexicon is None else json.dumps(dict(lexicon))),
         "preset": _bytes("preset", preset),
         "exaggeration": _float("exaggeration", exaggeration),
         "cfg_weight": _float("cfg_weight", cfg_weight),
@@ -86,6 +88,7 @@ def stream_request(
     language: str | None = None,
     text_normalization: str | None = None,
     markup: str | None = None,
+    lexicon: Mapping[str, str] | None = None,
     preset: str | None = None,
     exaggeration: float | None = None,
     cfg_weight: float | None = None,
@@ -107,6 +110,7 @@ def stream_request(
         language=language,
         text_normalization=text_normalization,
         markup=markup,
+        lexicon=lexicon,
         preset=preset,
         exaggeration=exaggeration,
         cfg_weight=cfg_weight,
@@ -121,6 +125,17 @@ def stream_request(
     sizes = {"first_chunk_tokens": first_chunk_tokens, "chunk_tokens": chunk_tokens}
     chunking = {name: _integer(name, size, np.int32) for name, size in sizes.items()}
     return tensors | {name: tensor for name, tensor in chunking.items() if tensor is not None}
+
+
+def text_request(request: Tensors) -> Tensors:
+    """A request whose answer shows the text that would be spoken."""
+    return {**request, "format": np.array([[b"text"]], dtype=np.object_)}
+
+
+def text_of(answer: Tensors) -> dict[str, Any]:
+    """What `text_request` is answered with; raises ServerError when the answer is not of this contract."""
+    shown: dict[str, Any] = _audio(answer, OUTPUTS)["stats"]
+    return shown
 
 
 def audio_of(answer: Tensors) -> Audio:

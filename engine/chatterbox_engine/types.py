@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -101,6 +101,8 @@ class SynthesisRequest:
     """One of NORMALIZATIONS."""
     markup: str = "none"
     """One of MARKUPS."""
+    lexicon: Mapping[str, str] = field(default_factory=dict)
+    """Words, and what is spoken for them."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_seconds: float = 40.0
 

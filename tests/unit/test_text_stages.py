@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from chatterbox_engine.checkpoint.families import MULTILINGUAL_V3
 from chatterbox_engine.errors import InvalidRequest
+from chatterbox_engine.text import lexicon
 from chatterbox_engine.text import plain as plain_stage
 from chatterbox_engine.text.clean import clean
 from chatterbox_engine.text.passages import Passage, Text
@@ -255,6 +256,35 @@ def test_ssml_changes_the_language_where_the_model_speaks_it() -> None:
 def test_ssml_that_is_wrong_is_refused_with_its_place(text: str, reason: str) -> None:
     with pytest.raises(InvalidRequest, match=reason):
         read(text)
+
+
+# Lexicon
+
+
+def test_a_lexicon_replaces_whole_words_the_longest_first_and_keeps_to_its_capitals() -> None:
+    entries = {"Nguyen": "win", "nginx": "engine x", "New York": "the city", "York": "yoark"}
+    text = "Ask Nguyen, NGUYEN or nguyens about Nginx in New York, not York."
+    script = MULTILINGUAL.read(SynthesisRequest(text, seed=1, lexicon=entries))
+    (segment,) = script.segments
+    assert segment.text.string == "Ask win, NGUYEN or nguyens about engine x in the city, not yoark."
+    at = segment.text.string.index("the city")
+    assert text[slice(*segment.text.source(at, at + 8))] == "New York"
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("{", "lexicon is not JSON"),
+        ("[]", "must be an object"),
+        ('{"a": 1}', "must be an object"),
+        ('{"": "a"}', "'' is no word"),
+        ('{"a": "' + "b" * 201 + '"}', "'a' is no word, or its entry has over 200 characters"),
+        (json.dumps({f"w{n}": "x" for n in range(10_001)}), "10001 entries, at most 10000"),
+    ],
+)
+def test_a_lexicon_that_is_none_is_refused(given: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        lexicon.parse(given, "lexicon")
 
 
 # Everything

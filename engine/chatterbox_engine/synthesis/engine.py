@@ -43,6 +43,7 @@ from chatterbox_engine.synthesis.seeds import T3_DRAWS, derive
 from chatterbox_engine.synthesis.streaming import ChunkPolicy
 from chatterbox_engine.synthesis.utterances import Speech, Utterance
 from chatterbox_engine.t3.runner import Prompt
+from chatterbox_engine.text.pipeline import Script
 from chatterbox_engine.types import Samples, SynthesisRequest
 from chatterbox_engine.voices.service import Found
 
@@ -115,6 +116,10 @@ class Engine:
     def stream(self, request: SynthesisRequest, policy: ChunkPolicy, answer: ChunkAnswer) -> int:
         """`submit` for audio in chunks: `answer` is called for each, in order, until the last one or an error."""
         return self._accept(request, answer, policy)
+
+    def read(self, request: SynthesisRequest) -> Script:
+        """What would be spoken of a request's text, stage by stage. Raises InvalidRequest."""
+        return self._parts.segmenter.read(request)
 
     def _accept(
         self, request: SynthesisRequest, answer: Callable[[Any], None], policy: ChunkPolicy | None = None

@@ -22,6 +22,7 @@ from chatterbox_engine.synthesis.segments import Segmented
 from chatterbox_engine.synthesis.utterances import Utterance
 from chatterbox_engine.synthesis.vocoder import Requests
 from chatterbox_engine.t3.runner import Prompt
+from chatterbox_engine.text.pipeline import Script
 from chatterbox_engine.types import Samples, SynthesisRequest
 from chatterbox_engine.voices.cache import Voice
 from chatterbox_engine.voices.service import Found
@@ -31,6 +32,9 @@ Report = Callable[[str], None]
 
 class TextSegmenter(Protocol):
     """`segments.Segmenter`."""
+
+    def read(self, request: SynthesisRequest, /) -> Script:
+        """What is spoken of the request's text, stage by stage. Raises InvalidRequest."""
 
     def segments(self, request: SynthesisRequest, /) -> Segmented:
         """The request's segments. Raises InvalidRequest."""

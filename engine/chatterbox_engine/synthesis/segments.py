@@ -10,7 +10,7 @@ from chatterbox_engine.checkpoint.families import Family
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.synthesis.jobs import TokenSegment
 from chatterbox_engine.text.english import TextPreparation
-from chatterbox_engine.text.pipeline import Reader, Segment
+from chatterbox_engine.text.pipeline import Reader, Script, Segment
 from chatterbox_engine.types import TOKENS_PER_SECOND, SynthesisRequest
 
 
@@ -32,15 +32,20 @@ class Segmenter:
         self._family = family
         self._reader = Reader(family.languages, text.sounds, family.title, max_chars)
 
+    def read(self, request: SynthesisRequest) -> Script:
+        """What is spoken of the request's text, stage by stage. Raises InvalidRequest."""
+        return self._reader.read(request)
+
     def segments(self, request: SynthesisRequest) -> Segmented:
         """The request's segments that have something to speak.
 
         Raises InvalidRequest for markup that is wrong, a text that cannot fit or of which the model knows no letter.
         """
-        script = self._reader.read(request)
+        script = self.read(request)
         # rounded down: max_seconds is a bound; the small addend keeps 0.28 s, whose product is 6.999..., at 7 tokens
         max_tokens = max(1, int(request.max_seconds * TOKENS_PER_SECOND + 1e-4))
-        lead, segments = script.lead, []
+        lead = script.lead
+        segments: list[TokenSegment] = []
         for segment in script.segments:
             tokens = self._tokens(segment)
             if tokens is not None:

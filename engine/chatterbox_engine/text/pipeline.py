@@ -5,11 +5,12 @@ Every stage is a function of passages, on or off by request. Characters lead bac
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.text.clean import clean, visible
+from chatterbox_engine.text.lexicon import pronounced
 from chatterbox_engine.text.passages import Passage, Passages, Text
 from chatterbox_engine.text.split import pause_after, split
 from chatterbox_engine.types import SynthesisRequest
@@ -69,6 +70,9 @@ class Reader:
         if normalised:
             found = _plain(found, marked_up=marked_up)
             stages.append(("plain", found.passages))
+        if request.lexicon:
+            found = _each(found, lambda passage: pronounced(passage.text, request.lexicon))
+            stages.append(("lexicon", found.passages))
         if request.text_normalization == "spoken":
             found = _spoken(found)
             stages.append(("spoken", found.passages))
@@ -117,5 +121,9 @@ def _plain(given: Passages, *, marked_up: bool) -> Passages:
 def _spoken(given: Passages) -> Passages:
     from chatterbox_engine.text.spoken import spoken
 
-    passages = [replace(passage, text=spoken(passage.text, passage.language)) for passage in given.passages]
-    return Passages(given.lead, passages, given.notes)
+    return _each(given, lambda passage: spoken(passage.text, passage.language))
+
+
+def _each(given: Passages, change: Callable[[Passage], Text]) -> Passages:
+    """The passages with other words."""
+    return Passages(given.lead, [replace(passage, text=change(passage)) for passage in given.passages], given.notes)

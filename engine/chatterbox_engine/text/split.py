@@ -31,6 +31,7 @@ _ASCII_PUNCTUATION = {
     "\N{HORIZONTAL ELLIPSIS}": ".",
     "\N{LEFT DOUBLE QUOTATION MARK}": '"',
     "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
+    **dict.fromkeys("\u201e\u201f\u00ab\u00bb", '"'),  # one without its partner would hide all ends up to the next
     "\N{LEFT SINGLE QUOTATION MARK}": "'",
     "\N{RIGHT SINGLE QUOTATION MARK}": "'",
 }

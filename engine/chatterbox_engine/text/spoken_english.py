@@ -139,7 +139,7 @@ def _named_day(month: str, day_: str, year_: str | None, *, day_first: bool) -> 
 
 
 def _time(match: re.Match[str]) -> str:
-    """As upstream says it, but for what follows: it loses a space or a full stop, and takes "amber" for a half of the day."""
+    """As upstream says it, which however loses the space after it, and takes "amber" for a half of the day."""
     hour, minute = int(match[1]), int(match[2])
     said = f" {'oh ' if minute < 10 else ''}{number(str(minute))}" if minute else ""
     return number(str(hour)) + said + (f" {match[3].upper()}M" if match[3] else "")
