@@ -32,9 +32,12 @@ def test_paragraphs_of_every_language_are_split_at_their_sentences(language: str
     for paragraph, sentences in paragraphs(language):
         parts = split(Text.of(paragraph), language, 60 if language in WITHOUT_SPACES else 200)
         assert len(parts) > 1
-        if language in WITHOUT_SPACES:
-            sentences = [end for sentence in sentences for end in re.findall(".{6}[\u3002\uff01\uff1f]", sentence)]
-        ends = {word[-6:] for sentence in sentences for word in sentence.split() if _ENDED.search(word)}
+        words = (word for sentence in sentences for word in sentence.split())
+        ends = (
+            set("\u3002\uff01\uff1f\u2026")
+            if language in WITHOUT_SPACES
+            else {word[-6:] for word in words if _ENDED.search(word)}
+        )
         for part in parts:
             assert part.text.string.endswith(tuple(ends)), part.text.string
         assert all(part.pause >= SENTENCE_PAUSE for part in parts[:-1])

@@ -173,6 +173,10 @@ def test_a_pause_that_is_none_is_refused(text: str, reason: str) -> None:
         read(text, by=ENGLISH)
 
 
+def test_a_text_of_many_lines_asks_for_no_pause() -> None:
+    assert len(pauses("A line.\n" * 2000)) == 2000
+
+
 def test_sounds_pass_where_the_model_has_them_and_are_left_out_elsewhere() -> None:
     text = "[Laugh] That was close. [clear throat] So."
     assert spoken(text, by=TURBO) == "[laugh] That was close. [clear throat] So."

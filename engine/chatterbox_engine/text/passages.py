@@ -127,6 +127,8 @@ class Passages:
     """Seconds of silence before the first."""
     passages: list[Passage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    asked: float = 0.0
+    """Seconds of the pauses that markup asks for."""
 
     def add(self, passage: Passage) -> None:
         """Appends a passage. One that has nothing to speak leaves its pause."""
@@ -137,6 +139,7 @@ class Passages:
 
     def pause(self, seconds: float, *, more: bool = False) -> None:
         """Makes the silence at the end at least this long, or this much longer."""
+        self.asked += seconds * more
         last = self.passages[-1] if self.passages else None
         before = self.lead if last is None else last.pause or 0.0
         pause = before + seconds if more else max(before, seconds)

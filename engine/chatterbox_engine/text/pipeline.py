@@ -16,7 +16,7 @@ from chatterbox_engine.text.split import pause_after, split
 from chatterbox_engine.types import SynthesisRequest
 
 LONGEST_SILENCE = 300.0
-"""Seconds of all pauses of a request together that its text asks for."""
+"""Seconds of all pauses of a request together that its markup asks for."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Reader:
         if request.markup != "none":
             found, marked_up = self._markup(cleaned, request)
             stages.append(("markup", found.passages))
+            if found.asked > LONGEST_SILENCE:
+                raise InvalidRequest(f"the pauses of the text add up to more than {LONGEST_SILENCE:g} s")
         if normalised:
             found = _plain(found, marked_up=marked_up)
             stages.append(("plain", found.passages))
@@ -78,8 +80,6 @@ class Reader:
             stages.append(("spoken", found.passages))
         if not found.passages:
             raise InvalidRequest("text has nothing to speak: what is left of it holds no letter and no digit")
-        if found.lead + sum(passage.pause or 0.0 for passage in found.passages) > LONGEST_SILENCE:
-            raise InvalidRequest(f"the pauses of the text add up to more than {LONGEST_SILENCE:g} s")
         segments = list(self._split(found.passages))
         return Script(segments, found.lead, tuple(dict.fromkeys(found.notes)), stages)
 
