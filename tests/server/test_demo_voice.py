@@ -88,6 +88,11 @@ def test_the_demos_own_lines_are_understood(alone: list[list[str]]) -> None:
     assert found <= DEMO_BOUND, f"word error rate {found:.3f}: {alone}"
 
 
+def test_a_time_of_the_day_is_understood(demo_server: TritonServer, hear: Hear) -> None:
+    words = hear(speak(demo_server, "We meet at 10:30.", text_normalization="spoken"))
+    assert "ten thirty" in " ".join(words), words
+
+
 MUTATIONS: dict[str, Callable[[list[Chunk]], list[Chunk]]] = {
     "skipped": lambda chunks: [*chunks[:1], *chunks[2:]],
     "swapped": lambda chunks: [*chunks[:1], chunks[2], chunks[1], *chunks[3:]],
