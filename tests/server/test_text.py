@@ -38,6 +38,12 @@ def test_markdown_is_spoken_as_its_words(client: Client) -> None:
     assert marked.speech_tokens.tolist() == shown.speech_tokens.tolist()
 
 
+def test_a_time_is_spoken_in_words(client: Client) -> None:
+    words = client.speak("We meet at ten thirty.", seed=3, max_seconds=1)
+    digits = client.speak("We meet at 10:30.", seed=3, max_seconds=1, text_normalization="spoken")
+    assert digits.speech_tokens.tolist() == words.speech_tokens.tolist()
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
