@@ -9,7 +9,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,9 @@ def say(
     voice: options.Voice = None,
     reference_audio: options.ReferenceAudio = None,
     language: options.Language = None,
+    text_normalization: options.TextNormalization = None,
+    markup: options.Markup = None,
+    lexicon: options.Lexicon = None,
     preset: options.Preset = None,
     exaggeration: options.Exaggeration = None,
     cfg_weight: options.CfgWeight = None,
@@ -58,6 +61,7 @@ def say(
     top_k: options.TopK = None,
     seed: options.Seed = None,
     max_seconds: options.MaxSeconds = None,
+    show_text: options.ShowText = False,
     stream: options.Streamed = False,
     model: options.Model = "chatterbox",
     url: Url = None,
@@ -65,13 +69,19 @@ def say(
     timeout: Seconds = DEFAULT_TIMEOUT,
 ) -> None:
     """Say TEXT and write it to a file: `chatterbox say "Hello." -o hello.wav`."""
-    _check_output(output)
+    if not show_text:
+        _check_output(output)
     words = _words(text, file)
     arguments: dict[str, Any] = {
         "voice": voice,
         "reference_audio": reference_audio,
         "language": language,
+        "text_normalization": text_normalization,
+        "markup": markup,
+        "lexicon": _lexicon(lexicon),
         "preset": preset,
+        "seed": seed,
+        "max_seconds": max_seconds,
         "exaggeration": exaggeration,
         "cfg_weight": cfg_weight,
         "temperature": temperature,
@@ -79,12 +89,12 @@ def say(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "top_k": top_k,
-        "seed": seed,
-        "max_seconds": max_seconds,
     }
-    first = ""
-    protocol = protocol or ("grpc" if stream else "http")
+    first, protocol = "", protocol or ("grpc" if stream else "http")
     with one_line_errors(), connect(context, url, protocol, timeout, model=model) as client, _progress(words) as show:
+        if show_text:
+            _show_text(client.show_text(words, **arguments))
+            return
         if stream:
             audio, seconds = _stream(client.stream(words, **arguments), output, show)
             first = f"the first after {seconds * 1000:.0f} ms, "
@@ -92,6 +102,19 @@ def say(
             audio = client.speak(words, **arguments)
             _write(audio, output)
     typer.echo(f"{output}: {audio.duration:.2f} s of audio, {first}RTF {audio.rtf:.3f}, seed {audio.seed}", err=True)
+
+
+def _show_text(shown: Mapping[str, Any]) -> None:
+    """Each stage's passages, then the segments with their pauses."""
+    for stage in shown["stages"]:
+        typer.echo(f"{stage['stage']}:")
+        for passage in stage["passages"]:
+            typer.echo(f"  {passage['text']}")
+    typer.echo("segments:")
+    for segment in shown["segments"]:
+        typer.echo(f"  [{segment['start']}:{segment['end']}] {segment['text']}  ({segment['pause']:g} s)")
+    for note in shown["notes"]:
+        typer.echo(f"note: {note}")
 
 
 def main() -> None:
@@ -111,6 +134,14 @@ def _check_output(output: str) -> None:
         raise typer.BadParameter(str(error), param_hint="--output") from error
     if not Path(output).absolute().parent.is_dir():
         raise typer.BadParameter(f"no such folder: {Path(output).parent}", param_hint="--output")
+
+
+def _lexicon(entries: list[str] | None) -> dict[str, str] | None:
+    """The entries WORD=SPOKEN of a lexicon."""
+    for entry in entries or []:
+        if not entry.partition("=")[2]:
+            raise typer.BadParameter(f"{entry!r} is not WORD=SPOKEN", param_hint="--lexicon")
+    return {word: spoken for word, _, spoken in (entry.partition("=") for entry in entries)} if entries else None
 
 
 def _words(text: str | None, file: Path | None) -> str:

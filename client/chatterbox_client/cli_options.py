@@ -26,6 +26,21 @@ ReferenceAudio = Annotated[
     typer.Option(exists=True, dir_okay=False, readable=True, help="A clip of the voice to clone, 0.5 to 120 s."),
 ]
 Language = Annotated[str | None, typer.Option(help="Language code, for multilingual models.", show_default="en")]
+TextNormalization = Annotated[
+    str | None,
+    typer.Option(
+        help="none; plain: Markdown, links and emoji made speakable; spoken: numbers in words too.", show_default="none"
+    ),
+]
+Markup = Annotated[
+    str | None, typer.Option(help="none, or auto: SSML, and tags like [pause 0.5s].", show_default="none")
+]
+Lexicon = Annotated[
+    list[str] | None, typer.Option(help="WORD=SPOKEN: what to say for a word; may be given more than once.")
+]
+ShowText = Annotated[
+    bool, typer.Option("--show-text", help="Show what would be spoken, stage by stage, and speak nothing.")
+]
 Preset = Annotated[
     str | None, typer.Option(help="Named parameters: fast, calm, happy, dramatic ...", show_default="upstream")
 ]

@@ -20,6 +20,8 @@ from chatterbox_client.request import (
     speech_request,
     stream_request,
     takes_arguments_of,
+    text_of,
+    text_request,
 )
 from chatterbox_client.transports import (
     AsyncTransport,
@@ -83,6 +85,8 @@ class Client:
 
         Omitted parameters have the server's defaults. `voice` names a voice of the server; `reference_audio` is a WAV,
         FLAC, OGG or MP3 file to clone instead, as a path or as its bytes. `language` is for multilingual models.
+        `text_normalization` (`none`, `plain`, `spoken`) makes Markdown, addresses and emoji speakable, and puts numbers
+        in words; `markup="auto"` reads SSML and tags like `[pause 0.5s]`; `lexicon` has words and what to say for them.
         `preset` names a set of sampling parameters (`fast`, `calm`, `happy`, ...), which explicit ones override.
         `exaggeration`, `cfg_weight`, `temperature` (0 is greedy), `top_p`, `min_p`, `repetition_penalty` and `top_k`
         are the model's own; the server refuses those that its model ignores. The same `seed`, text, voice and
@@ -92,6 +96,17 @@ class Client:
         reference file cannot be read.
         """
         return audio_of(self._transport.infer(self._model, request(), OUTPUTS, self._timeout, self._context))
+
+    @takes_arguments_of(speech_request)
+    def show_text(self, request: Callable[[], Tensors]) -> dict[str, Any]:
+        """What `speak` would speak of a text, without speaking it.
+
+            client.show_text("It's **10:30**.", text_normalization="spoken")["segments"]
+
+        The `stages` that are on with their passages, the `segments` with the source characters that they stand for
+        (`start`, `end`) and the silence after them (`pause`, seconds), and `notes` of what is left out.
+        """
+        return text_of(self._transport.infer(self._model, text_request(request()), OUTPUTS, self._timeout))
 
     @takes_arguments_of(stream_request)
     def stream(self, request: Callable[[], Tensors]) -> Generator[Chunk, None, None]:
@@ -171,6 +186,11 @@ class AsyncClient:
         audio = await client.speak("Good evening.", voice="default", seed=7)
         """
         return audio_of(await self._transport.infer(self._model, request(), OUTPUTS, self._timeout, self._context))
+
+    @takes_arguments_of(speech_request)
+    async def show_text(self, request: Callable[[], Tensors]) -> dict[str, Any]:
+        """`Client.show_text`, awaited."""
+        return text_of(await self._transport.infer(self._model, text_request(request()), OUTPUTS, self._timeout))
 
     @takes_arguments_of(stream_request)
     def stream(self, request: Callable[[], Tensors]) -> AsyncGenerator[Chunk, None]:

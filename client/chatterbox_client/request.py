@@ -52,6 +52,9 @@ def speech_request(
     voice: str | None = None,
     reference_audio: str | os.PathLike[str] | bytes | None = None,
     language: str | None = None,
+    text_normalization: str | None = None,
+    markup: str | None = None,
+    lexicon: Mapping[str, str] | None = None,
     preset: str | None = None,
     exaggeration: float | None = None,
     cfg_weight: float | None = None,
@@ -74,6 +77,9 @@ def speech_request(
         "voice": _bytes("voice", voice),
         "reference_audio": _bytes("reference_audio", reference_audio),
         "language": _bytes("language", language),
+        "text_normalization": _bytes("text_normalization", text_normalization),
+        "markup": _bytes("markup", markup),
+        "lexicon": _bytes("lexicon", None if lexicon is None else json.dumps(dict(lexicon))),
         "preset": _bytes("preset", preset),
         "exaggeration": _float("exaggeration", exaggeration),
         "cfg_weight": _float("cfg_weight", cfg_weight),
@@ -94,6 +100,9 @@ def stream_request(
     voice: str | None = None,
     reference_audio: str | os.PathLike[str] | bytes | None = None,
     language: str | None = None,
+    text_normalization: str | None = None,
+    markup: str | None = None,
+    lexicon: Mapping[str, str] | None = None,
     preset: str | None = None,
     exaggeration: float | None = None,
     cfg_weight: float | None = None,
@@ -113,6 +122,9 @@ def stream_request(
         voice=voice,
         reference_audio=reference_audio,
         language=language,
+        text_normalization=text_normalization,
+        markup=markup,
+        lexicon=lexicon,
         preset=preset,
         exaggeration=exaggeration,
         cfg_weight=cfg_weight,
@@ -127,6 +139,17 @@ def stream_request(
     sizes = {"first_chunk_tokens": first_chunk_tokens, "chunk_tokens": chunk_tokens}
     chunking = {name: _integer(name, size, np.int32) for name, size in sizes.items()}
     return tensors | {name: tensor for name, tensor in chunking.items() if tensor is not None}
+
+
+def text_request(request: Tensors) -> Tensors:
+    """A request whose answer shows the text that would be spoken."""
+    return {**request, "format": np.array([[b"text"]], dtype=np.object_)}
+
+
+def text_of(answer: Tensors) -> dict[str, Any]:
+    """What `text_request` is answered with; raises ServerError when the answer is not of this contract."""
+    shown: dict[str, Any] = _audio(answer, OUTPUTS)["stats"]
+    return shown
 
 
 def audio_of(answer: Tensors) -> Audio:

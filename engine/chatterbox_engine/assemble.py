@@ -95,7 +95,7 @@ def build(
             TEXTS[checkpoint.family.text](checkpoint, config),
             model.dims,
             config.segment_chars,
-            checkpoint.family.title,
+            checkpoint.family,
         ),
         voices=make_voices(config, checkpoint, device, metrics),
         scheduler=Scheduler(

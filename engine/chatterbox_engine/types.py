@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -22,6 +22,12 @@ SAMPLES_PER_TOKEN = SAMPLE_RATE // TOKENS_PER_SECOND
 
 SPEECH_TOKENS = 6561
 """Tokens below this number are speech; T3 also draws others (start, stop, unused)."""
+
+NORMALIZATIONS = ("none", "plain", "spoken")
+"""Of a request's text: as upstream reads it; Markdown, addresses and emoji made speakable; numbers in words as well."""
+
+MARKUPS = ("none", "auto")
+"""Of a request's text: `auto` takes SSML where the text is a document of it, else tags in square brackets."""
 
 FinishReason = Literal["stop", "length"]
 
@@ -91,6 +97,12 @@ class SynthesisRequest:
     reference_audio: bytes | None = None
     """A file of one of `clip_errors.FORMATS` to clone instead of `voice`."""
     language: str = "en"
+    text_normalization: str = "none"
+    """One of NORMALIZATIONS."""
+    markup: str = "none"
+    """One of MARKUPS."""
+    lexicon: Mapping[str, str] = field(default_factory=dict)
+    """Words, and what is spoken for them."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_seconds: float = 40.0
 

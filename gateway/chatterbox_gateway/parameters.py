@@ -36,6 +36,9 @@ class Sampling(Body):
     """The model's own parameters. The server checks their ranges and refuses those that its model does not support."""
 
     language: str | None = Field(None, description="Of a multilingual model.")
+    text_normalization: str | None = Field(None, description="`none`, `plain` or `spoken`.")
+    markup: str | None = Field(None, description="`none` or `auto`: SSML, and tags like [pause 0.5s].")
+    lexicon: dict[str, str] | None = Field(None, description="What to say for a word.")
     exaggeration: float | None = Field(None, description="Strength of expression, 0 to 2.")
     cfg_weight: float | None = Field(None, description="Classifier-free guidance, 0 to 3.")
     temperature: float | None = Field(None, description="0 (greedy) to 5.")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from chatterbox_client.client import DEFAULT_TIMEOUT
 from chatterbox_gateway.keys import NO_LIMITS, Limits
 
 FIRST_CHUNK_TOKENS = 13
 """Half a second of audio: agent frameworks read 24,000 bytes of PCM before they play."""
+
+TextNormalization = Literal["none", "plain", "spoken"]
+Markup = Literal["none", "auto"]
+"""Of the server's inputs of these names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,3 +31,5 @@ class Settings:
     metrics_urls: Sequence[str] = ("localhost:8002",)
     timeout: float = DEFAULT_TIMEOUT
     first_chunk_tokens: int = FIRST_CHUNK_TOKENS
+    text_normalization: TextNormalization = "plain"
+    markup: Markup = "auto"

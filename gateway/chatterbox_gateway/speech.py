@@ -45,6 +45,7 @@ class Speaker:
         self._metrics = metrics
         self._tracing = tracing
         self._first_chunk_tokens = settings.first_chunk_tokens
+        self._text = {"text_normalization": settings.text_normalization, "markup": settings.markup}
         self._clients = {
             name: AsyncClient(model=name, timeout=settings.timeout, transport=transport) for name in settings.models
         }
@@ -68,7 +69,7 @@ class Speaker:
     async def stream(self, request: SpeechRequest, record: Record) -> AsyncGenerator[Chunk, None]:
         """The server's audio, chunk by chunk. Raises Refusal where a limit of the key is reached, and the client's
         errors."""
-        options = {"first_chunk_tokens": self._first_chunk_tokens, **request.options}
+        options = {"first_chunk_tokens": self._first_chunk_tokens, **self._text, **request.options}
         with self._call(request, record, "stream") as client:
             chunks = client.stream(request.text, voice=request.voice, **options)
             async with contextlib.aclosing(chunks):
@@ -78,8 +79,9 @@ class Speaker:
 
     async def speak(self, request: SpeechRequest, record: Record) -> Audio:
         """The server's whole audio. Raises what `stream` does."""
+        options = {**self._text, **request.options}
         with self._call(request, record, "speak") as client:
-            audio = await client.speak(request.text, voice=request.voice, **request.options)
+            audio = await client.speak(request.text, voice=request.voice, **options)
         _note(record, audio)
         return audio
 

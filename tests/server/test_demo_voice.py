@@ -88,6 +88,13 @@ def test_the_demos_own_lines_are_understood(alone: list[list[str]]) -> None:
     assert found <= DEMO_BOUND, f"word error rate {found:.3f}: {alone}"
 
 
+def test_a_time_of_the_day_is_understood(demo_server: TritonServer, hear: Hear) -> None:
+    """In one of two lines: the voice is a miniature."""
+    lines = ("She came home at 10:30, and he was late.", "The train leaves at 10:30 in the morning.")
+    heard = [" ".join(hear(speak(demo_server, line, text_normalization="spoken"))) for line in lines]
+    assert any("ten thirty" in words for words in heard), heard
+
+
 MUTATIONS: dict[str, Callable[[list[Chunk]], list[Chunk]]] = {
     "skipped": lambda chunks: [*chunks[:1], *chunks[2:]],
     "swapped": lambda chunks: [*chunks[:1], chunks[2], chunks[1], *chunks[3:]],

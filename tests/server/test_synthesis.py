@@ -171,7 +171,8 @@ def test_a_preset_speaks_as_its_parameters_do(server: TritonServer) -> None:
 
 
 CONFIG_ORDER = (
-    *("text", "voice", "reference_audio", "language", "preset", "exaggeration", "cfg_weight"),
+    *("text", "voice", "reference_audio", "language", "text_normalization", "markup", "lexicon"),
+    *("preset", "exaggeration", "cfg_weight"),
     *("temperature", "top_p", "min_p", "repetition_penalty", "top_k", "seed", "max_seconds", "format"),
 )
 
@@ -205,7 +206,7 @@ def infer_grpc(server: TritonServer, inputs: list[Any]) -> Any:
         return it.infer("chatterbox", inputs)
 
 
-TEXTS = ("text", "voice", "language", "preset", "format")
+TEXTS = ("text", "voice", "language", "text_normalization", "markup", "preset", "format")
 TYPES = {**dict.fromkeys(TEXTS, "BYTES"), "seed": "INT64", "top_k": "INT32"}
 NUMPY = {"BYTES": np.object_, "INT64": np.int64, "INT32": np.int32, "FP32": np.float32}
 
@@ -234,7 +235,7 @@ BAD = [
         for silent in ("...", "\u200b", "\N{THUMBS UP SIGN}", "\x00", "\u4f60")
     ),
     ({"text": GREETING, "voice": "v" * 20_000}, "404", "there is no voice 'vvv"),
-    *(({"text": GREETING, name: "v" * 20_000}, "400", f"{name} is 'vvv") for name in ("language", "preset", "format")),
+    *(({"text": GREETING, name: "v" * 20_000}, "400", f"{name} is 'vvv") for name in TEXTS[2:]),
 ]
 GRPC_NAMES = {"400": "INVALID_ARGUMENT", "404": "NOT_FOUND"}
 

@@ -231,6 +231,8 @@ class FakeText:
     silent = False
     """Gives no tokens, and speaks them."""
 
+    sounds: Sequence[str] = ()
+
     def encode(self, text: str, language: str) -> list[int]:
         return [] if self.silent else [int(char.isalnum()) for char in normalise(text)]
 
@@ -312,7 +314,7 @@ class FakeEngine:
             metrics=metrics,
         )
         parts = Parts(
-            segmenter=Segmenter(self.text, LlamaDims(), 300, ENGLISH.title),
+            segmenter=Segmenter(self.text, LlamaDims(), 300, ENGLISH),
             voices=self.voices,
             scheduler=self.scheduler,
             runner=self.runner,

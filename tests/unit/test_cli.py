@@ -32,6 +32,8 @@ VOICE = {"voice": "anna", "bytes": 1, "content_hash": "", "created_at": "", "upd
 OPTIONS: dict[str, tuple[str, Any]] = {
     "voice": ("--voice", "emma"),
     "language": ("--language", "fr"),
+    "text_normalization": ("--text-normalization", "spoken"),
+    "markup": ("--markup", "auto"),
     "preset": ("--preset", "calm"),
     "exaggeration": ("--exaggeration", 0.75),
     "cfg_weight": ("--cfg-weight", 0.25),

@@ -31,6 +31,9 @@ CONTRACT: list[tuple[str, Any, Any, Any]] = [
     ("voice", "élodie", np.object_, "élodie".encode()),
     ("reference_audio", b"RIFF\0\0", np.object_, b"RIFF\0\0"),
     ("language", "fr", np.object_, b"fr"),
+    ("text_normalization", "plain", np.object_, b"plain"),
+    ("markup", "auto", np.object_, b"auto"),
+    ("lexicon", {"Nguyen": "win"}, np.object_, b'{"Nguyen": "win"}'),
     ("preset", "calm", np.object_, b"calm"),
     ("exaggeration", 0.7, np.float32, np.float32(0.7)),
     ("cfg_weight", 0, np.float32, np.float32(0)),
@@ -288,6 +291,8 @@ def test_the_signature_of_speak_is_frozen_and_the_same_for_both_clients() -> Non
     assert str(inspect.signature(Client.speak)).replace("'", "") == (
         "(self, text: str, *, voice: str | None = None, "
         "reference_audio: str | os.PathLike[str] | bytes | None = None, language: str | None = None, "
+        "text_normalization: str | None = None, markup: str | None = None, "
+        "lexicon: Mapping[str, str] | None = None, "
         "preset: str | None = None, exaggeration: float | None = None, cfg_weight: float | None = None, "
         "temperature: float | None = None, top_p: float | None = None, min_p: float | None = None, "
         "repetition_penalty: float | None = None, top_k: int | None = None, seed: int | None = None, "

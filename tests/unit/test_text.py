@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,28 @@ from hypothesis import strategies as st
 import chatterbox_engine
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.errors import CheckpointError, InvalidRequest
-from chatterbox_engine.text.english import EnglishText, Segment, Tokenizer, split, validate_text
+from chatterbox_engine.text import split as splitting
+from chatterbox_engine.text.clean import validate_text, visible
+from chatterbox_engine.text.english import EnglishText, Tokenizer
+from chatterbox_engine.text.passages import Text
 from tests.fidelity.test_text_multilingual import SENTENCES
 
 SENTENCE = "This sentence is written only to fill some space in the test. "
+
+
+@dataclass(frozen=True)
+class Segment:
+    text: str
+    pause: float
+
+
+def split(text: str, max_chars: int = 300, language: str = "en") -> list[Segment]:
+    """The parts of a text; each leads back to the source."""
+    parts = splitting.split(Text.of(text), language, max_chars)
+    for part in parts:
+        for char, start, end in zip(part.text.string, part.text.starts, part.text.ends, strict=True):
+            assert char == text[start:end] or (char.isspace() and text[start:end].isspace())
+    return [Segment(part.text.string, part.pause) for part in parts]
 
 
 def squeezed(text: str) -> str:
@@ -200,7 +219,8 @@ def test_a_text_with_nothing_to_speak_is_refused(text: str) -> None:
 @pytest.mark.parametrize("language", SENTENCES)
 def test_a_word_of_every_language_is_something_to_speak(language: str) -> None:
     for line in SENTENCES[language]:
-        assert validate_text(line, 1000) == line.replace("\u200c", "").replace("\u200d", "")
+        assert validate_text(line, 1000) == line
+        assert visible(Text.of(line)).string == line.replace("\u200c", "").replace("\u200d", "")
         letter = next(filter(str.isalpha, line))
         assert validate_text(f"... {letter}", 1000)
 
@@ -219,7 +239,9 @@ def test_digits_are_something_to_speak_and_so_are_tags() -> None:
 
 def test_what_nobody_sees_is_left_out() -> None:
     hidden = "\ufeffHel\x00lo\u200b \x1b\u00adthe\u200dre\ufe0f,\r\n\tyou\u202e\u3164."
-    assert validate_text(hidden, 100) == "Hello there,\r\n\tyou."
+    text = visible(Text.of(validate_text(hidden, 100)))
+    assert text.string == "Hello there,\r\n\tyou."
+    assert "".join(hidden[start] for start in text.starts) == text.string
 
 
 def test_the_tokens_tell_whether_there_is_something_to_speak(tiny: Checkpoint) -> None:

@@ -20,8 +20,18 @@ from chatterbox_engine.checkpoint.families import ENGLISH, Family
 from chatterbox_engine.errors import InvalidRequest, quote
 from chatterbox_engine.serving.audio import FORMATS, encode
 from chatterbox_engine.synthesis.streaming import LARGEST, ChunkPolicy
-from chatterbox_engine.text.english import validate_text
-from chatterbox_engine.types import SAMPLE_RATE, SynthesisChunk, SynthesisRequest, SynthesisResult
+from chatterbox_engine.text import lexicon
+from chatterbox_engine.text.clean import validate_text
+from chatterbox_engine.text.passages import Passage
+from chatterbox_engine.text.pipeline import Script, Segment
+from chatterbox_engine.types import (
+    MARKUPS,
+    NORMALIZATIONS,
+    SAMPLE_RATE,
+    SynthesisChunk,
+    SynthesisRequest,
+    SynthesisResult,
+)
 from chatterbox_engine.voices.clips import clip_bytes
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -58,12 +68,15 @@ SAMPLING = {
     "top_k": Number(0, 1_000_000, kind=int),
 }
 
-TEXTS = ("text", "voice", "language", "preset", "format")
+TEXTS = ("text", "voice", "language", "text_normalization", "markup", "lexicon", "preset", "format")
 INPUTS = (*TEXTS, "reference_audio", *SAMPLING, "seed", "max_seconds")
 OUTPUTS = ("audio", "audio_base64", "sample_rate", "speech_tokens", "stats")
 
 CHUNKING = {"first_chunk_tokens": "first", "chunk_tokens": "chunk"}
 """Inputs that only streams have, and the fields of ChunkPolicy that they set."""
+
+TEXT = "text"
+"""The format of an answer that only shows what would be spoken."""
 
 STREAM_FORMATS = ("pcm", "s16")
 STREAM_OUTPUTS = (*OUTPUTS, "chunk_index", "is_last")
@@ -113,8 +126,8 @@ def parse(tensors: Tensors, terms: Terms) -> Call:
     family = terms.family
     _refuse_unsupported(tensors, family)
     audio_format = _text(tensors, "format", "pcm")
-    if audio_format not in FORMATS:
-        raise InvalidRequest(f"format is {quote(audio_format)}; it must be one of {', '.join(FORMATS)}")
+    if audio_format not in (*FORMATS, TEXT):
+        raise InvalidRequest(f"format is {quote(audio_format)}; it must be one of {', '.join((*FORMATS, TEXT))}")
     language = _text(tensors, "language", SynthesisRequest.language).lower()
     if language not in family.languages:
         raise InvalidRequest(f"language is {quote(language)}; {family.title} speaks {', '.join(family.languages)}")
@@ -132,6 +145,9 @@ def parse(tensors: Tensors, terms: Terms) -> Call:
         voice=_text(tensors, "voice", "default"),
         reference_audio=clip_bytes(_bytes(tensors, "reference_audio")) if "reference_audio" in tensors else None,
         language=language,
+        text_normalization=_choice(tensors, "text_normalization", NORMALIZATIONS),
+        markup=_choice(tensors, "markup", MARKUPS),
+        lexicon=lexicon.parse(_text(tensors, "lexicon", "{}"), "lexicon"),
         sampling=replace(presets.sampling(family, _text(tensors, "preset", terms.preset)), **chosen),
         max_seconds=seconds.check("max_seconds", _number(tensors, "max_seconds"))
         if "max_seconds" in tensors
@@ -180,6 +196,19 @@ def outputs(result: SynthesisResult, audio_format: str) -> dict[str, npt.NDArray
     }
 
 
+def text_outputs(script: Script) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of an answer that shows the text, stage by stage, in its statistics."""
+    stages = [{"stage": name, "passages": list(map(_shown, passages))} for name, passages in script.stages]
+    segments = [_shown(segment) for segment in script.segments]
+    stats = {"stages": stages, "segments": segments, "lead": script.lead, "notes": list(script.notes)}
+    return outputs(SynthesisResult(np.zeros(0, np.float32), np.zeros(0, np.int32), stats), "pcm")
+
+
+def _shown(part: Passage | Segment) -> dict[str, Any]:
+    start, end = part.text.source()
+    return {"text": part.text.string, "start": start, "end": end, "language": part.language, "pause": part.pause}
+
+
 def chunk_outputs(chunk: SynthesisChunk, audio_format: str) -> dict[str, npt.NDArray[Any]]:
     """A chunk's tensors. Only the last one's statistics have entries."""
     result = SynthesisResult(chunk.samples, chunk.speech_tokens, chunk.stats or {})
@@ -219,6 +248,14 @@ def _number(tensors: Tensors, name: str) -> float:
 def _bytes(tensors: Tensors, name: str) -> bytes:
     value = _scalar(tensors, name)
     return value if isinstance(value, bytes) else str(value).encode()
+
+
+def _choice(tensors: Tensors, name: str, words: tuple[str, ...]) -> str:
+    """One of some words, by default the first."""
+    word = _text(tensors, name, words[0])
+    if word not in words:
+        raise InvalidRequest(f"{name} is {quote(word)}; it must be one of {', '.join(words)}")
+    return word
 
 
 def _text(tensors: Tensors, name: str, default: str) -> str:

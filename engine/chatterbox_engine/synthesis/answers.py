@@ -34,7 +34,7 @@ class WholeAnswer:
         if len(self._parts) < len(segments):
             return None
         parts = [self._parts[index] for index in range(len(segments))]
-        samples = join([part for part, _ in parts], [segment.pause for segment in segments])
+        samples = join([part for part, _ in parts], [segment.pause for segment in segments], segments[0].lead)
         tokens = np.asarray([token for _, kept in parts for token in kept], dtype=np.int32)
         return SynthesisResult(samples, tokens, {**self._sums.stats(chunk, len(samples)), **self._served.about})
 
@@ -44,7 +44,7 @@ class StreamAnswer:
 
     def __init__(self, job: Job, served: Served) -> None:
         self._served = served
-        self._joiner = Joiner([segment.pause for segment in job.segments])
+        self._joiner = Joiner([segment.pause for segment in job.segments], job.segments[0].lead)
         self._samples = 0
         self._sums = _Sums()
 
@@ -90,6 +90,7 @@ class _Sums:
             "seed": job.request.seed,
             "tokens": self._tokens,
             "segments": len(job.segments),
+            **({"notes": list(job.notes)} if job.notes else {}),
             "finish_reason": "length" if self._at_limit else "stop",
             "voice": job.request.voice if job.request.reference_audio is None else "reference_audio",
             "characters": len(job.request.text),

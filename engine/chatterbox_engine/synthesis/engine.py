@@ -43,6 +43,7 @@ from chatterbox_engine.synthesis.seeds import T3_DRAWS, derive
 from chatterbox_engine.synthesis.streaming import ChunkPolicy
 from chatterbox_engine.synthesis.utterances import Speech, Utterance
 from chatterbox_engine.t3.runner import Prompt
+from chatterbox_engine.text.pipeline import Script
 from chatterbox_engine.types import Samples, SynthesisRequest
 from chatterbox_engine.voices.library import Found
 
@@ -116,12 +117,16 @@ class Engine:
         """`submit` for audio in chunks: `answer` is called for each, in order, until the last one or an error."""
         return self._accept(request, answer, policy)
 
+    def read(self, request: SynthesisRequest) -> Script:
+        """What would be spoken of a request's text, stage by stage. Raises InvalidRequest."""
+        return self._parts.segmenter.read(request)
+
     def _accept(
         self, request: SynthesisRequest, answer: Callable[[Any], None], policy: ChunkPolicy | None = None
     ) -> int:
         arrived = time.monotonic()
-        segments = self._parts.segmenter.segments(request)
-        job = Job(next(self._numbers), request, answer, segments, policy, arrived)
+        text = self._parts.segmenter.segments(request)
+        job = Job(next(self._numbers), request, answer, text.segments, policy, arrived, text.notes)
         self._register.take(job)
         self._inbox.put(_wake)  # the engine thread then includes its deadline
         self._parts.voices.resolve(request).add_done_callback(partial(self._voiced, job))

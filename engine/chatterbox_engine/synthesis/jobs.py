@@ -33,6 +33,8 @@ class TokenSegment:
     """Speech tokens after which the utterance ends at the latest."""
     pause: float
     """Seconds of silence after it."""
+    lead: float = 0.0
+    """Seconds of silence before it; only the first segment has some."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,8 @@ class Job:
     policy: ChunkPolicy | None = None
     """The chunks of a stream; None for a whole answer."""
     arrived: float = field(default_factory=time.monotonic)
+    notes: Sequence[str] = ()
+    """What was left out of its text and why, for its statistics."""
 
 
 @dataclass(frozen=True)

@@ -12,25 +12,24 @@ FADE = SAMPLE_RATE // 200
 """Samples, 5 ms: long enough to avoid clicks, too short to be audible as a fade."""
 
 
-def pause_samples(seconds: float) -> int:
-    """Samples of silence for a pause."""
-    return round(seconds * SAMPLE_RATE)
+def join(parts: Sequence[Samples], pauses: Sequence[float], lead: float = 0.0) -> Samples:
+    """Concatenates segments with `pauses[i]` seconds of silence after segment i, and `lead` seconds before the first.
 
-
-def join(parts: Sequence[Samples], pauses: Sequence[float]) -> Samples:
-    """Concatenates segments with `pauses[i]` seconds of silence after segment i; the last pause is ignored.
-
-    Every inner edge fades to silence over 5 ms. A single segment is returned unchanged.
+    Every edge at another segment or at silence fades over 5 ms. A single segment without silence is returned unchanged.
     """
-    if len(parts) == 1:
+    if len(parts) == 1 and not lead and not pauses[0]:
         return parts[0]
-    joined: list[Samples] = []
+    joined: list[Samples] = [silence(lead)]
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
-        joined.append(fade_edges(part, start=index > 0, end=not last))
-        if not last:
-            joined.append(np.zeros(pause_samples(pauses[index]), dtype=np.float32))
+        joined.append(fade_edges(part, start=index > 0 or lead > 0, end=not last or pauses[index] > 0))
+        joined.append(silence(pauses[index]))
     return np.concatenate(joined)
+
+
+def silence(seconds: float) -> Samples:
+    """A pause."""
+    return np.zeros(round(seconds * SAMPLE_RATE), dtype=np.float32)
 
 
 def fade_edges(part: Samples, *, start: bool, end: bool) -> Samples:

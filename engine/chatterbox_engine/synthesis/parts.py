@@ -15,12 +15,14 @@ from chatterbox_engine.errors import RequestError
 from chatterbox_engine.metrics import Served
 from chatterbox_engine.synthesis.cores import Cores
 from chatterbox_engine.synthesis.finisher import Send
-from chatterbox_engine.synthesis.jobs import Chunk, TokenSegment
+from chatterbox_engine.synthesis.jobs import Chunk
 from chatterbox_engine.synthesis.prefixes import Prefixes
 from chatterbox_engine.synthesis.scheduler import Scheduler
+from chatterbox_engine.synthesis.segments import Segmented
 from chatterbox_engine.synthesis.utterances import Utterance
 from chatterbox_engine.synthesis.vocoder import Requests
 from chatterbox_engine.t3.runner import Prompt
+from chatterbox_engine.text.pipeline import Script
 from chatterbox_engine.types import Samples, SynthesisRequest
 from chatterbox_engine.voices.cache import Voice
 from chatterbox_engine.voices.library import Found
@@ -31,8 +33,11 @@ Report = Callable[[str], None]
 class TextSegmenter(Protocol):
     """`segments.Segmenter`."""
 
-    def segments(self, request: SynthesisRequest, /) -> Sequence[TokenSegment]:
-        """The request's segments, at least one. Raises InvalidRequest."""
+    def read(self, request: SynthesisRequest, /) -> Script:
+        """What is spoken of the request's text, stage by stage. Raises InvalidRequest."""
+
+    def segments(self, request: SynthesisRequest, /) -> Segmented:
+        """The request's segments. Raises InvalidRequest."""
 
 
 class VoiceFinder(Protocol):

@@ -2,42 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 from chatterbox_engine.checkpoint.dims import T3Dims
+from chatterbox_engine.checkpoint.families import Family
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.synthesis.jobs import TokenSegment
-from chatterbox_engine.text.english import TextPreparation, split
+from chatterbox_engine.text.english import TextPreparation
+from chatterbox_engine.text.pipeline import Reader, Script, Segment
 from chatterbox_engine.types import TOKENS_PER_SECOND, SynthesisRequest
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A request's segments, at least one, and what was left out of its text."""
+
+    segments: Sequence[TokenSegment]
+    notes: Sequence[str] = ()
 
 
 class Segmenter:
     """Splits, tokenises and measures texts. Any thread."""
 
-    def __init__(self, text: TextPreparation, dims: T3Dims, max_chars: int, model: str) -> None:
-        """max_chars: of a segment; model: what messages call it."""
+    def __init__(self, text: TextPreparation, dims: T3Dims, max_chars: int, family: Family) -> None:
+        """max_chars: of a segment."""
         self._text = text
         self._dims = dims
-        self._max_chars = max_chars
-        self._model = model
+        self._family = family
+        self._reader = Reader(family.languages, text.sounds, family.title, max_chars)
 
-    def segments(self, request: SynthesisRequest) -> tuple[TokenSegment, ...]:
-        """The request's segments that have something to speak, at least one.
+    def read(self, request: SynthesisRequest) -> Script:
+        """What is spoken of the request's text, stage by stage. Raises InvalidRequest."""
+        return self._reader.read(request)
 
-        Raises InvalidRequest for a text that cannot fit or of which the model knows no letter.
+    def segments(self, request: SynthesisRequest) -> Segmented:
+        """The request's segments that have something to speak.
+
+        Raises InvalidRequest for markup that is wrong, a text that cannot fit or of which the model knows no letter.
         """
-        dims = self._dims
+        script = self.read(request)
         # rounded down: max_seconds is a bound; the small addend keeps 0.28 s, whose product is 6.999..., at 7 tokens
         max_tokens = max(1, int(request.max_seconds * TOKENS_PER_SECOND + 1e-4))
-        segments = []
-        for segment in split(request.text, self._max_chars):
-            ids = self._text.encode(segment.text, request.language)
-            if not self._text.speaks(ids):
-                continue
-            if len(ids) > dims.max_text_tokens:
-                raise InvalidRequest(f"a sentence has {len(ids)} text tokens; the model takes {dims.max_text_tokens}")
-            tokens = tuple(dims.frame(ids))
-            prompt_length = dims.prefix + len(tokens) + dims.bos
-            limit = min(max_tokens, dims.max_speech_tokens)
-            segments.append(TokenSegment(tokens, prompt_length, limit, segment.pause))
+        lead = script.lead
+        segments: list[TokenSegment] = []
+        for segment in script.segments:
+            tokens = self._tokens(segment)
+            if tokens is not None:
+                segments.append(self._measured(tokens, max_tokens, segment.pause, 0.0 if segments else lead))
+            elif segment.ends_passage and segments:
+                segments[-1] = replace(segments[-1], pause=max(segments[-1].pause, segment.pause))
+            elif segment.ends_passage:
+                lead += segment.pause
         if not segments:
-            raise InvalidRequest(f"text has nothing to speak: {self._model} knows none of its letters and digits")
-        return tuple(segments)
+            title = self._family.title
+            raise InvalidRequest(f"text has nothing to speak: {title} knows none of its letters and digits")
+        return Segmented(tuple(segments), script.notes)
+
+    def _tokens(self, segment: Segment) -> tuple[int, ...] | None:
+        """None where the model knows nothing to speak. Raises InvalidRequest for a segment that cannot fit."""
+        ids = self._text.encode(segment.text.string, segment.language)
+        if not self._text.speaks(ids):
+            return None
+        if len(ids) > self._dims.max_text_tokens:
+            raise InvalidRequest(f"a sentence has {len(ids)} text tokens; the model takes {self._dims.max_text_tokens}")
+        return tuple(self._dims.frame(ids))
+
+    def _measured(self, tokens: tuple[int, ...], max_tokens: int, pause: float, lead: float) -> TokenSegment:
+        prompt_length = self._dims.prefix + len(tokens) + self._dims.bos
+        return TokenSegment(tokens, prompt_length, min(max_tokens, self._dims.max_speech_tokens), pause, lead)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chatterbox_engine.synthesis.join import fade_edges, pause_samples
+from chatterbox_engine.synthesis.join import fade_edges, silence
 from chatterbox_engine.types import SAMPLES_PER_TOKEN, Samples
 
 LOOKAHEAD = 3
@@ -118,24 +118,27 @@ class Joiner:
     difference. Segments are joined as in `join.join`.
     """
 
-    def __init__(self, pauses: list[float]) -> None:
-        """pauses: seconds of silence after each segment; the last one is ignored."""
+    def __init__(self, pauses: list[float], lead: float = 0.0) -> None:
+        """pauses: seconds of silence after each segment; lead: before the first."""
         self._pauses = pauses
+        self._lead = lead
         self._segment = 0
         self._beyond: Samples | None = None
 
     def add(self, wave: Samples, span: Span) -> Samples:
         """The samples to send. wave: [960 tokens of the window]."""
-        first, end = ((at - span.start) * SAMPLES_PER_TOKEN for at in (span.begin, span.end))
-        samples = wave[first:end]
+        start, end = ((at - span.start) * SAMPLES_PER_TOKEN for at in (span.begin, span.end))
+        samples = wave[start:end]
         if self._beyond is not None:
             samples = crossfade(self._beyond, samples)
         self._beyond = None if span.last else wave[end : end + OVERLAP]
-        final = self._segment == len(self._pauses) - 1
-        samples = fade_edges(samples, start=span.begin == 0 and self._segment > 0, end=span.last and not final)
-        if span.last and not final:
-            pause = np.zeros(pause_samples(self._pauses[self._segment]), dtype=np.float32)
-            samples = np.concatenate([samples, pause])
+        first, final = self._segment == 0, self._segment == len(self._pauses) - 1
+        lead = self._lead if first and span.begin == 0 else 0.0
+        pause = self._pauses[self._segment] if span.last else 0.0
+        starts, ends = not first or lead > 0, not final or pause > 0
+        samples = fade_edges(samples, start=span.begin == 0 and starts, end=span.last and ends)
+        if lead or pause:
+            samples = np.concatenate([silence(lead), samples, silence(pause)])
         self._segment += span.last
         return samples
 

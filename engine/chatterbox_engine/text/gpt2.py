@@ -5,11 +5,13 @@ Source: chatterbox-tts 0.1.7 `tts_turbo.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from chatterbox_engine.errors import CheckpointError
-from chatterbox_engine.text.english import REPLACED, is_speakable, normalise
+from chatterbox_engine.text.english import REPLACED, normalise
+from chatterbox_engine.text.passages import is_speakable
+from chatterbox_engine.text.tags import TAGS
 
 # Turbo leaves alone what the other models turn into commas.
 _KEPT = ("...", " - ", ";")
@@ -27,6 +29,8 @@ class GPT2Text:
             self._tokenizer = AutoTokenizer.from_pretrained(str(path.parent), local_files_only=True)
         except Exception as error:  # transformers raises many kinds, all of them for bad files
             raise CheckpointError(f"{path.parent}: no GPT-2 tokenizer: {error}") from error
+        added = self._tokenizer.get_added_vocab()
+        self.sounds: Collection[str] = [tag for tag in TAGS if f"[{tag}]" in added]
 
     def encode(self, text: str, language: str) -> list[int]:  # noqa: ARG002
         """As upstream's `ChatterboxTurboTTS.generate` prepares a text; there is one language."""

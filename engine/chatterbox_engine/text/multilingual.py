@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,8 @@ Rewrite = Callable[[str], str]
 
 class MultilingualText:
     """`TextPreparation` of the multilingual models."""
+
+    sounds: Collection[str] = ()
 
     def __init__(self, path: Path, *, cangjie: Path, dicta_model: str = "") -> None:
         """Reads `grapheme_mtl_merged_expanded_v1.json`, and begins to load what the four languages need.

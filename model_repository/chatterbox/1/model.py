@@ -85,6 +85,9 @@ class TritonPythonModel:
 
     def _speak(self, reply: Reply, tensors: Tensors) -> None:
         call = contract.parse(tensors, self._terms)
+        if call.format == contract.TEXT:
+            reply.send(contract.text_outputs(self._engine.read(call.request)))
+            return
         number = self._engine.submit(call.request, partial(_answer, reply, call.format))
         self._watcher.watch(reply, partial(self._engine.cancel, number))
 

@@ -75,8 +75,7 @@ class FixedGateway:
 
     def __enter__(self) -> FixedGateway:
         self.released.set()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._http.daemon_threads = True
+        self._http = _Server(self)
         self.address = f"http://127.0.0.1:{self._http.server_port}/speech/"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
@@ -102,102 +101,108 @@ def tone(seed: int, seconds: float = 1.5) -> bytes:
     return np.int16(wave * 32_767).tobytes()
 
 
-def _handler(gateway: FixedGateway) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
 
-        def setup(self) -> None:
-            super().setup()
-            gateway.connections.append(self.connection)
+    def __init__(self, gateway: FixedGateway) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.gateway = gateway
 
-        def do_GET(self) -> None:
-            path = self.path.removeprefix("/speech").split("?")[0]
-            answers: dict[str, Any] = {
-                "/health": {"status": "ok"},
-                "/model/info": gateway.info,
-                "/v1/models": {"data": [{"id": name} for name in gateway.models]},
-                "/v1/audio/voices": {"voices": [{"id": name} for name in gateway.voices]},
-                "/status": {"slots_active": 3, "slots_free": 61, "queue": 0, "rtf_mean": 0.12},
-            }
-            if path in answers:
-                if path == "/health" or self._is_allowed():
-                    self._answer(200, json.dumps(answers[path]).encode())
-                return
-            file = PAGE / ("index.html" if path == "/" else path.removeprefix("/page/"))
-            if file.is_file():
-                self._answer(200, file.read_bytes(), TYPES[file.suffix])
-            else:
-                self._refuse(404, f"there is no {path}")
 
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if not self._is_allowed():
-                return
-            if self.path.endswith("/v1/audio/voices"):
-                gateway.voices.append("bea")
-                assert b'name="name"\r\n\r\nbea\r\n' in body
-                self._answer(200, b"{}")
-                return
-            request = json.loads(body)
-            gateway.spoken.append(request)
-            if gateway.refusal:
-                self._refuse(*gateway.refusal)
-            elif request["response_format"] == "pcm":
-                self._stream(request["seed"])
-            else:
-                self._answer(200, b"ID3 not really", "audio/mpeg")
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
 
-        def do_DELETE(self) -> None:
-            gateway.voices.remove(self.path.rpartition("/")[2])
+    def setup(self) -> None:
+        super().setup()
+        self.server.gateway.connections.append(self.connection)
+
+    def do_GET(self) -> None:
+        path = self.path.removeprefix("/speech").split("?")[0]
+        answers: dict[str, Any] = {
+            "/health": {"status": "ok"},
+            "/model/info": self.server.gateway.info,
+            "/v1/models": {"data": [{"id": name} for name in self.server.gateway.models]},
+            "/v1/audio/voices": {"voices": [{"id": name} for name in self.server.gateway.voices]},
+            "/status": {"slots_active": 3, "slots_free": 61, "queue": 0, "rtf_mean": 0.12},
+        }
+        if path in answers:
+            if path == "/health" or self._is_allowed():
+                self._answer(200, json.dumps(answers[path]).encode())
+            return
+        file = PAGE / ("index.html" if path == "/" else path.removeprefix("/page/"))
+        if file.is_file():
+            self._answer(200, file.read_bytes(), TYPES[file.suffix])
+        else:
+            self._refuse(404, f"there is no {path}")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if not self._is_allowed():
+            return
+        if self.path.endswith("/v1/audio/voices"):
+            self.server.gateway.voices.append("bea")
+            assert b'name="name"\r\n\r\nbea\r\n' in body
             self._answer(200, b"{}")
+            return
+        request = json.loads(body)
+        self.server.gateway.spoken.append(request)
+        if self.server.gateway.refusal:
+            self._refuse(*self.server.gateway.refusal)
+        elif request["response_format"] == "pcm":
+            self._stream(request["seed"])
+        else:
+            self._answer(200, b"ID3 not really", "audio/mpeg")
 
-        def _is_allowed(self) -> bool:
-            if gateway.key and self.headers.get("Authorization") != f"Bearer {gateway.key}":
-                self._refuse(401, "the API key is missing or wrong")
-                return False
-            return True
+    def do_DELETE(self) -> None:
+        self.server.gateway.voices.remove(self.path.rpartition("/")[2])
+        self._answer(200, b"{}")
 
-        def _stream(self, seed: int) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "audio/pcm")
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
+    def _is_allowed(self) -> bool:
+        if self.server.gateway.key and self.headers.get("Authorization") != f"Bearer {self.server.gateway.key}":
+            self._refuse(401, "the API key is missing or wrong")
+            return False
+        return True
+
+    def _stream(self, seed: int) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "audio/pcm")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            for piece in _pieces(tone(seed)):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                self.wfile.flush()
+                self._wait()
+                if self.server.gateway.breaks:
+                    self.close_connection = True
+                    return
+            self.wfile.write(b"0\r\n\r\n")
+        except ConnectionError:
+            self.server.gateway.disconnected.set()
+
+    def _wait(self) -> None:
+        """Until the test lets the stream go on, or the client disconnects."""
+        self.connection.settimeout(0.05)
+        while not self.server.gateway.released.is_set():
             try:
-                for piece in _pieces(tone(seed)):
-                    self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-                    self.wfile.flush()
-                    self._wait()
-                    if gateway.breaks:
-                        self.close_connection = True
-                        return
-                self.wfile.write(b"0\r\n\r\n")
-            except ConnectionError:
-                gateway.disconnected.set()
+                if not self.connection.recv(1):
+                    raise ConnectionError
+            except TimeoutError:
+                continue
 
-        def _wait(self) -> None:
-            """Until the test lets the stream go on, or the client disconnects."""
-            self.connection.settimeout(0.05)
-            while not gateway.released.is_set():
-                try:
-                    if not self.connection.recv(1):
-                        raise ConnectionError
-                except TimeoutError:
-                    continue
+    def _refuse(self, status: int, message: str) -> None:
+        self._answer(status, json.dumps({"error": {"message": message}}).encode())
 
-        def _refuse(self, status: int, message: str) -> None:
-            self._answer(status, json.dumps({"error": {"message": message}}).encode())
+    def _answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
-        def _answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 def _pieces(samples: bytes) -> Iterator[bytes]:

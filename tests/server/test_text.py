@@ -1,0 +1,117 @@
+"""Texts as people send them, through the real server and client: words, silence, notes and refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from chatterbox_client import Client, InvalidRequest
+from chatterbox_engine.launcher.server import TritonServer
+
+RATE = 24_000
+
+
+def silences(samples: np.ndarray) -> list[int]:
+    """Lengths of the runs of digital silence of 50 ms or more, in samples."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], (samples == 0).astype(int), [0]])))
+    return [int(length) for length in edges[1::2] - edges[::2] if length >= RATE // 20]
+
+
+@pytest.fixture
+def client(server: TritonServer) -> Client:
+    return Client(server.http_url, "http", timeout=120)
+
+
+def test_without_stages_the_same_tokens_are_spoken(client: Client) -> None:
+    text = "Say **this** at 10:30 [pause 1s]."
+    plain = client.speak(text, seed=3, max_seconds=1)
+    named = client.speak(text, seed=3, max_seconds=1, text_normalization="none", markup="none")
+    assert named.speech_tokens.tolist() == plain.speech_tokens.tolist()
+    assert "notes" not in plain.stats
+
+
+def test_markdown_is_spoken_as_its_words(client: Client) -> None:
+    shown = client.speak("Hello there.", seed=3, max_seconds=1)
+    marked = client.speak("**Hello** [there](http://example.org)", seed=3, max_seconds=1, text_normalization="plain")
+    assert marked.speech_tokens.tolist() == shown.speech_tokens.tolist()
+
+
+def test_a_time_is_spoken_in_words(client: Client) -> None:
+    words = client.speak("We meet at ten thirty.", seed=3, max_seconds=1)
+    digits = client.speak("We meet at 10:30.", seed=3, max_seconds=1, text_normalization="spoken")
+    assert digits.speech_tokens.tolist() == words.speech_tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("One. [pause 1s] Two.", 1.0),
+        ('<speak>One<break time="700ms"/>two.</speak>', 0.7),
+        ("[pause 500ms] Hello.", 0.5),
+    ],
+)
+def test_a_pause_is_digital_silence_whole_and_in_streams(server: TritonServer, text: str, seconds: float) -> None:
+    with Client(server.grpc_url, "grpc", timeout=120) as client:
+        whole = client.speak(text, seed=3, max_seconds=1, markup="auto").samples
+        chunks = list(client.stream(text, seed=3, max_seconds=1, markup="auto"))
+    streamed = np.concatenate([chunk.samples for chunk in chunks])
+    for samples in (whole, streamed):
+        (found,) = silences(samples)
+        assert abs(found - seconds * RATE) <= 2  # the first and last samples of a fade are zero as well
+    assert len(whole) == len(streamed)
+
+
+def test_lines_are_pauses(client: Client) -> None:
+    audio = client.speak("Milk\r\nEggs\r\nBread", seed=3, max_seconds=1, text_normalization="plain")
+    assert len(silences(audio.samples)) == 2
+    assert audio.stats["segments"] == 3
+
+
+def test_a_sound_that_the_model_lacks_is_noted(client: Client) -> None:
+    audio = client.speak("[laugh] That was close.", seed=3, max_seconds=1, markup="auto")
+    assert audio.stats["notes"] == ["[laugh] is left out: Chatterbox has no such sound"]
+
+
+def test_turbo_speaks_its_sounds(server_of: Callable[[str], TritonServer]) -> None:
+    server = server_of("tiny-turbo")
+    with Client(server.http_url, "http", model="tiny-turbo", timeout=120) as client:
+        audio = client.speak("[Laugh] That was close.", seed=3, max_seconds=1, markup="auto")
+        named = client.speak("[laugh] That was close.", seed=3, max_seconds=1)
+    assert "notes" not in audio.stats
+    assert audio.speech_tokens.tolist() == named.speech_tokens.tolist()
+
+
+def test_the_text_is_shown_stage_by_stage(client: Client) -> None:
+    shown = client.show_text(
+        "\ufeffAsk **Nguyen** at 10:30. [pause 1s]",
+        text_normalization="spoken",
+        markup="auto",
+        lexicon={"Nguyen": "win"},
+    )
+    assert [stage["stage"] for stage in shown["stages"]] == ["clean", "markup", "plain", "lexicon", "spoken"]
+    (segment,) = shown["segments"]
+    assert segment == {"text": "Ask win at ten thirty.", "start": 1, "end": 25, "language": "en", "pause": 1.0}
+
+
+BAD = [
+    ({"markup": "auto"}, "<speak>a<emphasis>b</emphasis></speak>", "SSML, line 1, column 9: the element"),
+    ({"markup": "auto"}, "<speak>\na", "SSML, line 2, column 2: malformed"),
+    ({"markup": "auto"}, "Hello\n[pause 1x]", "[pause] at line 2, column 1: '1x' is no duration"),
+    ({"text_normalization": "plain"}, "```\ncode\n```", "text has nothing to speak"),
+    ({"text_normalization": "loud"}, "Hello.", "text_normalization is 'loud'; it must be one of none, plain, spoken"),
+    ({"markup": "xml"}, "Hello.", "markup is 'xml'; it must be one of none, auto"),
+    ({"lexicon": {"": "a"}}, "Hello.", "lexicon: '' is no word"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "text", "reason"), BAD)
+def test_bad_markup_is_refused_with_its_place(server: TritonServer, options: dict, text: str, reason: str) -> None:
+    for url, protocol in ((server.http_url, "http"), (server.grpc_url, "grpc")):
+        with Client(url, protocol, timeout=120) as client, pytest.raises(InvalidRequest) as caught:
+            client.speak(text, **options)
+        assert reason in str(caught.value)
+    with Client(server.grpc_url, "grpc", timeout=120) as client, pytest.raises(InvalidRequest) as caught:
+        list(client.stream(text, **options))
+    assert reason in str(caught.value)
