@@ -90,18 +90,25 @@ def say(
         "repetition_penalty": repetition_penalty,
         "top_k": top_k,
     }
-    first, protocol = "", protocol or ("grpc" if stream else "http")
+    protocol = protocol or ("grpc" if stream else "http")
     with one_line_errors(), connect(context, url, protocol, timeout, model=model) as client, _progress(words) as show:
         if show_text:
             _show_text(client.show_text(words, **arguments))
             return
-        if stream:
-            audio, seconds = _stream(client.stream(words, **arguments), output, show)
-            first = f"the first after {seconds * 1000:.0f} ms, "
-        else:
-            audio = client.speak(words, **arguments)
-            _write(audio, output)
-    typer.echo(f"{output}: {audio.duration:.2f} s of audio, {first}RTF {audio.rtf:.3f}, seed {audio.seed}", err=True)
+        speak = _stream if stream else _speak
+        line = speak(client, words, arguments, output, show)
+    typer.echo(line, err=True)
+
+
+def _speak(client: Client, words: str, arguments: dict[str, Any], output: str, _show: Show) -> str:
+    """Writes the whole audio; returns what is said about it."""
+    audio = client.speak(words, **arguments)
+    _write(audio, output)
+    return _figures(audio, output)
+
+
+def _figures(audio: Audio, output: str, first: str = "") -> str:
+    return f"{output}: {audio.duration:.2f} s of audio, {first}RTF {audio.rtf:.3f}, seed {audio.seed}"
 
 
 def _show_text(shown: Mapping[str, Any]) -> None:
@@ -169,13 +176,13 @@ def _decoded(content: bytes, name: str, hint: str) -> str:
         raise typer.BadParameter(f"{name} is not UTF-8: {error}", param_hint=hint) from error
 
 
-def _stream(chunks: Iterator[Chunk], output: str, show: Show) -> tuple[Audio, float]:
-    """Writes chunks as they come, so that what was spoken is there when the rest is not. Returns the audio and the
-    seconds to the first chunk."""
+def _stream(client: Client, words: str, arguments: dict[str, Any], output: str, show: Show) -> str:
+    """Writes chunks as they come, so that what was spoken is there when the rest is not; returns what is said about
+    the audio."""
     began, first, kept = time.monotonic(), 0.0, list[Chunk]()
     with _sink(output) as write:
         try:
-            for chunk in chunks:
+            for chunk in client.stream(words, **arguments):
                 first = first or time.monotonic() - began
                 kept.append(chunk)
                 write(chunk)
@@ -184,7 +191,7 @@ def _stream(chunks: Iterator[Chunk], output: str, show: Show) -> tuple[Audio, fl
             if kept and output != "-":
                 complain(f"{output} has the first {sum(it.duration for it in kept):.2f} s")
             raise
-    return concatenate(kept), first
+    return _figures(concatenate(kept), output, f"the first after {first * 1000:.0f} ms, ")
 
 
 @contextmanager

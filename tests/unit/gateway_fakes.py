@@ -148,6 +148,8 @@ def connected(url: str, body: dict[str, Any]) -> socket.socket:
 
 
 def asked(transport: FakeAsyncTransport) -> tuple[str, dict[str, Any]]:
-    """The one request that reached it: model and values."""
+    """The one request that reached it: model and values, without the gateway's own way to read texts."""
     [(model, tensors, _, _)] = transport.sync.calls
-    return model, {name: tensor.item() for name, tensor in tensors.items()}
+    values = {name: tensor.item() for name, tensor in tensors.items()}
+    assert (values.pop("text_normalization"), values.pop("markup")) == (b"plain", b"auto")
+    return model, values
