@@ -97,7 +97,7 @@ def serve(repository: str, folder: Path, *arguments: str) -> Launched:
 
 @pytest.fixture
 def launched(tmp_path: Path) -> Iterator[Launched]:
-    running = serve("echo", tmp_path, "--address-file", str(tmp_path / "addresses.json"))
+    running = serve("echo", tmp_path, "--no-gateway", "--address-file", str(tmp_path / "addresses.json"))
     with running.process:
         try:
             running.read_until("metrics ")
@@ -214,3 +214,46 @@ def test_a_model_that_is_never_ready_fails_the_start(tmp_path: Path) -> None:
         TritonServer(options).start()
     assert "loading: echo" in (tmp_path / "log").read_text()
     assert psutil.Process().children(recursive=True) == before
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Launched]:
+    """A server with a gateway before it, whose family has the gateway's process too."""
+    running = serve("echo", tmp_path, "--address-file", str(tmp_path / "addresses.json"))
+    with running.process:
+        try:
+            running.read_until("gateway ")
+            yield running
+        finally:
+            running.process.kill()
+
+
+def processes(launched: Launched) -> dict[str, psutil.Process]:
+    found = psutil.Process(launched.process.pid).children(recursive=True)
+    return {"gateway" if "chatterbox_gateway.cli" in it.cmdline() else it.name(): it for it in found}
+
+
+def page_of(launched: Launched) -> str:
+    with contextlib.closing(http.client.HTTPConnection(launched.addresses["gateway"])) as connection:
+        connection.request("GET", "/")
+        return connection.getresponse().read().decode()
+
+
+def test_a_gateway_serves_beside_the_server_comes_back_when_it_dies_and_stops_with_it(gateway: Launched) -> None:
+    assert "<html" in page_of(gateway)
+    processes(gateway)["gateway"].kill()
+    gateway.read_until("the gateway ended (killed by SIGKILL) and is started again")
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            assert "<html" in page_of(gateway)
+            break
+        assert time.monotonic() < deadline
+    with all_ended(processes(gateway)):
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.process.wait(60) == 0
+
+
+def test_a_killed_launcher_leaves_no_gateway(gateway: Launched) -> None:
+    with all_ended(processes(gateway)):
+        gateway.process.kill()

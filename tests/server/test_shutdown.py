@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -94,7 +95,7 @@ class Load:
 
 
 def check_nothing_is_lost(checkpoint: Path, folder: Path, streams: int, whole: int) -> None:
-    with serve(checkpoint, folder, "--grace-seconds=600") as served:
+    with serve(checkpoint, folder, "--grace-seconds=600", "--no-gateway") as served:
         load = Load(served, streams, whole, seconds=2.0)
         served.process.send_signal(signal.SIGTERM)
         outcomes = load.outcomes()
@@ -127,7 +128,7 @@ def _active(served: Served) -> float:
 
 
 def check_everybody_is_told(checkpoint: Path, folder: Path, streams: int, whole: int) -> None:
-    with serve(checkpoint, folder, "--grace-seconds=0.5") as served:
+    with serve(checkpoint, folder, "--grace-seconds=0.5", "--no-gateway") as served:
         load = Load(served, streams, whole, seconds=40.0)
         served.process.send_signal(signal.SIGTERM)
         outcomes = load.outcomes()
@@ -139,6 +140,26 @@ def check_everybody_is_told(checkpoint: Path, folder: Path, streams: int, whole:
 
 def test_what_is_under_way_finishes_after_sigterm(tiny_path: Path, tmp_path: Path) -> None:
     check_nothing_is_lost(tiny_path, tmp_path, 4, 2)
+
+
+def test_streams_through_the_gateway_finish_after_sigterm(tiny_path: Path, tmp_path: Path) -> None:
+    begun = threading.Barrier(5)
+
+    def listen(seed: int) -> int:
+        url = f"http://{served.addresses['gateway']}/v1/audio/speech"
+        body = {"input": LONG, "seed": seed, "max_seconds": 2.0, "response_format": "pcm"}
+        with httpx.stream("POST", url, json=body, timeout=600) as answer:
+            pieces = answer.iter_bytes()
+            size = len(next(pieces))
+            begun.wait(600)
+            return size + sum(map(len, pieces))  # one that is cut off raises
+
+    with serve(tiny_path, tmp_path, "--grace-seconds=600") as served, ThreadPoolExecutor(4) as pool:
+        sizes = [pool.submit(listen, seed) for seed in range(4)]
+        begun.wait(600)
+        served.process.send_signal(signal.SIGTERM)
+        assert all(size.result() > 48_000 for size in sizes)
+        assert served.process.wait(120) == 0
 
 
 def test_what_takes_too_long_is_told_so(tiny_path: Path, tmp_path: Path) -> None:
@@ -155,7 +176,7 @@ def test_thirty_two_streams_and_eight_requests_ten_times(
 
 
 def test_a_server_that_drains_is_not_ready_and_refuses_new_requests(tiny_path: Path, tmp_path: Path) -> None:
-    with serve(tiny_path, tmp_path, "--grace-seconds=600") as served, served.client("grpc") as client:
+    with serve(tiny_path, tmp_path, "--grace-seconds=600", "--no-gateway") as served, served.client("grpc") as client:
         stream = client.stream(LONG, seed=1, max_seconds=20.0)
         first = next(stream)
         served.process.send_signal(signal.SIGTERM)
@@ -172,7 +193,7 @@ def test_a_server_that_drains_is_not_ready_and_refuses_new_requests(tiny_path: P
 
 
 def test_no_process_outlives_a_guard_that_is_killed_under_load(tiny_path: Path, tmp_path: Path) -> None:
-    with serve(tiny_path, tmp_path) as served:
+    with serve(tiny_path, tmp_path, "--no-gateway") as served:
         load = Load(served, 6, 4, seconds=40.0)
         family = psutil.Process(served.process.pid).children(recursive=True)
         family[0].kill()

@@ -159,7 +159,7 @@ class Watch:
         self._alarms.pop(self._drain_models, None)
         if not self._draining:
             self._draining = True
-            self._models.drain(max(0.0, self._last_moment - time.monotonic()), self._drained)
+            self._models.drain(max(0.0, round(self._last_moment - time.monotonic(), 3)), self._drained)
 
     def _drained(self) -> None:
         self._alarms[self._terminate] = time.monotonic() + _DELIVERY_SECONDS
