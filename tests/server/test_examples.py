@@ -31,7 +31,6 @@ NOT_RUN = {
     "README.md": {
         "make demo": "make test runs the same in tests/server/test_demo_voice.py, and itself",
         "make serve CHECKPOINT=": DOWNLOAD,
-        ".venv/bin/chatterbox-gateway": f"{SERVES}; the fixture `front` runs it",
         "export CHATTERBOX_VOICE_KEY=": KEY,
         "docker build": DOCKER,
     },
