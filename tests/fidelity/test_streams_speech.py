@@ -94,6 +94,6 @@ def test_spoken_from_its_tokens_the_joins_make_no_step_and_no_sound(spoken: Spee
 @chunkings
 def test_chunks_that_are_not_joined_would_be_heard(vocoded: Speech, policy: ChunkPolicy) -> None:
     joined, apart = vocoded.at_joins(policy), vocoded.at_joins(policy, joined=False)
-    assert apart.over_unsplit > 1.3 * joined.over_unsplit, (joined, apart)
+    # of the steps none need be large: a join may fall into silence
     assert apart.mean > 10 * joined.mean, (joined, apart)
     assert apart.worst > 10 * joined.worst, (joined, apart)
