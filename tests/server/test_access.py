@@ -231,6 +231,7 @@ def test_the_gateway_changes_voices_with_the_key_and_not_for_other_sites(server:
             assert httpx.delete(f"{url}/voices/formed", headers=headers).status_code == 200
 
 
+@pytest.mark.full
 def test_large_requests_leave_little_behind_and_one_that_is_too_large_is_an_error(tmp_path: Path) -> None:
     """Of voices that nobody may change: what a stranger can send."""
     options = ServerOptions(models=["chatterbox_voices"], log=tmp_path / "log")

@@ -102,6 +102,7 @@ MUTATIONS: dict[str, Callable[[list[Chunk]], list[Chunk]]] = {
 }
 
 
+@pytest.mark.full
 def test_a_stream_is_as_well_understood_and_chunks_that_are_lost_or_out_of_order_are_noticed(
     demo_server: TritonServer, hear: Hear, alone: list[list[str]]
 ) -> None:

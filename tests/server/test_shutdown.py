@@ -138,6 +138,7 @@ def check_everybody_is_told(checkpoint: Path, folder: Path, streams: int, whole:
         assert served.process.wait(120) == 0
 
 
+@pytest.mark.full
 def test_what_is_under_way_finishes_after_sigterm(tiny_path: Path, tmp_path: Path) -> None:
     check_nothing_is_lost(tiny_path, tmp_path, 4, 2)
 
@@ -162,6 +163,7 @@ def test_streams_through_the_gateway_finish_after_sigterm(tiny_path: Path, tmp_p
         assert served.process.wait(120) == 0
 
 
+@pytest.mark.full
 def test_what_takes_too_long_is_told_so(tiny_path: Path, tmp_path: Path) -> None:
     check_everybody_is_told(tiny_path, tmp_path, 4, 2)
 

@@ -74,6 +74,7 @@ def test_a_sound_that_the_model_lacks_is_noted(client: Client) -> None:
     assert audio.stats["notes"] == ["[laugh] is left out: Chatterbox has no such sound"]
 
 
+@pytest.mark.full
 def test_turbo_speaks_its_sounds(server_of: Callable[[str], TritonServer]) -> None:
     server = server_of("tiny-turbo")
     with Client(server.http_url, "http", model="tiny-turbo", timeout=120) as client:

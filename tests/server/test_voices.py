@@ -282,6 +282,7 @@ def test_the_command_line_tells_what_is_served(voices_server: TritonServer, tiny
         assert line in done.stdout
 
 
+@pytest.mark.full
 def test_after_a_restart_and_an_outage_of_the_database(tiny_path: Path, tmp_path: Path, postgres: Postgres) -> None:
     """A restart computes nothing; without the database voices in memory go on, others get 503, until it is back."""
     sql(postgres.url, "CREATE DATABASE server")

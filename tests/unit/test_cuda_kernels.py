@@ -27,6 +27,7 @@ from chatterbox_engine.t3 import attention_cuda, sampling_cuda
 BYTES = {"bf16": 2, "fp32": 4}
 
 
+@pytest.mark.full
 def test_the_kernels_agree_with_torchs_operators() -> None:
     script = Path(__file__).with_name("interpreted_kernels.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)

@@ -176,6 +176,7 @@ def test_a_step_mixes_no_tensors_of_the_host_with_the_networks(
     assert {tensor.device.type for tensor in (loss, *weights(training))} == {device.type}
 
 
+@pytest.mark.full
 def test_the_encoders_mel_is_beside_the_true_one_in_what_the_vocoder_learns(folder: Path) -> None:
     for name, module in (("speak", train_codec.Speaker()), ("listen", train_codec.Listener())):
         train_codec.training_of(module, folder / f"{name}.pt", 1.0, torch.device("cpu")).save()
