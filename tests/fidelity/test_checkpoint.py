@@ -13,6 +13,7 @@ from chatterbox_engine.checkpoint import layout
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.checkpoint.families import FAMILIES, Family
 from chatterbox_engine.text.gpt2 import GPT2Text
+from chatterbox_engine.text.passages import Text
 from chatterbox_engine.types import TOKENS_PER_SECOND
 from tests.conftest import CheckpointOf
 from tests.fidelity import upstream
@@ -118,7 +119,7 @@ def test_turbos_stop_token_comes_by_itself_too(name: str, checkpoint_of: Checkpo
 
     checkpoint = checkpoint_of(name)
     t3 = upstream.t3(checkpoint.dims.t3, checkpoint.t3_state())
-    text = torch.tensor([GPT2Text(checkpoint.tokenizer_path).encode(TEXT, "en")])
+    text = torch.tensor([GPT2Text(checkpoint.tokenizer_path).encode(Text.of(TEXT), "en").ids])
     lengths = set()
     for seed in range(6):
         torch.manual_seed(seed)

@@ -9,6 +9,7 @@ import pytest
 
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.text.english import Tokenizer, normalise
+from chatterbox_engine.text.passages import Text
 
 _PLAIN = """
 hello
@@ -124,7 +125,7 @@ def test_the_table_holds_at_least_200_strings() -> None:
 def test_normalisation_equals_upstreams(text: str) -> None:
     from chatterbox.tts import punc_norm
 
-    assert normalise(text) == punc_norm(text)
+    assert normalise(Text.of(text)).string == punc_norm(text)
 
 
 @pytest.fixture(scope="module")
@@ -141,5 +142,5 @@ def ours(tiny: Checkpoint) -> Tokenizer:
 
 @pytest.mark.parametrize("text", TABLE, ids=lambda text: ascii(text[:24]))
 def test_tokens_equal_upstreams(text: str, ours: Tokenizer, theirs: Any) -> None:
-    for form in (text, normalise(text)):
-        assert ours.encode(form) == theirs.text_to_tokens(form)[0].tolist()
+    for form in (Text.of(text), normalise(Text.of(text))):
+        assert ours.encode(form).ids == theirs.text_to_tokens(form.string)[0].tolist()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from chatterbox_engine.text.gpt2 import GPT2Text
+from chatterbox_engine.text.passages import Text
 from tests.conftest import CheckpointOf
 from tests.fidelity.test_text import TABLE
 from tests.unit.test_text import SILENT
@@ -27,17 +28,29 @@ def test_tokens_equal_upstreams(text: str, both: tuple[GPT2Text, Any]) -> None:
     from chatterbox.tts_turbo import punc_norm
 
     ours, theirs = both
-    assert ours.encode(text, "en") == theirs(punc_norm(text)).input_ids
+    assert ours.encode(Text.of(text), "en").ids == theirs(punc_norm(text)).input_ids
 
 
 def test_a_tag_is_something_to_speak_and_what_has_no_letter_is_not(both: tuple[GPT2Text, Any]) -> None:
     text, _ = both
-    assert all(text.speaks(text.encode(words, "en")) for words in ("Hello.", "[laugh]", "...42", "\U0001f600 Hi"))
-    assert not any(text.speaks(text.encode(silent, "en")) for silent in SILENT)
+    assert all(
+        text.speaks(text.encode(Text.of(words), "en").ids) for words in ("Hello.", "[laugh]", "...42", "\U0001f600 Hi")
+    )
+    assert not any(text.speaks(text.encode(Text.of(silent), "en").ids) for silent in SILENT)
 
 
 def test_a_tag_is_one_token_behind_the_vocabulary(both: tuple[GPT2Text, Any], checkpoint_of: CheckpointOf) -> None:
     vocabulary = checkpoint_of("tiny-turbo").dims.t3.text_vocab
-    ids = both[0].encode("[laugh]", "en")
+    ids = both[0].encode(Text.of("[laugh]"), "en").ids
     assert [number for number in ids if number >= vocabulary - 9] == [vocabulary - 9]
     assert max(ids) < vocabulary
+
+
+def test_each_token_leads_back_to_its_letters(both: tuple[GPT2Text, Any]) -> None:
+    text = "so [laugh] it\u2019s caf\u00e9 \U0001f600"
+    tokens = both[0].encode(Text.of(text), "en")
+    assert len(tokens.spans) == len(tokens.ids)
+    assert tokens.spans == sorted(tokens.spans)
+    assert (3, 10) in tokens.spans
+    led = {at for start, end in tokens.spans for at in range(start, end)}
+    assert led >= {at for at, char in enumerate(text) if not char.isspace()}

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from itertools import count
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 from chatterbox_engine.checkpoint.families import CANGJIE, MULTILINGUAL_V3
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.text.multilingual import MultilingualText
+from chatterbox_engine.text.passages import Text
 from tests.conftest import CheckpointOf
 
 
@@ -124,16 +126,31 @@ def test_tokens_equal_upstreams(language: str, both: tuple[MultilingualText, Any
     for sentence in SENTENCES[language]:
         for text in (sentence, sentence.upper(), f"  {sentence}  1, 2, 3.. "):
             expected = theirs.text_to_tokens(punc_norm(text), language_id=language)[0].tolist()
-            assert ours.encode(text, language) == expected, text
+            assert ours.encode(Text.of(text), language).ids == expected, text
 
 
 @pytest.mark.parametrize("language", SENTENCES)
 def test_the_tokens_tell_whether_there_is_something_to_speak(language: str, both: tuple[MultilingualText, Any]) -> None:
     text, _ = both
     for sentence in SENTENCES[language]:
-        assert text.speaks(text.encode(sentence, language)), sentence
+        assert text.speaks(text.encode(Text.of(sentence), language).ids), sentence
     for silent in ("...", "\u061f", "\u0964", "\u3002", "\N{THUMBS UP SIGN}", "\N{COMBINING ACUTE ACCENT}", "- - -"):
-        assert not text.speaks(text.encode(silent, language)), silent
+        assert not text.speaks(text.encode(Text.of(silent), language).ids), silent
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_each_token_leads_back_to_its_letters(language: str, both: tuple[MultilingualText, Any]) -> None:
+    text, _ = both
+    for sentence in SENTENCES[language]:
+        tokens = text.encode(Text.of(f"  {sentence}"), language)
+        assert len(tokens.spans) == len(tokens.ids)
+        assert tokens.spans == sorted(tokens.spans, key=itemgetter(0))
+        assert tokens.spans[0] == (2, 2), "the language's token stands for nothing"
+        led = {at - 2 for start, end in tokens.spans for at in range(start, end)}
+        missing = [char for at, char in enumerate(sentence) if char.isalnum() and at not in led]
+        assert not missing, sentence
+        for start, end in tokens.spans:
+            assert " " not in sentence[max(0, start - 2) : end - 2].strip(), "a token is of one word"
 
 
 @pytest.mark.parametrize("language", PACKAGES)
@@ -141,7 +158,7 @@ def test_the_four_languages_are_rewritten(language: str, both: tuple[Multilingua
     ours, theirs = both
     for sentence in SENTENCES[language]:
         plain = theirs.encode(sentence)
-        assert ours.encode(sentence, language)[1:] != plain, sentence
+        assert ours.encode(Text.of(sentence), language).ids[1:] != plain, sentence
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +171,7 @@ def lacking(checkpoint_of: CheckpointOf, tmp_path_factory: pytest.TempPathFactor
         made = MultilingualText(path, cangjie=path.with_name(CANGJIE))
         for language in PACKAGES:  # so that all has been looked for before the packages are back
             with pytest.raises(InvalidRequest):
-                made.encode("Hello.", language)
+                made.encode(Text.of("Hello."), language)
     return made
 
 
@@ -165,8 +182,8 @@ def test_a_language_whose_package_is_missing_is_refused_by_name(
     with pytest.raises(
         InvalidRequest, match=rf"language is '{language}', which needs the package {package}.*: import of"
     ):
-        lacking.encode(SENTENCES[language][0], language)
-    assert lacking.encode("Hello.", "en")
+        lacking.encode(Text.of(SENTENCES[language][0]), language)
+    assert lacking.encode(Text.of("Hello."), "en")
 
 
 def test_a_language_whose_data_is_missing_is_refused_with_what_to_do(
@@ -187,10 +204,10 @@ def test_a_language_whose_data_is_missing_is_refused_with_what_to_do(
     offline = MultilingualText(path, cangjie=path.with_name(CANGJIE))
     for _ in range(2):
         with pytest.raises(InvalidRequest, match=r"spacy_pkuseg and its model: no route to host"):
-            offline.encode(SENTENCES["zh"][0], "zh")
+            offline.encode(Text.of(SENTENCES["zh"][0]), "zh")
     assert next(downloads) == 1, "it was tried again at a request, which waits meanwhile"
     with pytest.raises(InvalidRequest, match=r"dicta_onnx and its model: CHATTERBOX_DICTA_MODEL does not name"):
-        offline.encode(SENTENCES["he"][0], "he")
+        offline.encode(Text.of(SENTENCES["he"][0]), "he")
     bare = MultilingualText(path, cangjie=tmp_path / CANGJIE)
     with pytest.raises(InvalidRequest, match=rf"language is 'zh'.*the checkpoint has no {CANGJIE}"):
-        bare.encode(SENTENCES["zh"][0], "zh")
+        bare.encode(Text.of(SENTENCES["zh"][0]), "zh")

@@ -30,7 +30,8 @@ from chatterbox_engine.synthesis.streaming import ChunkPolicy, Span
 from chatterbox_engine.synthesis.utterances import Utterance
 from chatterbox_engine.synthesis.vocoder import Vocoder
 from chatterbox_engine.synthesis.watermark import NoWatermark
-from chatterbox_engine.text.english import normalise
+from chatterbox_engine.text.english import Tokens, normalise
+from chatterbox_engine.text.passages import Text
 from chatterbox_engine.types import (
     SAMPLES_PER_TOKEN,
     FinishReason,
@@ -233,8 +234,10 @@ class FakeText:
 
     sounds: Sequence[str] = ()
 
-    def encode(self, text: str, language: str) -> list[int]:
-        return [] if self.silent else [int(char.isalnum()) for char in normalise(text)]
+    def encode(self, text: Text, language: str) -> Tokens:
+        text = normalise(text)
+        ids = [] if self.silent else [int(char.isalnum()) for char in text.string]
+        return Tokens(ids, [text.source(at, at + 1) for at in range(len(ids))])
 
     def speaks(self, ids: Sequence[int]) -> bool:
         return self.silent or any(ids)

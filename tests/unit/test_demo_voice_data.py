@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint, locate
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.text import english as text
+from chatterbox_engine.text.passages import Text
 from tools.demo_voice import letters, phones, texts, timings, tokenizer
 from tools.demo_voice.source import Spoken
 
@@ -118,11 +119,11 @@ def test_only_plain_sentences_are_kept(piece: str, sentence: str | None) -> None
 def test_the_demo_voice_refuses_what_it_cannot_speak(strange: str) -> None:
     front = text.EnglishText(Checkpoint.open(locate("demo")).tokenizer_path)
     with pytest.raises(InvalidRequest, match="cannot speak"):
-        front.encode(strange, "en")
+        front.encode(Text.of(strange), "en")
 
 
 def test_the_demo_voice_names_what_it_refuses_and_speaks_the_rest() -> None:
     front = text.EnglishText(Checkpoint.open(locate("demo")).tokenizer_path)
     with pytest.raises(InvalidRequest, match="cannot speak 'ß', '5'"):
-        front.encode("Straße 55", "en")
-    assert len(front.encode('"Café," she said (quietly) - it\u2019s \u201cfine\u201d; yes!', "en")) > 20
+        front.encode(Text.of("Straße 55"), "en")
+    assert len(front.encode(Text.of('"Café," she said (quietly) - it\u2019s \u201cfine\u201d; yes!'), "en").ids) > 20

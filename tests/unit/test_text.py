@@ -248,12 +248,12 @@ def test_the_tokens_tell_whether_there_is_something_to_speak(tiny: Checkpoint) -
     text = EnglishText(tiny.tokenizer_path)
     unknown = ("\u4f60\u597d\u3002", "\u041f\u0440\u0438\u0432\u0435\u0442")
     for words in ("Hello.", "x", "[laugh]", "42", *(f"{word} Hi" for word in (*SILENT, *unknown))):
-        assert text.speaks(text.encode(words, "en")), words
+        assert text.speaks(text.encode(Text.of(words), "en").ids), words
     for silent in (*SILENT, *unknown):
-        assert not text.speaks(text.encode(silent, "en")), silent
+        assert not text.speaks(text.encode(Text.of(silent), "en").ids), silent
 
 
 def test_the_demo_voice_s_letters_are_something_to_speak_and_its_punctuation_is_not() -> None:
     text = EnglishText(Path(chatterbox_engine.__file__).with_name("demo_voice") / "tokenizer.json")
-    assert text.speaks(text.encode("Hello.", "en"))
-    assert not text.speaks(text.encode("...", "en"))
+    assert text.speaks(text.encode(Text.of("Hello."), "en").ids)
+    assert not text.speaks(text.encode(Text.of("..."), "en").ids)

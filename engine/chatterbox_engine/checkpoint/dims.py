@@ -52,9 +52,15 @@ class T3Dims(abc.ABC):
     def longest(self) -> int:
         """Positions of the longest request."""
 
+    @property
     @abc.abstractmethod
+    def text_frame(self) -> tuple[list[int], list[int]]:
+        """Token ids that the sequence has before and after those of a text."""
+
     def frame(self, text: list[int]) -> list[int]:
         """A text's token ids with the start and stop tokens that the sequence has."""
+        before, after = self.text_frame
+        return [*before, *text, *after]
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,9 @@ class LlamaDims(T3Dims):
     def longest(self) -> int:
         return self.prefix + self.text_positions + self.speech_positions
 
-    def frame(self, text: list[int]) -> list[int]:
-        return [self.start_text, *text, self.stop_text]
+    @property
+    def text_frame(self) -> tuple[list[int], list[int]]:
+        return [self.start_text], [self.stop_text]
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,9 @@ class GPT2Dims(T3Dims):
     def longest(self) -> int:
         return self.prefix + self.max_text_tokens + self.bos + self.max_speech_tokens
 
-    def frame(self, text: list[int]) -> list[int]:
-        return text
+    @property
+    def text_frame(self) -> tuple[list[int], list[int]]:
+        return [], []
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chatterbox_engine.synthesis.streaming import ChunkPolicy, Span
+from chatterbox_engine.text.passages import CharSpan
 from chatterbox_engine.types import FinishReason, SynthesisChunk, SynthesisRequest, SynthesisResult
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class TokenSegment:
     """Seconds of silence after it."""
     lead: float = 0.0
     """Seconds of silence before it; only the first segment has some."""
+    spans: Sequence[CharSpan] = ()
+    """[tokens] Characters [start, end) of the request's text that each token stands for; an empty span: none."""
 
 
 @dataclass(frozen=True, eq=False)

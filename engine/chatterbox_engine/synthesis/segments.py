@@ -9,7 +9,7 @@ from chatterbox_engine.checkpoint.dims import T3Dims
 from chatterbox_engine.checkpoint.families import Family
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.synthesis.jobs import TokenSegment
-from chatterbox_engine.text.english import TextPreparation
+from chatterbox_engine.text.english import TextPreparation, Tokens
 from chatterbox_engine.text.pipeline import Reader, Script, Segment
 from chatterbox_engine.types import TOKENS_PER_SECOND, SynthesisRequest
 
@@ -59,15 +59,26 @@ class Segmenter:
             raise InvalidRequest(f"text has nothing to speak: {title} knows none of its letters and digits")
         return Segmented(tuple(segments), script.notes)
 
-    def _tokens(self, segment: Segment) -> tuple[int, ...] | None:
+    def _tokens(self, segment: Segment) -> Tokens | None:
         """None where the model knows nothing to speak. Raises InvalidRequest for a segment that cannot fit."""
-        ids = self._text.encode(segment.text.string, segment.language)
-        if not self._text.speaks(ids):
+        tokens = self._text.encode(segment.text, segment.language)
+        if not self._text.speaks(tokens.ids):
             return None
-        if len(ids) > self._dims.max_text_tokens:
-            raise InvalidRequest(f"a sentence has {len(ids)} text tokens; the model takes {self._dims.max_text_tokens}")
-        return tuple(self._dims.frame(ids))
+        number = len(tokens.ids)
+        if number > self._dims.max_text_tokens:
+            raise InvalidRequest(f"a sentence has {number} text tokens; the model takes {self._dims.max_text_tokens}")
+        return tokens
 
-    def _measured(self, tokens: tuple[int, ...], max_tokens: int, pause: float, lead: float) -> TokenSegment:
-        prompt_length = self._dims.prefix + len(tokens) + self._dims.bos
-        return TokenSegment(tokens, prompt_length, min(max_tokens, self._dims.max_speech_tokens), pause, lead)
+    def _measured(self, text: Tokens, max_tokens: int, pause: float, lead: float) -> TokenSegment:
+        before, after = self._dims.text_frame
+        tokens = (*before, *text.ids, *after)
+        spans = text.spans or [(0, 0)]
+        first, last = spans[0][0], spans[-1][1]
+        return TokenSegment(
+            tokens,
+            prompt_length=self._dims.prefix + len(tokens) + self._dims.bos,
+            max_tokens=min(max_tokens, self._dims.max_speech_tokens),
+            pause=pause,
+            lead=lead,
+            spans=(*[(first, first)] * len(before), *text.spans, *[(last, last)] * len(after)),
+        )

@@ -9,13 +9,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from chatterbox_engine.errors import CheckpointError
-from chatterbox_engine.text.english import REPLACED, normalise
-from chatterbox_engine.text.passages import is_speakable
+from chatterbox_engine.text.english import REPLACED, Tokens, normalise, spans
+from chatterbox_engine.text.passages import Text, is_speakable
 from chatterbox_engine.text.tags import TAGS
 
 # Turbo leaves alone what the other models turn into commas.
 _KEPT = ("...", " - ", ";")
-_REPLACED = tuple(pair for pair in REPLACED if pair[0] not in _KEPT)
+_REPLACED = tuple(pair for pair in REPLACED if not any(map(pair[0].fullmatch, _KEPT)))
 
 
 class GPT2Text:
@@ -32,10 +32,11 @@ class GPT2Text:
         added = self._tokenizer.get_added_vocab()
         self.sounds: Collection[str] = [tag for tag in TAGS if f"[{tag}]" in added]
 
-    def encode(self, text: str, language: str) -> list[int]:  # noqa: ARG002
+    def encode(self, text: Text, language: str) -> Tokens:  # noqa: ARG002
         """As upstream's `ChatterboxTurboTTS.generate` prepares a text; there is one language."""
-        ids: list[int] = self._tokenizer(normalise(text, _REPLACED)).input_ids
-        return ids
+        text = normalise(text, _REPLACED)
+        encoded = self._tokenizer(text.string, return_offsets_mapping=True)
+        return Tokens(encoded.input_ids, spans(text, encoded.offset_mapping))
 
     def speaks(self, ids: Sequence[int]) -> bool:
         """See `TextPreparation.speaks`."""

@@ -15,10 +15,12 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from unicodedata import category, normalize
+from unicodedata import category
 
 from chatterbox_engine.errors import ConfigError, InvalidRequest
-from chatterbox_engine.text.english import Tokenizer, normalise
+from chatterbox_engine.text.english import Tokenizer, Tokens, normalise
+from chatterbox_engine.text.passages import Text
+from chatterbox_engine.text.rewriting import Pieces, aligned, decomposed, lowered, rewritten
 
 _ENDINGS = (".", "!", "?", "-", ",", "\u3001", "\uff0c", "\u3002", "\uff1f", "\uff01")
 
@@ -30,7 +32,7 @@ _NEEDED = {
 }
 _log = logging.getLogger(__name__)
 
-Rewrite = Callable[[str], str]
+Rewrite = Callable[[str], Pieces]
 
 
 class MultilingualText:
@@ -56,23 +58,25 @@ class MultilingualText:
         self._thread = ThreadPoolExecutor(1, "text")
         self._loading = {language: self._thread.submit(_load, language, load) for language, load in loaders.items()}
 
-    def encode(self, text: str, language: str) -> list[int]:
+    def encode(self, text: Text, language: str) -> Tokens:
         """As upstream's `ChatterboxMultilingualTTS.generate` prepares a text.
 
         Raises InvalidRequest for a language whose package is missing.
         """
-        text = normalize("NFKD", normalise(text, endings=_ENDINGS).lower())
+        text = decomposed(lowered(normalise(text, endings=_ENDINGS)))
         if language == "ko":  # whose syllables the decomposition has taken apart already
             text = text.strip()
         if language in self._loading:
-            text = self._rewritten(text, language)
-        return self._tokenizer.encode(f"[{language}]{text}")
+            text = rewritten(text, self._rewritten(text.string, language))
+        if language == "ja":
+            text = decomposed(text)
+        return self._tokenizer.encode(text.edited([(0, 0, f"[{language}]")]))
 
     def speaks(self, ids: Sequence[int]) -> bool:
         """See `TextPreparation.speaks`."""
         return self._tokenizer.speaks(ids[1:])  # the first is the language
 
-    def _rewritten(self, text: str, language: str) -> str:
+    def _rewritten(self, text: str, language: str) -> Pieces:
         loading = self._loading[language]
         if error := loading.exception():
             raise InvalidRequest(f"language is {language!r}, which needs {_NEEDED[language]}: {error}")
@@ -93,8 +97,8 @@ def _hebrew(model: str) -> Rewrite:
 
     if not model:
         raise ConfigError("CHATTERBOX_DICTA_MODEL does not name its ONNX file")
-    rewrite: Rewrite = Dicta(model).add_diacritics
-    return rewrite
+    add_diacritics: Callable[[str], str] = Dicta(model).add_diacritics
+    return lambda text: aligned(text, add_diacritics(text))
 
 
 def _japanese() -> Rewrite:
@@ -103,8 +107,8 @@ def _japanese() -> Rewrite:
 
     convert = pykakasi.kakasi().convert
 
-    def rewrite(text: str) -> str:
-        return normalize("NFKD", "".join(_reading(word["orig"], word["hira"]) for word in convert(text)))
+    def rewrite(text: str) -> Pieces:
+        return [(word["orig"], _reading(word["orig"], word["hira"])) for word in convert(text)]
 
     return rewrite
 
@@ -119,8 +123,8 @@ def _russian() -> Rewrite:
     """Marks the stressed syllables."""
     from russian_text_stresser.text_stresser import RussianTextStresser
 
-    rewrite: Rewrite = RussianTextStresser().stress_text
-    return rewrite
+    stress: Callable[[str], str] = RussianTextStresser().stress_text
+    return lambda text: aligned(text, stress(text))
 
 
 def _chinese(cangjie: Path) -> Rewrite:
@@ -132,8 +136,9 @@ def _chinese(cangjie: Path) -> Rewrite:
 
     cut = pkuseg().cut  # downloads its model when it is not there
 
-    def rewrite(text: str) -> str:
-        return "".join(spelling.get(char, char) for char in " ".join(cut(text)))
+    def rewrite(text: str) -> Pieces:
+        words = ([(char, spelling.get(char, char)) for char in word] for word in cut(text))
+        return [piece for number, word in enumerate(words) for piece in ([("", " ")] * bool(number) + word)]
 
     return rewrite
 

@@ -11,6 +11,9 @@ from unicodedata import category
 INVISIBLE_LETTERS = "\u115f\u1160\u3164\uffa0"
 """Hangul's fillers."""
 
+CharSpan = tuple[int, int]
+"""Characters [start, end) of a text."""
+
 Edit = tuple[int, int, str]
 """Characters [start, end) of a text, and what replaces them."""
 
@@ -52,7 +55,7 @@ class Text:
     def __getitem__(self, part: slice) -> Text:
         return Text(self.string[part], self.starts[part], self.ends[part])
 
-    def source(self, start: int = 0, end: int | None = None) -> tuple[int, int]:
+    def source(self, start: int = 0, end: int | None = None) -> CharSpan:
         """The source characters [start, end) that characters [start, end) stand for; this text must have some."""
         last = len(self) if end is None else end
         return min(self.starts[start:last]), max(self.ends[start:last])
