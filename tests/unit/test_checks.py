@@ -23,6 +23,7 @@ def test_a_file_and_a_function_that_are_too_long_are_found() -> None:
     [
         *("`t3/no_such.py`", "`no_such_folder/`", "`synthesis.engine.NO_SUCH_BYTES`", "`Engine.no_such`"),
         *("`no_such_name`", "`NoSuchName`", "`CHATTERBOX_NO_SUCH=1`", "`choose` in `t3/sampler.py`"),
+        "`ResembleAI/no-such`",
     ],
 )
 def test_a_name_that_does_not_exist_is_found(name: str) -> None:
@@ -39,6 +40,7 @@ def test_a_name_that_does_not_exist_is_found(name: str) -> None:
             "`CHATTERBOX_MAX_SLOTS=1`",
             "`choose` in `t3/sampling.py`",
             "`pip install`",
+            "`ResembleAI/chatterbox`",
         ),
     ],
 )

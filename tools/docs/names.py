@@ -4,6 +4,7 @@
     `Engine.submit`, `text.english`   an attribute of a class or module, or a module
     `choose` in `t3/sampling.py`      a name that the file defines
     `max_slots`, `SamplingParams`     a word of some file that is neither a document nor a test
+    `ResembleAI/chatterbox`           an official repository that such a file names
 
 The log is not checked: what it names existed at its date.
 """
@@ -33,7 +34,8 @@ _CODE = re.compile(r"`([^`\n]+)`")
 _DEFINED_IN = re.compile(r"`([A-Za-z_]\w*)` (?:of|in) `([\w/]+\.py)`")
 _PATH = re.compile(r"(?:[\w*.-]+/)*[\w*.-]+\.(?:py|md|pbtxt|yaml|yml|toml|lock|service)|(?:[\w*.-]+/)+[\w*.-]*")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
-_DATA = (".json", ".safetensors", ".sqlite", ".wav")  # files that are not in the repository
+_DATA = (".json", ".pt", ".safetensors", ".sqlite", ".wav")  # files that are not in the repository
+_REPOSITORY = re.compile(r"ResembleAI/[\w-]+")
 _VARIABLE = re.compile(rf"{PREFIX}(\w+)")
 _WORD = re.compile(r"[A-Za-z]+_\w+|[A-Z][a-z0-9]+[A-Z]\w*")
 
@@ -47,11 +49,12 @@ def files() -> tuple[PurePosixPath, ...]:
 
 @cache
 def words() -> frozenset[str]:
-    """All words of the files that are neither documents nor tests."""
+    """All words, and the official repositories, of the files that are neither documents nor tests."""
     found: set[str] = set()
     for path in project_files(":!tests", ":!tools/docs/names.py"):
         if path.suffix in (".py", ".pbtxt", ".yaml", ".yml", ".toml", ".html", ".js", ".sh") or "." not in path.name:
-            found.update(re.findall(r"\w+", (ROOT / path).read_text(encoding="utf-8", errors="ignore")))
+            text = (ROOT / path).read_text(encoding="utf-8", errors="ignore")
+            found.update(re.findall(r"\w+", text), _REPOSITORY.findall(text))
     return frozenset(found)
 
 
@@ -97,6 +100,8 @@ def exists(name: str) -> bool:
     """Whether something in backticks is there, as far as it looks like a name of ours."""
     if name in NOT_OURS or name.startswith("out/"):
         return True
+    if repository := _REPOSITORY.match(name):
+        return repository[0] in words()
     if _PATH.fullmatch(name):
         return any(path.match(name.removeprefix(".../")) for path in files())
     if _DOTTED.fullmatch(name) and not name.endswith(_DATA):
