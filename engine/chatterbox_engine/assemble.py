@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from chatterbox_engine.checkpoint.checkpoint import Checkpoint, file_names, locate
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint, choose, fetch, file_names, locate, locate_vocoder
+from chatterbox_engine.checkpoint.detect import PACK_BASE, PACKS, other_choices
 from chatterbox_engine.checkpoint.dims import GPT2Dims, LlamaDims, T3Dims
-from chatterbox_engine.checkpoint.families import CANGJIE, Text, candidates, detect
+from chatterbox_engine.checkpoint.families import CANGJIE, Text
 from chatterbox_engine.config import Config
 from chatterbox_engine.hardware import (
     Report,
@@ -74,7 +75,7 @@ def build(
     """
     report(f"checkpoint {config.checkpoint}: locating")
     checkpoint = open_checkpoint(config, report)
-    report(f"it is {checkpoint.family.title}")
+    report(f"it is {checkpoint.family.title}: {describe_files(checkpoint)}")
     device = choose_device(config.device)
     fused_products = not config.compile and config.quantization == "none"
     dtype, vocoder_dtype = choose_dtypes(config.dtype, device, report, fused_products=fused_products)
@@ -202,15 +203,29 @@ def hand_over(device: torch.device) -> None:
 def open_checkpoint(config: Config, report: Report = lambda _line: None) -> Checkpoint:
     """The configured checkpoint, located and opened. Raises CheckpointError or ConfigError."""
     revision, base_revision = config.revision or None, config.base_revision or None
-    if not config.base:
-        path = locate(config.checkpoint, revision=revision, family=config.family, report=report)
-        return Checkpoint.open(path, family=config.family)
-    others = file_names(config.base, revision=base_revision)
-    path = locate(config.checkpoint, revision=revision, family=config.family, beside=others, report=report)
-    own = file_names(str(path))
-    family = detect(own, others, candidates(config.family)).name
-    base = locate(config.base, revision=base_revision, family=family, beside=own, report=report)
-    return Checkpoint.open(path, base, family=config.family)
+    base_name = config.base or (PACK_BASE if config.checkpoint in PACKS else "")
+    # a name without a folder is that of a file of the checkpoint itself
+    file = config.vocoder if "/" not in config.vocoder and config.vocoder.endswith((".safetensors", ".pt")) else ""
+    family, others = config.family, file_names(base_name, revision=base_revision) if base_name else []
+    path = locate(config.checkpoint, revision=revision, family=family, s3gen=file, beside=others, report=report)
+    own, base = file_names(str(path)), None
+    chosen = choose(path, others, family=family, s3gen=file)
+    if str(path) == config.checkpoint:  # of a repository, `locate` has told it
+        for line in other_choices(chosen, own):
+            report(line)
+    if base_name:
+        wanted = [name for name in chosen.files.all if name in others and name not in own]
+        base = fetch(base_name, wanted, revision=base_revision, report=report)
+    vocoder = locate_vocoder(config.vocoder, report=report) if config.vocoder and not file else None
+    return Checkpoint.open(path, base, family=family, s3gen=file, vocoder=vocoder)
+
+
+def describe_files(checkpoint: Checkpoint) -> str:
+    """What of a checkpoint is served, for the log."""
+    family, s3gen = checkpoint.family, checkpoint.s3gen_file
+    flow = " (MeanFlow)" if checkpoint.dims.s3gen.meanflow else ""
+    language = f", default language {family.language}" if len(family.languages) > 1 else ""
+    return f"{family.files.t3}, {s3gen if checkpoint.vocoder else s3gen.name}{flow}{language}"
 
 
 def make_voices(config: Config, checkpoint: Checkpoint, device: torch.device, metrics: Metrics | None = None) -> Voices:

@@ -113,10 +113,14 @@ class Config:
     the project), or random weights for tests: `tiny`, `tiny-multilingual`, `tiny-turbo`, `tiny-nano`."""
     base: str = ""
     """Folder or repository that supplies the files which the checkpoint lacks, for a folder that holds only a
-    fine-tuned T3."""
+    fine-tuned T3. For the repositories of the [Single Language Pack](models.md#single-language-pack) it is
+    `ResembleAI/chatterbox` by default."""
     family: str = "auto"
     """Model to serve from a folder that holds several: `english`, `multilingual-v3`, `multilingual-v2`, `turbo` or
-    `nano`. `auto` takes the first of these whose files are there."""
+    `nano`. `auto` takes the first of these whose files are there, and the log tells what else there is."""
+    vocoder: str = ""
+    """S3Gen in place of the checkpoint's: a file, a folder, a repository (`ResembleAI/chatterbox-turbo`), or the name
+    of another file of the checkpoint. See [The vocoder](models.md#the-vocoder)."""
     revision: str = ""
     """Commit or tag of the checkpoint's Hugging Face repository; the newest when empty."""
     base_revision: str = ""
@@ -162,7 +166,7 @@ class Config:
     """Mode of torch.compile. The two modes that capture CUDA graphs themselves do not while `cuda_graphs` is on.
     Compiled code is kept in `TORCHINDUCTOR_CACHE_DIR`."""
     cfm_steps: int = 0
-    """Euler steps of S3Gen's flow. 0 takes upstream's number: 10, or 2 for Turbo and Nano."""
+    """Euler steps of S3Gen's flow. 0 takes upstream's number: 10, or 2 for MeanFlow (Turbo, Nano)."""
     prompt_seconds: float = 10.0
     """Seconds of a voice's clip that S3Gen is conditioned on. It processes them again for every utterance and every
     chunk, so fewer are much cheaper: see [Tuning](performance.md#tuning)."""

@@ -1,9 +1,10 @@
-"""The family of a folder, the inputs that each family refuses, and the ends of utterances."""
+"""The inputs that each family refuses, and the ends of utterances."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,12 @@ import numpy as np
 import pytest
 
 from chatterbox_engine.checkpoint.families import (
-    ENGLISH,
     FAMILIES,
-    MULTILINGUAL_V2,
     MULTILINGUAL_V3,
-    NANO,
     TURBO,
     Family,
-    candidates,
-    detect,
-    missing,
 )
-from chatterbox_engine.errors import ConfigError, InvalidRequest
+from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.serving import contract
 from chatterbox_engine.synthesis.jobs import Job, TokenSegment
 from chatterbox_engine.synthesis.streaming import LOOKAHEAD, ChunkPolicy, Cursor, Span
@@ -32,31 +27,6 @@ from chatterbox_engine.voices.library import Found
 from tests.unit.engine_fakes import voice
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
-
-
-@families
-def test_a_family_is_known_by_its_files(family: Family) -> None:
-    assert detect(family.files.required) == family
-    assert missing(family, family.files.required) == []
-    assert detect([family.files.t3]) == family  # so that the missing files are reported for the right family
-
-
-def test_the_official_repository_of_three_is_english_unless_another_is_asked_for() -> None:
-    three = {name for family in (ENGLISH, MULTILINGUAL_V2, MULTILINGUAL_V3) for name in family.files.all}
-    assert detect(three) == ENGLISH
-    assert detect(three, among=candidates("multilingual-v2")) == MULTILINGUAL_V2
-    assert detect(three - {ENGLISH.files.t3}) == MULTILINGUAL_V3
-    with pytest.raises(ConfigError, match="family is 'french'; it must be auto or one of english, multilingual-v3"):
-        candidates("french")
-
-
-def test_a_fine_tuned_t3_takes_the_rest_from_its_base() -> None:
-    assert missing(TURBO, [TURBO.files.t3], TURBO.files.required) == []
-    assert detect([TURBO.files.t3], TURBO.files.required) == TURBO
-    assert detect([MULTILINGUAL_V3.files.t3], MULTILINGUAL_V2.files.required) == MULTILINGUAL_V3
-    renamed = detect(["t3_mine.safetensors", "README.md"], NANO.files.required)
-    assert (renamed.name, renamed.files.t3) == ("nano", "t3_mine.safetensors")
-    assert missing(renamed, ["t3_mine.safetensors"], NANO.files.required) == []
 
 
 def parse(family: Family, **inputs: Any) -> Any:
@@ -83,6 +53,13 @@ def test_a_language_that_a_family_does_not_speak_is_refused(family: Family) -> N
         else:
             with pytest.raises(InvalidRequest, match=rf"language is '{language}'; {family.title} speaks en"):
                 parse(family, language=language)
+
+
+def test_a_request_that_names_no_language_is_in_the_familys() -> None:
+    pack = replace(MULTILINGUAL_V3, language="pt")
+    assert parse(pack).language == "pt"
+    assert parse(pack, language="es").language == "es"
+    assert parse(MULTILINGUAL_V3).language == "en"
 
 
 def utterance(family: Family, drawn: list[int]) -> Utterance:

@@ -135,7 +135,8 @@ def test_a_repository_that_lacks_files_is_refused_before_anything_is_fetched(
     hub = FakeHub(tmp_path, ["t3_turbo_v1.safetensors", "ve.safetensors", "vocab.json", "merges.txt"])
     monkeypatch.setattr("chatterbox_engine.checkpoint.checkpoint.snapshot_download", hub)
     with pytest.raises(
-        CheckpointError, match=r"Turbo it is missing s3gen_meanflow\.safetensors, tokenizer_config\.json$"
+        CheckpointError,
+        match=r"Turbo it is missing s3gen_meanflow\.safetensors, tokenizer_config\.json; CHATTERBOX_BASE names",
     ):
         locate("owner/name")
     assert hub.fetched == []

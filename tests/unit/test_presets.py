@@ -67,7 +67,7 @@ def test_what_requests_may_choose_is_described_for_each_family() -> None:
     assert parameters["temperature"] == {"default": 0.7, "minimum": 0.0, "maximum": 5.0, "integer": False}
     assert list(parameters) == list(ENGLISH.inputs)
     assert json.loads(english["presets"]) == presets.PRESETS
-    assert (json.loads(english["languages"]), english["max_characters"]) == (["en"], "100")
+    assert (json.loads(english["languages"]), english["language"], english["max_characters"]) == (["en"], "en", "100")
     assert json.loads(turbo["parameters"])["top_k"] == {
         "default": 1000,
         "minimum": 0,

@@ -1,9 +1,9 @@
 """Finding a checkpoint and reading it, strictly.
 
-A checkpoint is a folder in the layout of an official release; `families` has the names of its files. Besides it may
-have `conds.pt` (the built-in voice) and our `config.json` with other sizes than the official ones. What a folder with a
-fine-tuned T3 lacks comes from a base checkpoint. Opening one compares the names and shapes in the weight files' headers
-with `layout` and reads no weights.
+A checkpoint is a folder in the layout of an official release; `families` has the names of its files, `detect` chooses
+among them. Besides it may have `conds.pt` (the built-in voice) and our `config.json` with other sizes than the official
+ones. What a folder with a fine-tuned T3 lacks comes from a base checkpoint, and S3Gen may be another checkpoint's.
+Opening one compares the names and shapes in the weight files' headers with `layout` and reads no weights.
 
 `tokenizer._mel_filters` and `tokenizer.window` of S3Gen's file are constants that upstream computes itself
 (`S3Token2Wav.ignore_state_dict_missing`) and loads with `strict=False`, as some releases lack them. They are ignored
@@ -31,8 +31,18 @@ from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationErro
 from tqdm import tqdm
 
 from chatterbox_engine.checkpoint import layout, random_checkpoint, weight_files
+from chatterbox_engine.checkpoint.detect import (
+    Peek,
+    detect,
+    families_by_name,
+    families_of,
+    is_meanflow,
+    missing,
+    other_choices,
+    s3gen_file,
+)
 from chatterbox_engine.checkpoint.dims import Dims
-from chatterbox_engine.checkpoint.families import Family, candidates, detect, missing
+from chatterbox_engine.checkpoint.families import Family, candidates
 from chatterbox_engine.environment import cache_folder
 from chatterbox_engine.errors import CheckpointError
 from chatterbox_engine.types import Conditionals, S3GenConditionals, T3Conditionals
@@ -52,6 +62,7 @@ def locate(
     *,
     revision: str | None = None,
     family: str = "auto",
+    s3gen: str = "",
     beside: Collection[str] = (),
     cache_dir: Path | None = None,
     report: Callable[[str], None] = _log.info,
@@ -60,22 +71,56 @@ def locate(
     """The folder of the checkpoint called `name`, downloaded or made when needed.
 
     `name` is `DEMO`, one of `random_checkpoint.TINY` (random weights that are made on the spot), a folder, or a Hugging
-    Face repository `owner/name`. Of a repository the files of one family are fetched, chosen as `Checkpoint.open`
-    chooses; the files `beside` come from elsewhere. An interrupted download goes on where it stopped, and without
-    the hub (`HF_HUB_OFFLINE`) the contents of `HF_HOME` are used. `cache_dir` is where random checkpoints are kept:
-    `$CHATTERBOX_CACHE` or `~/.cache/chatterbox-triton` by default. `report` receives lines: what is fetched, and every
-    `every` seconds how far it is. Raises CheckpointError, before it downloads when the repository lacks a file, and
-    ConfigError for a family that does not exist.
+    Face repository `owner/name`. Of a repository the files of one family are fetched, chosen by their names; the files
+    `beside` come from elsewhere, and `s3gen` names S3Gen's. An interrupted download goes on where it stopped, and
+    without the hub (`HF_HUB_OFFLINE`) the contents of `HF_HOME` are used. `cache_dir` is where random checkpoints are
+    kept: `$CHATTERBOX_CACHE` or `~/.cache/chatterbox-triton` by default. `report` receives lines: what is fetched, and
+    every `every` seconds how far it is. Raises CheckpointError, before it downloads when the repository lacks a file,
+    and ConfigError for a family that does not exist.
     """
     if folder := _local(name, cache_dir):
         return folder
     names = file_names(name, revision=revision)
-    chosen = _complete(name, names, beside, family)
+    chosen = _complete(name, names, beside, family, families_by_name, s3gen)
+    for line in other_choices(chosen, names):
+        report(f"{name}: {line}")
     wanted = [file for file in chosen.files.all if file in names]
+    return fetch(name, wanted, revision=revision, report=report, every=every)
+
+
+def fetch(
+    name: str,
+    wanted: Collection[str],
+    *,
+    revision: str | None = None,
+    report: Callable[[str], None] = _log.info,
+    every: float = PROGRESS_SECONDS,
+) -> Path:
+    """The folder of what `locate` takes, with those of the files that it has. Raises CheckpointError."""
+    if folder := _local(name):
+        return folder
     report(f"{name}: fetching what is not here yet of {', '.join(wanted)}")
     with _hub_errors(name):
         bar = _bar(partial(_report_bytes, report, name), every)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, tqdm_class=bar))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted), tqdm_class=bar))
+
+
+def locate_vocoder(name: str, *, report: Callable[[str], None] = _log.info) -> Path:
+    """The file of S3Gen in a folder, a repository or among the checkpoints of `locate`, or a file itself.
+
+    Raises CheckpointError.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    source, _, file = name.rpartition("/")
+    if source.count("/") != 1 or not file.endswith((".safetensors", ".pt")) or source.startswith("/"):
+        source, file = name, ""
+    names = file_names(source)
+    found = s3gen_file(names) if not file else file if file in names else None
+    if found is None:
+        raise CheckpointError(f"{source}: has no {file or 's3gen.safetensors, nor S3Gen under another official name'}")
+    return fetch(source, [found], report=report) / found
 
 
 def file_names(name: str, *, revision: str | None = None) -> list[str]:
@@ -125,12 +170,37 @@ def _local(name: str, cache_dir: Path | None = None) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _complete(name: Path | str, own: Collection[str], others: Collection[str], family: str) -> Family:
+def _complete(
+    name: Path | str, own: Collection[str], others: Collection[str], family: str, peek: Peek, s3gen: str
+) -> Family:
     """The family of these files. Raises CheckpointError with what it lacks."""
-    chosen = detect(own, others, candidates(family))
+    try:
+        chosen = detect(own, others, candidates(family), peek=peek, s3gen=s3gen)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
     if lacking := missing(chosen, own, others):
-        raise CheckpointError(f"{name}: as {chosen.title} it is missing {', '.join(lacking)}")
+        hint = "; CHATTERBOX_BASE names the folder or repository that has them" if chosen.files.t3 in own else ""
+        raise CheckpointError(f"{name}: as {chosen.title} it is missing {', '.join(lacking)}{hint}")
     return chosen
+
+
+def choose(path: Path, others: Collection[str] = (), *, family: str = "auto", s3gen: str = "") -> Family:
+    """The family of a folder, by its T3's tensors, and the files that are used of it and of `others`.
+
+    Raises CheckpointError, also with what neither has, and ConfigError for a family that does not exist.
+    """
+    return _complete(path, _names(path), others, family, partial(_peek, path), s3gen)
+
+
+def _peek(folder: Path, name: str) -> tuple[str, ...]:
+    """The families whose T3 a file can be: by its tensors, then by its name; by the name alone where it is not here, or
+    cannot be read, which is told when it is chosen."""
+    hinted = families_by_name(name)
+    try:
+        fitting = families_of(weight_files.shapes(folder / name)[0])
+    except CheckpointError:
+        return hinted
+    return tuple(kind for kind in fitting if kind in hinted) or fitting
 
 
 @contextmanager
@@ -171,23 +241,43 @@ class Checkpoint:
     dims: Dims
     random: bool
     """Random weights: its speech is noise."""
+    vocoder: Path | None = None
+    """S3Gen's file when it is another checkpoint's."""
 
     @classmethod
-    def open(cls, path: Path, base: Path | None = None, *, family: str = "auto") -> Checkpoint:
+    def open(
+        cls,
+        path: Path,
+        base: Path | None = None,
+        *,
+        family: str = "auto",
+        s3gen: str = "",
+        vocoder: Path | None = None,
+    ) -> Checkpoint:
         """Opens the checkpoint in a folder, or in two, and checks the names and shapes in its files.
 
-        `family` chooses in a folder that holds several. Raises CheckpointError, with all that is missing, surplus or of
-        another shape, and ConfigError for a family that does not exist.
+        `family` chooses in a folder that holds several; `s3gen` names S3Gen's file there, `vocoder` is one elsewhere.
+        Raises CheckpointError, with all that is missing, surplus or of another shape, and ConfigError for a family that
+        does not exist.
         """
-        own, others = _names(path), _names(base) if base else []
-        chosen = _complete(path, own, others, family)
+        chosen = choose(path, _names(base) if base else (), family=family, s3gen=s3gen)
         files = chosen.files
         stated = path if (path / files.config).is_file() or base is None else base
-        checkpoint = cls(path, base, chosen, chosen.dims.load(stated), False)
-        mark = _check(checkpoint.file(files.t3), layout.t3_layout(checkpoint.dims.t3))
-        _check(checkpoint.file(files.s3gen), layout.s3gen_layout(checkpoint.dims))
-        _check(checkpoint.file(files.voice_encoder), layout.voice_encoder_layout(checkpoint.dims.t3))
-        return replace(checkpoint, random=random_checkpoint.MARK in mark)
+        dims = chosen.dims.load(stated)
+        if vocoder is not None:
+            dims = dims.with_s3gen(vocoder.parent)
+        checkpoint = cls(path, base, chosen, dims, False, vocoder)
+        found, _ = weight_files.shapes(checkpoint.s3gen_file)
+        dims = replace(dims, s3gen=replace(dims.s3gen, meanflow=is_meanflow(found)))
+        mark = _check(checkpoint.file(files.t3), layout.t3_layout(dims.t3))
+        _check(checkpoint.s3gen_file, layout.s3gen_layout(dims))
+        _check(checkpoint.file(files.voice_encoder), layout.voice_encoder_layout(dims.t3))
+        return replace(checkpoint, dims=dims, random=random_checkpoint.MARK in mark)
+
+    @property
+    def s3gen_file(self) -> Path:
+        """S3Gen's weights."""
+        return self.vocoder or self.file(self.family.files.s3gen)
 
     def file(self, name: str) -> Path:
         """Where a file of this name is, or would be."""
@@ -199,8 +289,9 @@ class Checkpoint:
         """A SHA-256 over the contents of all files, 64 hexadecimal digits: two seconds for the official 3 GB."""
         total = hashlib.sha256()
         for name in self.family.files.all:
-            if self.file(name).is_file():
-                total.update(name.encode() + _file_digest(self.file(name)))
+            path = self.s3gen_file if name == self.family.files.s3gen else self.file(name)
+            if path.is_file():
+                total.update(name.encode() + _file_digest(path))
         return total.hexdigest()
 
     @property
@@ -210,23 +301,21 @@ class Checkpoint:
 
     def t3_state(self) -> dict[str, torch.Tensor]:
         """Weights of T3 with upstream's names, on the CPU, float32."""
-        return self._read(self.family.files.t3)
+        return self._read(self.file(self.family.files.t3))
 
     def s3gen_state(self, prefix: str = "") -> dict[str, torch.Tensor]:
         """Weights of S3Gen with upstream's names, on the CPU, float32, without `layout.RECOMPUTED`.
 
         With a `prefix` (`flow.`, `mel2wav.`, `tokenizer.`, `speaker_encoder.`) only what is under it, without it.
         """
-        return self._read(self.family.files.s3gen, prefix)
+        return self._read(self.s3gen_file, prefix)
 
     def voice_encoder_state(self) -> dict[str, torch.Tensor]:
         """Weights of the voice encoder with upstream's names, on the CPU, float32."""
-        return self._read(self.family.files.voice_encoder)
+        return self._read(self.file(self.family.files.voice_encoder))
 
-    def _read(self, name: str, prefix: str = "") -> dict[str, torch.Tensor]:
-        state = weight_files.read(
-            self.file(name), lambda name: name.startswith(prefix) and name not in layout.RECOMPUTED
-        )
+    def _read(self, path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+        state = weight_files.read(path, lambda name: name.startswith(prefix) and name not in layout.RECOMPUTED)
         return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
     def conditionals(self) -> Conditionals | None:

@@ -182,21 +182,37 @@ class Dims:
         Raises CheckpointError when the file is not JSON or names a size that does not exist.
         """
         path = folder / "config.json"
-        if not path.exists():
-            return self
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+        raw = _read(path)
         _refuse_unknown(path, raw, [part.name for part in dataclasses.fields(self)])
         return dataclasses.replace(
             self, **{name: _edit(path, getattr(self, name), sizes) for name, sizes in raw.items()}
+        )
+
+    def with_s3gen(self, folder: Path) -> Dims:
+        """These sizes with those of the S3Gen in another folder, whose encoders of clips are in the same file: the
+        official ones, or those that its `config.json` states."""
+        path = folder / "config.json"
+        parts = {name: sizes for name, sizes in _read(path).items() if name in ("s3gen", "reference")}
+        fresh = Dims(self.t3)
+        return dataclasses.replace(
+            fresh, **{name: _edit(path, getattr(fresh, name), sizes) for name, sizes in parts.items()}
         )
 
     def save(self, folder: Path) -> None:
         """Writes `config.json` into a checkpoint folder."""
         text = json.dumps(dataclasses.asdict(self), indent=2)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a `config.json` states; nothing where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    return dict(raw)
 
 
 def _edit(path: Path, part: Any, sizes: dict[str, Any]) -> Any:

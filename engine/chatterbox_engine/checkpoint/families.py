@@ -1,6 +1,6 @@
 """How the members of the Chatterbox family differ, as data. Imports no torch: the contract uses it too.
 
-A family is recognised by the name of its T3 file. Where members differ in computation, an entry here selects one of two
+`detect` tells which family a checkpoint is of. Where members differ in computation, an entry here selects one of two
 variants, and the module that computes it implements both; no other code depends on the family.
 
 Sources: chatterbox-tts 0.1.7 `tts.py`, `mtl_tts.py`, `tts_turbo.py`, `models/t3/t3.py`; Multilingual V3, its tail crop
@@ -9,7 +9,6 @@ and Nano: the repository's main branch (commit 5de7a54), where `mtl_tts.py` has 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -91,6 +90,8 @@ class Family:
     """From logits to the distribution that is drawn from, in upstream's order."""
     text: Text
     languages: tuple[str, ...] = ("en",)
+    language: str = "en"
+    """That of requests which name none."""
     reference: Reference = field(default_factory=Reference)
     bos_once: bool = False
     """The repetition penalty counts BOS at the first token only."""
@@ -183,23 +184,3 @@ def candidates(name: str) -> tuple[Family, ...]:
     if not found:
         raise ConfigError(f"family is {name!r}; it must be auto or one of {', '.join(f.name for f in FAMILIES)}")
     return found
-
-
-def detect(own: Collection[str], base: Collection[str] = (), among: Collection[Family] = FAMILIES) -> Family:
-    """The family of a folder with the files `own`; `base` may supply missing ones.
-
-    The first family whose T3 file is present, with the fewest missing files. A T3 file with another name
-    (`t3*.safetensors`) belongs to the family of `base`, which is then returned with that name. `missing` tells whether
-    the folder is complete.
-    """
-    family = min(among, key=lambda family: (family.files.t3 not in own, len(missing(family, own, base))))
-    tuned = [name for name in own if name.startswith("t3") and name.endswith(".safetensors")]
-    if family.files.t3 not in own and base and len(tuned) == 1:
-        family = detect(base, among=among)
-        return replace(family, files=replace(family.files, t3=tuned[0]))
-    return family
-
-
-def missing(family: Family, own: Collection[str], base: Collection[str] = ()) -> list[str]:
-    """The required files that neither folder has."""
-    return [name for name in family.files.required if name not in own and name not in base]

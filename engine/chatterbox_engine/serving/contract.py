@@ -128,7 +128,7 @@ def parse(tensors: Tensors, terms: Terms) -> Call:
     audio_format = _text(tensors, "format", "pcm")
     if audio_format not in (*FORMATS, TEXT):
         raise InvalidRequest(f"format is {quote(audio_format)}; it must be one of {', '.join((*FORMATS, TEXT))}")
-    language = _text(tensors, "language", SynthesisRequest.language).lower()
+    language = _text(tensors, "language", family.language).lower()
     if language not in family.languages:
         raise InvalidRequest(f"language is {quote(language)}; {family.title} speaks {', '.join(family.languages)}")
     if "text" not in tensors:
@@ -157,8 +157,8 @@ def parse(tensors: Tensors, terms: Terms) -> Call:
 
 
 def describe(terms: Terms) -> dict[str, str]:
-    """What requests may choose: `parameters` and `presets`, JSON objects, `languages`, a JSON list, and
-    `max_characters`."""
+    """What requests may choose: `parameters` and `presets`, JSON objects, `languages`, a JSON list, `language`,
+    the default, and `max_characters`."""
     supported = terms.family.inputs
     defaults = presets.sampling(terms.family, terms.preset)
     parameters = {
@@ -176,6 +176,7 @@ def describe(terms: Terms) -> dict[str, str]:
         "parameters": json.dumps(parameters),
         "presets": json.dumps(named),
         "languages": json.dumps(terms.family.languages),
+        "language": terms.family.language,
         "max_characters": str(terms.max_text_chars),
     }
 
