@@ -65,6 +65,7 @@ TopK = Annotated[
     typer.Option(help="Draw from this many tokens, 0 (all) to 1000000; Turbo and Nano.", show_default="1000"),
 ]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same audio.", show_default="random")]
+Priority = Annotated[str | None, typer.Option(help="live, or batch: work for which nobody waits.", show_default="live")]
 MaxSeconds = Annotated[
     float | None, typer.Option(help="Longest audio of a segment of the text, above 0 to 160.", show_default="40")
 ]

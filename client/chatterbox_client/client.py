@@ -90,7 +90,8 @@ class Client:
         `preset` names a set of sampling parameters (`fast`, `calm`, `happy`, ...), which explicit ones override.
         `exaggeration`, `cfg_weight`, `temperature` (0 is greedy), `top_p`, `min_p`, `repetition_penalty` and `top_k`
         are the model's own; the server refuses those that its model ignores. The same `seed`, text, voice and
-        parameters give the same audio. `max_seconds` bounds the audio of each segment of the text.
+        parameters give the same audio. `max_seconds` bounds the audio of each segment of the text. `priority` is `live`
+        or `batch`: work for which nobody waits, done in what live requests leave free.
 
         Raises InvalidRequest, NotFound, Unavailable, Timeout, ConnectionFailed or ServerError, and OSError when the
         reference file cannot be read.

@@ -65,6 +65,7 @@ def speech_request(
     top_k: int | None = None,
     seed: int | None = None,
     max_seconds: float | None = None,
+    priority: str | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """The input tensors of one request, each [1, 1]; what is None is left out, so the server's default holds.
 
@@ -90,6 +91,7 @@ def speech_request(
         "top_k": _integer("top_k", top_k, np.int32),
         "seed": _integer("seed", seed, np.int64),
         "max_seconds": _float("max_seconds", max_seconds),
+        "priority": _bytes("priority", priority),
     }
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
@@ -113,6 +115,7 @@ def stream_request(
     top_k: int | None = None,
     seed: int | None = None,
     max_seconds: float | None = None,
+    priority: str | None = None,
     first_chunk_tokens: int | None = None,
     chunk_tokens: int | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
@@ -135,6 +138,7 @@ def stream_request(
         top_k=top_k,
         seed=seed,
         max_seconds=max_seconds,
+        priority=priority,
     )
     sizes = {"first_chunk_tokens": first_chunk_tokens, "chunk_tokens": chunk_tokens}
     chunking = {name: _integer(name, size, np.int32) for name, size in sizes.items()}

@@ -14,6 +14,7 @@ from chatterbox_engine.checkpoint.detect import PACK_BASE, PACKS, other_choices
 from chatterbox_engine.checkpoint.dims import GPT2Dims, LlamaDims, T3Dims
 from chatterbox_engine.checkpoint.families import CANGJIE, Text
 from chatterbox_engine.config import Config
+from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.hardware import (
     Report,
     choose_device,
@@ -35,6 +36,7 @@ from chatterbox_engine.synthesis.parts import Parts
 from chatterbox_engine.synthesis.prefixes import Prefixes
 from chatterbox_engine.synthesis.scheduler import Scheduler
 from chatterbox_engine.synthesis.segments import Segmenter
+from chatterbox_engine.synthesis.utterances import Utterance
 from chatterbox_engine.synthesis.vocoder import Vocoder
 from chatterbox_engine.synthesis.watermark import make_watermarker
 from chatterbox_engine.t3.gpt2 import GPT2
@@ -99,9 +101,7 @@ def build(
             checkpoint.family,
         ),
         voices=make_voices(config, checkpoint, device, metrics),
-        scheduler=Scheduler(
-            max_slots=runner.max_slots, positions=runner.cache.scratch, max_prefills=config.max_prefills
-        ),
+        scheduler=make_scheduler(config, runner),
         runner=runner,
         prefixes=Prefixes(model.prefix),
         vocoder=make_vocoder(config, s3gen, cores, metrics),
@@ -112,6 +112,7 @@ def build(
         stop_token=model.dims.stop_speech,
         device=device,
         max_queue=config.max_queue,
+        max_batch_queue=config.max_batch_queue,
         request_timeout=config.request_timeout,
     )
     hand_over(device)
@@ -169,6 +170,20 @@ def make_runner(config: Config, checkpoint: Checkpoint, model: Transformer, repo
     graphs = Graphs(device, enabled=config.cuda_graphs)
     compile_mode = choose_compile_mode(config, graphs)
     return Runner(model, cache, max_slots, family=family, graphs=graphs, compile_mode=compile_mode)
+
+
+def make_scheduler(config: Config, runner: Runner) -> Scheduler[Utterance]:
+    """The scheduler of the runner's slots. Raises ConfigError when it could never admit batch work."""
+    if config.live_slots >= runner.max_slots:
+        raise ConfigError(
+            f"live_slots is {config.live_slots}; it must be below the number of slots, {runner.max_slots}"
+        )
+    return Scheduler(
+        max_slots=runner.max_slots,
+        positions=runner.cache.scratch,
+        max_prefills=config.max_prefills,
+        live_slots=config.live_slots,
+    )
 
 
 def make_vocoder(config: Config, s3gen: S3Gen, cores: Cores, metrics: Metrics | None) -> Vocoder:

@@ -83,8 +83,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 RANGES: Mapping[str, tuple[float, float]] = {
     "cpu_threads": (0, 1024),
     "max_slots": (0, 1024),
+    "live_slots": (0, 1024),
     "max_cache_len": (128, 16_384),
     "max_queue": (1, 100_000),
+    "max_batch_queue": (1, 100_000),
     "max_prefills": (1, 64),
     "request_timeout": (0.1, 86_400),
     "max_text_chars": (1, 1_000_000),
@@ -140,10 +142,15 @@ class Config:
     at the same time."""
     max_slots: int = 0
     """Utterances decoded together. 0 chooses up to 64 on a GPU and up to 16 on a CPU, fewer where memory is short."""
+    live_slots: int = 0
+    """Slots that requests of priority `batch` never get, so that live ones find one free. Without a free one, a live
+    request takes the slot of a batch one, which starts again later."""
     max_cache_len: int = 1200
     """Positions of the KV cache planned for each row. A longer request takes more from the common pool."""
     max_queue: int = 256
-    """Requests in progress; one more is answered with 503."""
+    """Requests in progress; one more is answered with 503. Those of priority `batch` are counted separately."""
+    max_batch_queue: int = 256
+    """Requests of priority `batch` in progress; one more is answered with 503."""
     max_prefills: int = 4
     """Utterances that may join in one step. More would delay the tokens of those that decode already."""
     request_timeout: float = 300.0

@@ -28,20 +28,22 @@ SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 COUNTERS = {
     "chatterbox_requests_total": "Requests answered with all of their audio",
+    "chatterbox_batch_requests_total": "Those of priority batch among them",
     "chatterbox_audio_seconds_total": "Seconds of audio in these answers",
     "chatterbox_speech_tokens_total": "Speech tokens in these answers",
     "chatterbox_segments_total": "Segments in these answers",
     "chatterbox_cancellations_total": "Requests cancelled by their clients",
+    "chatterbox_preemptions_total": "Batch utterances that lost their slot to a live one and start again",
     "chatterbox_t3_steps_total": "Decode steps of T3",
     "chatterbox_t3_step_seconds_total": "Wall time of these steps",
     "chatterbox_t3_step_utterances_total": "Utterances decoded in these steps, summed over the steps",
 }
 
 HISTOGRAMS = {
-    "chatterbox_ttfa_seconds": ("From a request's arrival to its first audio", SECONDS),
-    "chatterbox_request_seconds": ("From a request's arrival to all of its audio", SECONDS),
-    "chatterbox_queue_seconds": ("Wait for a slot, from when the voice is known to the first step", SHORT_SECONDS),
-    "chatterbox_rtf_ratio": ("Real-time factor of a request: wall seconds per second of audio", RATIOS),
+    "chatterbox_ttfa_seconds": ("From a live request's arrival to its first audio", SECONDS),
+    "chatterbox_request_seconds": ("From a live request's arrival to all of its audio", SECONDS),
+    "chatterbox_queue_seconds": ("A live request's wait for a slot, from when its voice is known", SHORT_SECONDS),
+    "chatterbox_rtf_ratio": ("Real-time factor of a live request: wall seconds per second of audio", RATIOS),
     "chatterbox_s3gen_batch_size": ("Utterances, or chunks of streams, vocoded together", SIZES),
     "chatterbox_s3gen_seconds": ("Wall time of one such batch", SHORT_SECONDS),
 }
@@ -49,7 +51,9 @@ HISTOGRAMS = {
 GAUGES = {
     "slots_active": ("chatterbox_slots_active", "Utterances that decode"),
     "slots_free": ("chatterbox_slots_free", "Slots without an utterance"),
+    "slots_batch": ("chatterbox_slots_batch", "Utterances of batch requests among those that decode"),
     "utterances_waiting": ("chatterbox_utterances_waiting", "Utterances that wait for a slot"),
+    "batch_waiting": ("chatterbox_batch_utterances_waiting", "Utterances of batch requests among those that wait"),
     "requests_active": ("chatterbox_requests_active", "Requests without a complete answer"),
     "kv_positions_used": ("chatterbox_kv_positions_used", "KV cache positions that belong to an utterance"),
     "kv_positions": ("chatterbox_kv_positions", "KV cache positions in all"),
@@ -81,7 +85,9 @@ class Status:
 
     slots_active: int
     slots_free: int
+    slots_batch: int
     utterances_waiting: int
+    batch_waiting: int
     requests_active: int
     kv_positions_used: int
     kv_positions: int
@@ -114,6 +120,9 @@ class Metrics(Protocol):
     def stepped(self, seconds: float, utterances: int) -> None:
         """T3 made one decode step."""
 
+    def preempted(self) -> None:
+        """A batch utterance lost its slot to a live one."""
+
     def vocoded(self, seconds: float, chunks: int) -> None:
         """S3Gen made the waveforms of one batch."""
 
@@ -126,6 +135,9 @@ class Metrics(Protocol):
 
 class NoMetrics:
     """Ignores all events."""
+
+    def preempted(self) -> None:
+        """See `Metrics`."""
 
     def voiced(self, source: VoiceSource) -> None:
         """See `Metrics`."""
@@ -198,6 +210,10 @@ class TritonMetrics:
         self._events.put(("chatterbox_t3_step_seconds_total", seconds))
         self._events.put(("chatterbox_t3_step_utterances_total", utterances))
 
+    def preempted(self) -> None:
+        """See `Metrics`."""
+        self._events.put(("chatterbox_preemptions_total", 1))
+
     def vocoded(self, seconds: float, chunks: int) -> None:
         """See `Metrics`."""
         self._events.put(("chatterbox_s3gen_batch_size", chunks))
@@ -209,6 +225,9 @@ class TritonMetrics:
         self._events.put(("chatterbox_audio_seconds_total", stats["audio_seconds"]))
         self._events.put(("chatterbox_speech_tokens_total", stats["tokens"]))
         self._events.put(("chatterbox_segments_total", stats["segments"]))
+        if stats["priority"] == "batch":
+            self._events.put(("chatterbox_batch_requests_total", 1))
+            return  # nobody waits for it, so its times say nothing about the service
         self._events.put(("chatterbox_ttfa_seconds", stats["ttfa_ms"] / 1000))
         self._events.put(("chatterbox_request_seconds", stats["total_ms"] / 1000))
         self._events.put(("chatterbox_queue_seconds", stats["queue_ms"] / 1000))

@@ -29,6 +29,9 @@ NORMALIZATIONS = ("none", "plain", "spoken")
 MARKUPS = ("none", "auto")
 """Of a request's text: `auto` takes SSML where the text is a document of it, else tags in square brackets."""
 
+PRIORITIES = ("live", "batch")
+"""Of a request: somebody waits for it, or it fills what live requests leave free."""
+
 FinishReason = Literal["stop", "length"]
 
 Samples = npt.NDArray[np.float32]
@@ -105,6 +108,8 @@ class SynthesisRequest:
     """Words, and what is spoken for them."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_seconds: float = 40.0
+    priority: str = "live"
+    """One of PRIORITIES."""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Sampling(Body):
     top_k: int | None = Field(None, description="Of Turbo and Nano.")
     seed: int | None = Field(None, description="The same seed gives the same audio.")
     max_seconds: float | None = Field(None, description="Upper bound of the audio of each segment of the text.")
+    priority: str | None = Field(None, description="`live`, or `batch`: work for which nobody waits.")
     reference_audio: str | None = Field(None, description="A clip to clone: base64, or a `data:` URI.")
 
     def options(self) -> dict[str, Any]:

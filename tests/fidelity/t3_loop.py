@@ -42,6 +42,8 @@ class Request:
     prompt_tokens: int | None = None
     """Number of the voice's speech tokens that T3 uses; each number makes a different voice."""
     first: bool = True
+    batch: bool = False
+    preemptible: bool = False
     place: Place | None = None
     prompt: Prompt | None = None
     tokens: list[int] = field(default_factory=list)

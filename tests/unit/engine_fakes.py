@@ -211,9 +211,9 @@ def voice(name: str) -> Voice:
     return Voice(name, conditionals)
 
 
-def job(number: int = 1, *, stream: bool = False, segments: int = 1) -> Job:
+def job(number: int = 1, *, stream: bool = False, segments: int = 1, batch: bool = False) -> Job:
     """A request for a whole answer or a stream."""
-    request = SynthesisRequest("Hello.", seed=1)
+    request = SynthesisRequest("Hello.", seed=1, priority="batch" if batch else "live")
     text = [TokenSegment((), prompt_length=1, max_tokens=100, pause=0.0)] * segments
     return Job(number, request, lambda _answer: None, text, ChunkPolicy() if stream else None)
 
@@ -295,6 +295,7 @@ class FakeEngine:
         *,
         max_slots: int = 4,
         max_queue: int = 100,
+        max_batch_queue: int = 100,
         request_timeout: float = 600.0,
         metrics: Metrics | None = None,
         vocoder_threads: tuple[int, int] | None = None,
@@ -330,6 +331,7 @@ class FakeEngine:
             stop_token=STOP,
             device=CPU,
             max_queue=max_queue,
+            max_batch_queue=max_batch_queue,
             request_timeout=request_timeout,
         )
         self.engine = Engine(parts, on_failure=self.failures.put, metrics=metrics)

@@ -35,6 +35,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "text_normalization": ("--text-normalization", "spoken"),
     "markup": ("--markup", "auto"),
     "preset": ("--preset", "calm"),
+    "priority": ("--priority", "batch"),
     "exaggeration": ("--exaggeration", 0.75),
     "cfg_weight": ("--cfg-weight", 0.25),
     "temperature": ("--temperature", 0.5),

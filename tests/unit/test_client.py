@@ -44,6 +44,7 @@ CONTRACT: list[tuple[str, Any, Any, Any]] = [
     ("top_k", 50, np.int32, 50),
     ("seed", 2**62, np.int64, 2**62),
     ("max_seconds", 12.5, np.float32, np.float32(12.5)),
+    ("priority", "batch", np.object_, b"batch"),
 ]
 
 
@@ -296,7 +297,7 @@ def test_the_signature_of_speak_is_frozen_and_the_same_for_both_clients() -> Non
         "preset: str | None = None, exaggeration: float | None = None, cfg_weight: float | None = None, "
         "temperature: float | None = None, top_p: float | None = None, min_p: float | None = None, "
         "repetition_penalty: float | None = None, top_k: int | None = None, seed: int | None = None, "
-        "max_seconds: float | None = None) -> Audio"
+        "max_seconds: float | None = None, priority: str | None = None) -> Audio"
     )
     assert inspect.signature(Client.speak) == inspect.signature(AsyncClient.speak)
     assert [*inspect.signature(Client).parameters] == [*inspect.signature(AsyncClient).parameters]

@@ -14,7 +14,15 @@ from chatterbox_engine.errors import Cancelled, EngineFailed, InvalidRequest, Ov
 from chatterbox_engine.metrics import COUNTERS, GAUGES, HISTOGRAMS, VOICES, Status, TritonMetrics, VoiceSource
 from tests.unit.engine_fakes import WAIT, FakeEngine
 
-STATS = {"audio_seconds": 2.0, "tokens": 50, "segments": 2, "ttfa_ms": 300.0, "total_ms": 500.0, "queue_ms": 20.0}
+STATS = {
+    "audio_seconds": 2.0,
+    "tokens": 50,
+    "segments": 2,
+    "ttfa_ms": 300.0,
+    "priority": "live",
+    "total_ms": 500.0,
+    "queue_ms": 20.0,
+}
 CONTRACT = {"languages": '["en"]', "max_characters": "10"}
 ABOUT = {"model": "folder/tiny", "family": "english", "device": "cpu", "optimizations": ["bfloat16", "cuda_graphs"]}
 
@@ -103,6 +111,16 @@ def test_an_answer_is_counted_and_timed(metrics: TritonMetrics, page: Page) -> N
     assert page["chatterbox_request_seconds"] == [0.5, 0.5]
     assert page["chatterbox_queue_seconds"] == [0.02, 0.02]
     assert page["chatterbox_rtf_ratio"] == [0.25]
+
+
+def test_batch_requests_are_counted_and_their_times_left_out(metrics: TritonMetrics, page: Page) -> None:
+    metrics.answered({**STATS, "rtf": 0.25, "priority": "batch"})
+    metrics.preempted()
+    metrics.publish()
+    assert (page["chatterbox_requests_total"], page["chatterbox_batch_requests_total"]) == (1, 1)
+    assert page["chatterbox_preemptions_total"] == 1
+    assert page["chatterbox_ttfa_seconds"] is None
+    assert page["chatterbox_queue_seconds"] is None
 
 
 def test_any_number_of_decode_steps_costs_three_calls(metrics: TritonMetrics, page: Page) -> None:

@@ -23,7 +23,11 @@ class Desk:
         self.got: list[tuple[int, object]] = []
         self.ended: list[int] = []
         self.register = Register(
-            limit=3, allowance=allowance, metrics=NoMetrics(), ended=lambda job: self.ended.append(job.number)
+            limit=3,
+            batch_limit=3,
+            allowance=allowance,
+            metrics=NoMetrics(),
+            ended=lambda job: self.ended.append(job.number),
         )
 
     def job(self, number: int, age: float = 0.0) -> Job:

@@ -16,7 +16,12 @@ from chatterbox_engine.t3.extents import GRAIN, Extent, ExtentAllocator
 class Fake:
     row_positions: list[int] = field(default_factory=lambda: [100, 100])
     first: bool = True
+    batch: bool = False
     place: Place | None = None
+
+    @property
+    def preemptible(self) -> bool:
+        return self.batch
 
 
 def scheduler(*, max_slots: int = 4, positions: int = 64 * GRAIN, max_prefills: int = 2) -> Scheduler[Fake]:
@@ -99,7 +104,8 @@ def test_no_slot_and_no_position_leaks_or_is_shared(data: st.DataObject) -> None
     for _ in range(data.draw(st.integers(1, 40))):
         if data.draw(st.booleans()):
             rows = data.draw(st.sampled_from([1, 2]))
-            fake = Fake([data.draw(st.integers(1, 9 * GRAIN))] * rows, first=data.draw(st.booleans()))
+            positions = data.draw(st.integers(1, 9 * GRAIN))
+            fake = Fake([positions] * rows, first=data.draw(st.booleans()), batch=data.draw(st.booleans()))
             alive.append(fake)
             it.add(fake)
         elif alive:

@@ -27,6 +27,7 @@ from chatterbox_engine.text.pipeline import Script, Segment
 from chatterbox_engine.types import (
     MARKUPS,
     NORMALIZATIONS,
+    PRIORITIES,
     SAMPLE_RATE,
     SynthesisChunk,
     SynthesisRequest,
@@ -68,7 +69,7 @@ SAMPLING = {
     "top_k": Number(0, 1_000_000, kind=int),
 }
 
-TEXTS = ("text", "voice", "language", "text_normalization", "markup", "lexicon", "preset", "format")
+TEXTS = ("text", "voice", "language", "text_normalization", "markup", "lexicon", "preset", "format", "priority")
 INPUTS = (*TEXTS, "reference_audio", *SAMPLING, "seed", "max_seconds")
 OUTPUTS = ("audio", "audio_base64", "sample_rate", "speech_tokens", "stats")
 
@@ -152,6 +153,7 @@ def parse(tensors: Tensors, terms: Terms) -> Call:
         max_seconds=seconds.check("max_seconds", _number(tensors, "max_seconds"))
         if "max_seconds" in tensors
         else min(SynthesisRequest.max_seconds, terms.max_seconds),
+        priority=_choice(tensors, "priority", PRIORITIES),
     )
     return Call(request, audio_format)
 

@@ -91,6 +91,7 @@ class _Sums:
             "tokens": self._tokens,
             "segments": len(job.segments),
             **({"notes": list(job.notes)} if job.notes else {}),
+            "priority": job.request.priority,
             "finish_reason": "length" if self._at_limit else "stop",
             "voice": job.request.voice if job.request.reference_audio is None else "reference_audio",
             "characters": len(job.request.text),

@@ -77,6 +77,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._register = Register(
             limit=parts.max_queue,
+            batch_limit=parts.max_batch_queue,
             allowance=parts.request_timeout,
             metrics=self._metrics,
             ended=lambda job: self._inbox.put(partial(self._drop, job)),
@@ -154,7 +155,9 @@ class Engine:
         return Status(
             slots_active=scheduler.running,
             slots_free=scheduler.free_slots,
+            slots_batch=scheduler.batch_running,
             utterances_waiting=scheduler.waiting,
+            batch_waiting=scheduler.batch_waiting,
             requests_active=len(self._register),
             kv_positions_used=scheduler.positions - scheduler.free_positions,
             kv_positions=scheduler.positions,
@@ -203,6 +206,9 @@ class Engine:
     def step(self) -> None:
         """One step of all running utterances."""
         plan = self._parts.scheduler.schedule()
+        for utterance in plan.preempted:
+            utterance.restart()
+            self._metrics.preempted()
         launched = self._launch(plan)
         self._publish(launched)
 
@@ -280,7 +286,7 @@ class Engine:
         read, self._pending = self._pending, launched
         for utterances, drawn in read.batches:
             for utterance, token in zip(utterances, drawn.read(), strict=True):
-                # it ended or was cancelled in the previous step; this token is surplus
+                # it ended, was cancelled or preempted in the previous step; this token is surplus
                 if utterance.place is None:
                     continue
                 if utterance.take(token, self._parts.stop_token):

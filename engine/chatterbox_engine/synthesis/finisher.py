@@ -21,6 +21,7 @@ Answers = WeakKeyDictionary[Job, WholeAnswer | StreamAnswer]
 Send = Callable[[Job, SynthesisResult | SynthesisChunk], None]
 
 THREADS = 2
+"""For live requests; one more is for batch requests, which live ones do not wait for."""
 
 
 class Finisher:
@@ -34,7 +35,7 @@ class Finisher:
             own_stream(device)
             cores.use_for_finisher()
 
-        self._threads = [ThreadPoolExecutor(1, f"finisher-{n}", initializer=prepare) for n in range(THREADS)]
+        self._threads = [ThreadPoolExecutor(1, f"finisher-{n}", initializer=prepare) for n in range(THREADS + 1)]
         # One for each thread. Nothing is kept of a request that was cancelled: its entry goes with the last chunk.
         self._answers: list[Answers] = [WeakKeyDictionary() for _ in self._threads]
 
@@ -46,7 +47,7 @@ class Finisher:
         wave: [960 tokens of the window]; seconds: that the vocoder took and that no other chunk of the request counts;
         send: takes what is complete, on the finisher's thread; crashed: takes what finishing raises.
         """
-        lane = chunk.job.number % len(self._threads)
+        lane = THREADS if chunk.job.batch else chunk.job.number % THREADS
 
         def finish() -> None:
             try:

@@ -55,6 +55,11 @@ class Job:
     notes: Sequence[str] = ()
     """What was left out of its text and why, for its statistics."""
 
+    @property
+    def batch(self) -> bool:
+        """It fills what live requests leave free."""
+        return self.request.priority == "batch"
+
 
 @dataclass(frozen=True)
 class Times:

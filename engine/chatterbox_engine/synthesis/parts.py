@@ -144,5 +144,6 @@ class Parts:
     """T3's, which ends an utterance."""
     device: torch.device
     max_queue: int
+    max_batch_queue: int
     request_timeout: float
     """Seconds from a request's arrival to its answer."""

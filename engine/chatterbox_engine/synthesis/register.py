@@ -24,10 +24,12 @@ class Register:
     chunks stay in order.
     """
 
-    def __init__(self, *, limit: int, allowance: float, metrics: Metrics, ended: Callable[[Job], None]) -> None:
-        """limit: maximum number of active requests; allowance: seconds that each may take; ended: called once for every
-        job that is answered in full or with an error, to free its resources."""
-        self._limit = limit
+    def __init__(
+        self, *, limit: int, batch_limit: int, allowance: float, metrics: Metrics, ended: Callable[[Job], None]
+    ) -> None:
+        """limit: maximum number of active live requests; batch_limit: of batch requests; allowance: seconds that each
+        may take; ended: called once for every job that is answered in full or with an error, to free its resources."""
+        self._limits = {False: limit, True: batch_limit}
         self._allowance = allowance
         self._metrics = metrics
         self._ended = ended
@@ -51,8 +53,10 @@ class Register:
         with self._lock:
             if self._closed:
                 raise Unavailable(_CLOSING)
-            if len(self._jobs) >= self._limit:
-                raise Overloaded(f"{len(self._jobs)} requests are under way and no more are taken; try again later")
+            active = sum(other.batch == job.batch for other in self._jobs.values())
+            if active >= self._limits[job.batch]:
+                kind = "batch requests" if job.batch else "requests"
+                raise Overloaded(f"{active} {kind} are under way and no more are taken; try again later")
             self._jobs[job.number] = job
             self._decoding.add(job.number)
 

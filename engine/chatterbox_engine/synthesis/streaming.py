@@ -91,6 +91,10 @@ class Cursor:
         self.number = 0
         """Number of the next chunk, counted over all segments."""
 
+    def within(self, segment: int) -> bool:
+        """Whether a part of this segment has been handed to the vocoder, and a part not."""
+        return segment == self.segment and self._begin > 0
+
     def take(self, tokens: int, *, complete: bool) -> Span | None:
         """The next chunk of the segment, or None while it is not due.
 

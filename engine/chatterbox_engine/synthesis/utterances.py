@@ -42,6 +42,10 @@ class Speech:
             self._decoded = time.monotonic()
         return self._decoded is not None
 
+    def has_begun(self, utterance: Utterance) -> bool:
+        """Whether a part of it has been handed to the vocoder."""
+        return self._cursor is not None and self._cursor.within(utterance.index)
+
     def due(self, utterance: Utterance) -> Iterator[Chunk]:
         """The chunks that can be vocoded now that `utterance` has one more token.
 
@@ -104,6 +108,21 @@ class Utterance:
     def first(self) -> bool:
         """It is the request's first segment."""
         return self.index == 0
+
+    @property
+    def batch(self) -> bool:
+        """It fills what live utterances leave free."""
+        return self.speech.job.batch
+
+    @property
+    def preemptible(self) -> bool:
+        """It is batch work of which nothing has been vocoded. On a GPU a second run in other batches may draw other
+        tokens, which would not continue the chunks of the first."""
+        return self.batch and not self.speech.has_begun(self)
+
+    def restart(self) -> None:
+        """Drops all that was drawn; its seed gives the same tokens again."""
+        self.prompt, self.drawn, self.tokens = None, 0, []
 
     def take(self, token: int, stop: int) -> bool:
         """Adds a drawn token; True when the utterance ends with it."""

@@ -77,8 +77,8 @@ class Vocoder:
     """S3Gen behind a queue. `run` is the body of a thread; on CUDA it works on a stream of its own.
 
     First chunks of streams are vocoded before all others and in batches of their own, because longer chunks would delay
-    them; all other chunks in order of arrival. The chunks of one stream are vocoded in order and in different batches:
-    each continues at the phase at which the previous one ended.
+    them; then other chunks in order of arrival, and last those of batch requests. The chunks of one stream are vocoded
+    in order and in different batches: each continues at the phase at which the previous one ended.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class Vocoder:
         self._changed = threading.Condition()
         self._urgent: deque[Chunk] = deque()
         self._others: deque[Chunk] = deque()
+        self._deferred: deque[Chunk] = deque()  # of batch requests
         self._closed = False
         self._working = False
         self._prepared: Memo[PreparedVoice] = Memo(VOICES_KEPT)
@@ -112,13 +113,14 @@ class Vocoder:
     def put(self, chunk: Chunk) -> None:
         """Queues a chunk. A stream's chunks must come in order; the previous one may still be queued."""
         with self._changed:
-            (self._urgent if chunk.first else self._others).append(chunk)
+            queue = self._deferred if chunk.job.batch else self._urgent if chunk.first else self._others
+            queue.append(chunk)
             self._changed.notify()
 
     @property
     def idle(self) -> bool:
         """Whether no chunk is queued or being vocoded. Read without the lock, so it may be briefly out of date."""
-        return not (self._working or self._urgent or self._others)
+        return not (self._working or self._next)
 
     def close(self) -> None:
         """Ends `run` once the queue is empty."""
@@ -173,17 +175,22 @@ class Vocoder:
     def _next_batch(self) -> list[Chunk] | None:
         """Waits for a chunk, then takes the others that are ready within the delay; None at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._urgent or self._others or self._closed)
-            if not self._urgent and self._others and self._delay:
+            self._changed.wait_for(lambda: self._next or self._closed)
+            if self._next and self._delay:
                 self._changed.wait_for(self._need_not_wait, self._delay)
-            chunks = self._urgent or self._others
+            chunks = self._next
             if not chunks and self._closed:
                 return None
             self._working = True
             return self._take(chunks)
 
+    @property
+    def _next(self) -> deque[Chunk]:
+        """The queue that the next batch is taken from."""
+        return self._urgent or self._others or self._deferred
+
     def _need_not_wait(self) -> bool:
-        return bool(self._urgent) or self._closed or len(self._others) >= self._batch
+        return bool(self._urgent) or self._closed or len(self._next) >= self._batch
 
     def _take(self, chunks: deque[Chunk]) -> list[Chunk]:
         """Takes the oldest chunks that fit into one batch, one of each stream; a stream's later ones keep their

@@ -32,6 +32,12 @@ class ExtentAllocator:
         self.capacity = positions // GRAIN * GRAIN
         self._free = [Extent(0, self.capacity)]  # ordered by start, never adjacent
 
+    def copy(self) -> ExtentAllocator:
+        """An allocator of the same state, to try out what freeing would give."""
+        other = ExtentAllocator(self.capacity)
+        other._free = list(self._free)
+        return other
+
     @property
     def free_positions(self) -> int:
         """Positions that belong to no row."""
