@@ -65,7 +65,7 @@ def create(transport: AsyncTransport, settings: Settings, tracing: Tracing | Non
     counted, tracing = GatewayMetrics(), tracing or Tracing()
     speaker = Speaker(transport, settings, counted, tracing)
     api = _api(speaker, settings, counted)
-    app: ASGIApp = KeyGuard(api, Keys(settings.keys, settings.limits))
+    app: ASGIApp = KeyGuard(api, Keys(settings.keys, settings.limits, settings.batch_keys))
     app = OriginGuard(app, settings.origins)
     app = CORSMiddleware(
         app,

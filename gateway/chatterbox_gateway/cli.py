@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
@@ -31,6 +33,7 @@ def gateway(
     host: options.Host = "127.0.0.1",
     port: options.Port = 8080,
     key: options.Key = None,
+    batch_key: options.BatchKey = None,
     max_requests: options.MaxRequests = 0,
     max_characters: options.MaxCharacters = 0,
     strict: options.Strict = False,
@@ -48,14 +51,12 @@ def gateway(
     if change_voices and not os.environ.get(KEY_VARIABLE):
         raise typer.BadParameter(f"{KEY_VARIABLE} is not set", param_hint="--change-voices")
     limits = Limits(max_requests, max_characters)
-    try:
+    with _naming("--key"):  # an unset shell variable would make the empty key valid
         Keys(key or (), limits)
-    except ValueError as error:  # an unset shell variable would make the empty key valid
-        raise typer.BadParameter(str(error), param_hint="--key") from error
-    try:
+    with _naming("--batch-key"):
+        Keys(key or (), limits, batch_key or ())
+    with _naming("--cors"):
         origins = parse_origins(cors)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--cors") from error
     try:
         transport = open_async_transport(url, "grpc", parse_headers(header or []))
     except InvalidRequest as error:
@@ -64,6 +65,7 @@ def gateway(
     settings = Settings(
         models=model or Settings.models,
         keys=key or (),
+        batch_keys=batch_key or (),
         limits=limits,
         strict=strict,
         change_voices=change_voices,
@@ -81,6 +83,15 @@ def gateway(
     except OSError as error:
         typer.echo(f"chatterbox-gateway: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Reports a ValueError as wrong usage of an option."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def main() -> None:

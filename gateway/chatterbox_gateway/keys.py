@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,13 +37,25 @@ NO_LIMITS = Limits()
 class Caller:
     """The holder of a key, or everybody where there are no keys. Belongs to one event loop."""
 
-    def __init__(self, name: str, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, name: str, limits: Limits, clock: Callable[[], float] = time.monotonic, *, batch: bool = False
+    ) -> None:
+        """batch: all that it asks for is of priority `batch`."""
         self.name = name
+        self._batch = batch
         self._limits = limits
         self._clock = clock
         self._speaking = 0
         self._characters = float(limits.characters)  # left now
         self._refilled = clock()
+
+    def priority(self, asked: str | None) -> str | None:
+        """The priority of a request that asks for one, or for none. Raises Refusal (403) where the key has another."""
+        if not self._batch:
+            return asked
+        if asked not in (None, "batch"):
+            raise Refusal(403, "this key speaks with priority batch only")
+        return "batch"
 
     @contextmanager
     def speaking(self, characters: int) -> Iterator[None]:
@@ -74,11 +86,11 @@ class Caller:
 class Keys:
     """The accepted keys. Without any, all clients are accepted."""
 
-    def __init__(self, keys: Sequence[str], limits: Limits) -> None:
-        """keys: `NAME:KEY`, or `KEY`, which is named by its place. Raises ValueError for an empty key or name, and for
-        a name that stands twice."""
+    def __init__(self, keys: Sequence[str], limits: Limits, batch: Collection[str] = ()) -> None:
+        """keys: `NAME:KEY`, or `KEY`, which is named by its place; batch: names of those whose requests have priority
+        `batch`. Raises ValueError for an empty key or name, and for a name that stands twice or that no key has."""
         self._callers: dict[bytes, Caller] = {}
-        names = set()
+        names = set[str]()
         for number, entry in enumerate(keys, 1):
             name, colon, key = entry.partition(":")
             if not colon:
@@ -86,7 +98,9 @@ class Keys:
             if not (name and key) or name in names:
                 raise ValueError("is empty" if not (name and key) else f"the name {name} stands twice")
             names.add(name)
-            self._callers[key.encode()] = Caller(name, limits)
+            self._callers[key.encode()] = Caller(name, limits, batch=name in batch)
+        if unknown := sorted(set(batch) - names):
+            raise ValueError(f"no key has the name {unknown[0]}")
         self._everybody = Caller("", limits)
 
     def caller(self, headers: Headers) -> Caller | None:

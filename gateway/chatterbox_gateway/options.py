@@ -39,6 +39,10 @@ Key = Annotated[
         "stands in logs and metrics. None: all clients.",
     ),
 ]
+BatchKey = Annotated[
+    list[str] | None,
+    typer.Option(help="Name of a key whose requests have priority batch: they wait for those of others. Repeatable."),
+]
 MaxRequests = Annotated[
     int, typer.Option(min=0, help="Requests to speak that each key may have under way; 0: no limit.")
 ]

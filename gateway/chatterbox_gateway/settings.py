@@ -23,6 +23,8 @@ class Settings:
 
     models: Sequence[str] = ("chatterbox",)
     keys: Sequence[str] = ()
+    batch_keys: Sequence[str] = ()
+    """Names of the keys whose requests have priority `batch`."""
     limits: Limits = NO_LIMITS
     strict: bool = False
     change_voices: bool = False

@@ -69,7 +69,7 @@ class Speaker:
     async def stream(self, request: SpeechRequest, record: Record) -> AsyncGenerator[Chunk, None]:
         """The server's audio, chunk by chunk. Raises Refusal where a limit of the key is reached, and the client's
         errors."""
-        options = {"first_chunk_tokens": self._first_chunk_tokens, **self._text, **request.options}
+        options = {"first_chunk_tokens": self._first_chunk_tokens, **self._options(request, record)}
         with self._call(request, record, "stream") as client:
             chunks = client.stream(request.text, voice=request.voice, **options)
             async with contextlib.aclosing(chunks):
@@ -79,7 +79,7 @@ class Speaker:
 
     async def speak(self, request: SpeechRequest, record: Record) -> Audio:
         """The server's whole audio. Raises what `stream` does."""
-        options = {**self._text, **request.options}
+        options = self._options(request, record)
         with self._call(request, record, "speak") as client:
             audio = await client.speak(request.text, voice=request.voice, **options)
         _note(record, audio)
@@ -130,6 +130,10 @@ class Speaker:
     async def close(self) -> None:
         """Ends the connections."""
         await self._transport.close()
+
+    def _options(self, request: SpeechRequest, record: Record) -> dict[str, Any]:
+        priority = record.caller.priority(request.options.get("priority"))
+        return {**self._text, **request.options, **({"priority": priority} if priority else {})}
 
     @contextlib.contextmanager
     def _call(self, request: SpeechRequest, record: Record, method: str) -> Iterator[AsyncClient]:

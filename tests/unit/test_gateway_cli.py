@@ -104,6 +104,7 @@ def test_it_ends_with_its_owner() -> None:
         (["--key", "anna:"], "--key: is empty"),
         (["--key", ":one"], "--key: is empty"),
         (["--key", "anna:one", "--key", "anna:two"], "the name anna stands twice"),
+        (["--key", "anna:one", "--batch-key", "berta"], "--batch-key: no key has the name berta"),
         (["--log-format", "xml"], "'text', 'json'"),
     ],
 )

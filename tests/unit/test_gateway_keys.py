@@ -99,3 +99,19 @@ def test_a_stream_is_refused_before_it_begins_too() -> None:
     for path, body in (("/v1/audio/speech", SPEECH), ("/generate", {"text": "Hello."})):
         refused = call(gateway, "POST", path, json=body)
         assert (refused.status_code, int(refused.headers["Retry-After"]) > 50) == (429, True)
+
+
+def test_a_keys_requests_may_all_be_batch_work() -> None:
+    transport = FakeAsyncTransport()
+    gateway = gateway_of(transport, keys=["anna:one", "berta:two"], batch_keys=["berta"])
+    for key, sent in (("one", {}), ("one", {"priority": "batch"}), ("two", {}), ("two", {"stream": False})):
+        bearer = {"Authorization": f"Bearer {key}"}
+        assert call(gateway, "POST", "/v1/audio/speech", json=SPEECH | sent, headers=bearer).status_code == 200
+    priorities = [
+        tensors["priority"].item() if "priority" in tensors else None for _, tensors, _, _ in transport.sync.calls
+    ]
+    assert priorities == [None, b"batch", b"batch", b"batch"]
+    bearer = {"Authorization": "Bearer two"}
+    refused = call(gateway, "POST", "/v1/audio/speech", json={**SPEECH, "priority": "live"}, headers=bearer)
+    assert refused.status_code == 403
+    assert "this key speaks with priority batch only" in refused.json()["error"]["message"]
