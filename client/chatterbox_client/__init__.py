@@ -18,7 +18,7 @@ from chatterbox_client.errors import (
     Unavailable,
 )
 from chatterbox_client.transports import AsyncTransport, Transport
-from chatterbox_client.voices import VoiceInfo
+from chatterbox_client.voices import Lexicons, VoiceInfo
 
 __all__ = [
     "AsyncClient",
@@ -29,6 +29,7 @@ __all__ = [
     "Client",
     "ConnectionFailed",
     "InvalidRequest",
+    "Lexicons",
     "NotFound",
     "ServerError",
     "Timeout",

@@ -77,6 +77,20 @@ def delete(
         client.voices.delete(name)
 
 
+@app.command()
+def lexicons(
+    context: typer.Context, url: Url = None, protocol: ProtocolOption = "http", timeout: Seconds = DEFAULT_TIMEOUT
+) -> None:
+    """Show the words of the server's lexicon file, and what is spoken for them."""
+    with one_line_errors(), connect(context, url, protocol, timeout) as client:
+        found = client.voices.lexicons()
+    for voice, words in {"": found.words, **found.voices}.items():
+        for word, spoken in sorted(words.items()):
+            typer.echo(f"{voice:<16} {word:<24} {spoken}")
+    if found.error:
+        complain(found.error)
+
+
 @app.command("import")
 def import_folder(
     context: typer.Context,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,18 @@ class VoiceInfo:
     updated_at: str
 
 
+@dataclass(frozen=True)
+class Lexicons:
+    """Words and what is spoken for them, from the server's `CHATTERBOX_LEXICON_FILE`."""
+
+    words: Mapping[str, str]
+    """For every voice."""
+    voices: Mapping[str, Mapping[str, str]]
+    """Of single voices, before those of all."""
+    error: str | None
+    """Why the file as it is now cannot be used: the entries are those before it."""
+
+
 class VoiceList:
     """`Client.voices`. Every method raises the errors that `Client.speak` raises.
 
@@ -72,6 +84,10 @@ class VoiceList:
         """Removes a voice; raises NotFound when there is none."""
         self._call(_request("delete", name, key=self._key))
 
+    def lexicons(self) -> Lexicons:
+        """The pronunciations of the server and of its voices."""
+        return _lexicons(self._call(_request("lexicons")))
+
     def _call(self, request: Tensors) -> Any:
         return _result(self._transport.infer(MODEL, request, _OUTPUTS, self._timeout))
 
@@ -99,6 +115,10 @@ class AsyncVoiceList:
     async def delete(self, name: str) -> None:
         """See `VoiceList.delete`."""
         await self._call(_request("delete", name, key=self._key))
+
+    async def lexicons(self) -> Lexicons:
+        """See `VoiceList.lexicons`."""
+        return _lexicons(await self._call(_request("lexicons")))
 
     async def _call(self, request: Tensors) -> Any:
         return _result(await self._transport.infer(MODEL, request, _OUTPUTS, self._timeout))
@@ -134,5 +154,12 @@ def _info(entry: Any) -> VoiceInfo:
         return VoiceInfo(
             entry["voice"], entry["bytes"], entry["content_hash"], entry["created_at"], entry["updated_at"]
         )
+    except (KeyError, TypeError) as error:
+        raise ServerError(f"the answer is not of this contract: {error}") from error
+
+
+def _lexicons(entry: Any) -> Lexicons:
+    try:
+        return Lexicons(entry["words"], entry["voices"], entry["error"])
     except (KeyError, TypeError) as error:
         raise ServerError(f"the answer is not of this contract: {error}") from error

@@ -47,6 +47,7 @@ from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.t3.transformer import Transformer
 from chatterbox_engine.text.english import EnglishText, TextPreparation
 from chatterbox_engine.text.gpt2 import GPT2Text
+from chatterbox_engine.text.lexicon_file import LexiconFile
 from chatterbox_engine.text.multilingual import MultilingualText
 from chatterbox_engine.types import TOKENS_PER_SECOND, Encoder
 from chatterbox_engine.voices.clips import ClipLimits
@@ -99,6 +100,7 @@ def build(
             model.dims,
             config.segment_chars,
             checkpoint.family,
+            LexiconFile(config.lexicon_file),
         ),
         voices=make_voices(config, checkpoint, device, metrics),
         scheduler=make_scheduler(config, runner),

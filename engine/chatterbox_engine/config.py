@@ -159,6 +159,8 @@ class Config:
     """Longest text of a request, in characters."""
     segment_chars: int = 300
     """Text longer than this is split at sentences into segments of about this many characters."""
+    lexicon_file: str = ""
+    """YAML or JSON file of pronunciations: see [Lexicons](api.md#lexicons). A changed file is read again."""
     preset: str = "upstream"
     """Preset of requests that name none: see [Presets](api.md#presets)."""
     max_seconds: float = 160.0

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from chatterbox_client.errors import ChatterboxClientError
 from chatterbox_client.transports import AsyncTransport
 from chatterbox_gateway import errors, metrics
-from chatterbox_gateway.dialects import classic, openai
+from chatterbox_gateway.dialects import classic, openai, texts
 from chatterbox_gateway.draining import Drain
 from chatterbox_gateway.errors import Refusal
 from chatterbox_gateway.keys import KeyGuard, Keys
@@ -97,7 +97,11 @@ def _api(speaker: Speaker, settings: Settings, counted: GatewayMetrics) -> FastA
         api.add_exception_handler(kind, _refuse)
     secured = [Security(HTTPBearer(auto_error=False))] if settings.keys else []
     status = ServerStatus(settings.metrics_urls)
-    dialects = [openai.router(speaker, settings), classic.router(speaker, settings, status, counted)]
+    dialects = [
+        openai.router(speaker, settings),
+        classic.router(speaker, settings, status, counted),
+        texts.router(speaker),
+    ]
     pages = _pages(counted)
     for routes in dialects:
         api.include_router(routes, dependencies=secured)

@@ -85,6 +85,12 @@ class Speaker:
         _note(record, audio)
         return audio
 
+    async def show_text(self, request: SpeechRequest, record: Record) -> dict[str, Any]:
+        """What `speak` would speak, stage by stage. Raises the client's errors."""
+        client = self._clients[self.served(request.model)]
+        record.model, record.voice = request.model, request.voice or "default"
+        return await client.show_text(request.text, voice=request.voice, **{**self._text, **request.options})
+
     async def stream_file(self, request: SpeechRequest, output: Output, record: Record) -> AsyncGenerator[bytes, None]:
         """An audio file in pieces, as they are spoken. Raises what `stream` does."""
         encoder: Encoder | None = None

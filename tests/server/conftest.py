@@ -97,10 +97,19 @@ def spoken(request: pytest.FixtureRequest) -> Spoken:
 
 
 @pytest.fixture(scope="session")
-def server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def lexicon_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server's lexicons, of no word."""
+    path = tmp_path_factory.mktemp("lexicon") / "lexicon.yaml"
+    path.write_text("{}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(tiny_path: Path, lexicon_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server that synthesises; its log is kept for the failure report."""
     log = tmp_path_factory.mktemp("server") / "triton.log"
-    options = ServerOptions(environment={"CHATTERBOX_CHECKPOINT": str(tiny_path)}, log=log)
+    environment = {"CHATTERBOX_CHECKPOINT": str(tiny_path), "CHATTERBOX_LEXICON_FILE": str(lexicon_file)}
+    options = ServerOptions(environment=environment, log=log)
     with TritonServer(options) as running:
         yield running
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
 from chatterbox_client import Client, InvalidRequest
 from chatterbox_engine.launcher.server import TritonServer
+from tests.server.front import Front
 
 RATE = 24_000
 
@@ -96,6 +100,32 @@ def test_the_text_is_shown_stage_by_stage(client: Client) -> None:
     assert segment == {"text": "Ask win at ten thirty.", "start": 1, "end": 25, "language": "en", "pause": 1.0}
 
 
+def test_a_changed_lexicon_file_is_used_without_a_restart(front: Front, client: Client, lexicon_file: Path) -> None:
+    words = client.speak("Ask win.", seed=3, max_seconds=1)
+    lexicon_file.write_text("words: {Nguyen: win}\nvoices: {default: {Zyzzyva: zizz iva}}\n")
+    listed = httpx.get(f"http://{front.address}/v1/lexicons").json()
+    assert listed == {"words": {"Nguyen": "win"}, "voices": {"default": {"Zyzzyva": "zizz iva"}}, "error": None}
+    assert client.voices.lexicons().words == {"Nguyen": "win"}
+    name = client.speak("Ask Nguyen.", seed=3, max_seconds=1)
+    assert name.speech_tokens.tolist() == words.speech_tokens.tolist()
+    assert client.show_text("Nguyen, Zyzzyva")["segments"][0]["text"] == "win, zizz iva"
+    lexicon_file.write_text("words: [")
+    assert "cannot be read" in (client.voices.lexicons().error or "")
+    assert client.show_text("Nguyen")["segments"][0]["text"] == "win"
+    lexicon_file.write_text("{}")
+    assert client.show_text("Nguyen")["segments"][0]["text"] == "Nguyen"
+
+
+def test_the_gateway_shows_the_text_stage_by_stage_and_refuses_what_is_wrong(front: Front) -> None:
+    url = f"http://{front.address}/v1/text"
+    shown = httpx.post(url, json={"text": "**Now** at 10:30.", "text_normalization": "spoken"}).json()
+    assert [stage["stage"] for stage in shown["stages"]] == ["clean", "markup", "plain", "spoken"]
+    assert [part["text"] for part in shown["segments"]] == ["Now at ten thirty."]
+    refused = httpx.post(url, json={"text": "Hello.", "nope": 1})
+    assert refused.status_code == 400
+    assert "nope" in refused.json()["error"]["message"]
+
+
 BAD = [
     ({"markup": "auto"}, "<speak>a<emphasis>b</emphasis></speak>", "SSML, line 1, column 9: the element"),
     ({"markup": "auto"}, "<speak>\na", "SSML, line 2, column 2: malformed"),
@@ -108,7 +138,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("options", "text", "reason"), BAD)
-def test_bad_markup_is_refused_with_its_place(server: TritonServer, options: dict, text: str, reason: str) -> None:
+def test_bad_markup_is_refused_with_its_place(
+    server: TritonServer, front: Front, options: dict[str, Any], text: str, reason: str
+) -> None:
     for url, protocol in ((server.http_url, "http"), (server.grpc_url, "grpc")):
         with Client(url, protocol, timeout=120) as client, pytest.raises(InvalidRequest) as caught:
             client.speak(text, **options)
@@ -116,3 +148,8 @@ def test_bad_markup_is_refused_with_its_place(server: TritonServer, options: dic
     with Client(server.grpc_url, "grpc", timeout=120) as client, pytest.raises(InvalidRequest) as caught:
         list(client.stream(text, **options))
     assert reason in str(caught.value)
+    body = {"input": text, "response_format": "pcm", **options}
+    for route, sent in (("audio/speech", body), ("text", {"text": text, **options})):
+        refused = httpx.post(f"http://{front.address}/v1/{route}", json=sent)
+        assert refused.status_code == 400
+        assert reason in refused.json()["error"]["message"]

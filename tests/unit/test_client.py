@@ -277,6 +277,7 @@ def test_the_public_names_are_frozen() -> None:
         "Client",
         "ConnectionFailed",
         "InvalidRequest",
+        "Lexicons",
         "NotFound",
         "ServerError",
         "Timeout",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from chatterbox_client import AsyncClient, Client, InvalidRequest, ServerError, VoiceInfo
+from chatterbox_client import AsyncClient, Client, InvalidRequest, Lexicons, ServerError, VoiceInfo
 from chatterbox_client.cli import app
 from tests.unit.client_fakes import FakeAsyncTransport, FakeTransport
 
@@ -49,6 +49,25 @@ def test_each_method_sends_its_action_and_returns_what_the_server_tells(tmp_path
         assert sent(transport) == {"action": b"add", "voice": b"anna", "audio": b"clip"}
     voices.delete("anna")
     assert sent(transport) == {"action": b"delete", "voice": b"anna"}
+
+
+LEXICONS = Lexicons({"Nguyen": "win"}, {"anna": {"York": "yoark"}}, "the file is gone")
+
+
+def test_lexicons_are_listed() -> None:
+    answer = answering(vars(LEXICONS))
+    assert Client(transport=answer).voices.lexicons() == LEXICONS
+    assert sent(answer) == {"action": b"lexicons"}
+    client = AsyncClient(transport=FakeAsyncTransport(answer.result))
+    assert asyncio.run(client.voices.lexicons()) == LEXICONS
+    with pytest.raises(ServerError, match="not of this contract"):
+        Client(transport=answering({})).voices.lexicons()
+
+
+def test_the_command_lists_lexicons_and_says_what_is_wrong_with_their_file() -> None:
+    done = run(answering(vars(LEXICONS)), "lexicons")
+    assert [line.split() for line in done.stdout.splitlines()] == [["Nguyen", "win"], ["anna", "York", "yoark"]]
+    assert "the file is gone" in done.stderr
 
 
 @pytest.mark.parametrize("how", ["argument", "variable"])

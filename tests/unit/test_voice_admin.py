@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,15 @@ CODE = "import sys, chatterbox_engine.serving.voice_admin; print(sorted({'torch'
 def test_it_needs_neither_torch_nor_the_encoders() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_it_lists_the_lexicons_of_the_settings_file(tmp_path: Path) -> None:
+    (tmp_path / "lexicon.yaml").write_text("words: {Nguyen: win}\nvoices: {anna: {York: yoark}}\n")
+    config = Config(voice_store=str(tmp_path / "voices.sqlite"), lexicon_file=str(tmp_path / "lexicon.yaml"))
+    admin = VoiceAdmin.of(config)
+    listed = json.loads(admin.handle(tensors(action=b"lexicons"))["result"].item())
+    admin.close()
+    assert listed == {"words": {"Nguyen": "win"}, "voices": {"anna": {"York": "yoark"}}, "error": None}
 
 
 def tensors(**values: bytes) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The contract of the model `chatterbox_voices`: tensors to a change of the voice store, and its result back. No torch.
 
-Anybody may list and get voices. Adding and deleting need a key, and without one in the settings nobody may: whatever
-reaches the server's port could send such a request, a page in a browser on this machine too.
+Anybody may list and get voices, and list the server's lexicons. Adding and deleting need a key, and without one in the
+settings nobody may: whatever reaches the server's port could send such a request, a page in a browser on this machine
+too.
 
 Adding a voice stores its clip and computes nothing: the engines of this store notice it, and compute it in the
 background (`voice_watch`).
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import Forbidden, InvalidRequest, quote
+from chatterbox_engine.text.lexicon_file import LexiconFile
 from chatterbox_engine.voices.clips import ClipLimits, clip_bytes, read_clip
 from chatterbox_engine.voices.store import VoiceStore
 
@@ -42,8 +44,9 @@ _NAME = re.compile(r"(?!\.+$)[A-Za-z0-9._-]{1,64}")
 class VoiceAdmin:
     """Carries out requests one after the other."""
 
-    def __init__(self, store: VoiceStore, limits: ClipLimits, key: bytes | None) -> None:
+    def __init__(self, store: VoiceStore, limits: ClipLimits, key: bytes | None, lexicons: LexiconFile) -> None:
         """key: what a request that changes voices must bring; None for a store that nobody may change."""
+        self._lexicons = lexicons
         self._store = store
         self._limits = limits
         self._key = key
@@ -52,13 +55,14 @@ class VoiceAdmin:
             "add": self._add,
             "delete": self._delete,
             "get": self._get,
+            "lexicons": lambda _tensors: self._lexicons.listed(),
         }
 
     @classmethod
     def of(cls, config: Config) -> VoiceAdmin:
-        """With the store and limits of a configuration. Raises ConfigError."""
+        """With the store, limits and lexicons of a configuration. Raises ConfigError."""
         limits = ClipLimits(config.max_clip_mb << 20, config.max_clip_seconds)
-        return cls(VoiceStore(config.voice_store), limits, config.change_key())
+        return cls(VoiceStore(config.voice_store), limits, config.change_key(), LexiconFile(config.lexicon_file))
 
     def handle(self, tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
         """The answer to one request: `result`, [1, 1], is JSON.

@@ -10,6 +10,7 @@ from chatterbox_engine.checkpoint.families import Family
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.synthesis.jobs import TokenSegment
 from chatterbox_engine.text.english import TextPreparation, Tokens
+from chatterbox_engine.text.lexicon_file import LexiconFile
 from chatterbox_engine.text.pipeline import Reader, Script, Segment
 from chatterbox_engine.types import TOKENS_PER_SECOND, SynthesisRequest
 
@@ -25,12 +26,14 @@ class Segmented:
 class Segmenter:
     """Splits, tokenises and measures texts. Any thread."""
 
-    def __init__(self, text: TextPreparation, dims: T3Dims, max_chars: int, family: Family) -> None:
-        """max_chars: of a segment."""
+    def __init__(
+        self, text: TextPreparation, dims: T3Dims, max_chars: int, family: Family, lexicons: LexiconFile | None = None
+    ) -> None:
+        """max_chars: of a segment; lexicons: None has no entries."""
         self._text = text
         self._dims = dims
         self._family = family
-        self._reader = Reader(family.languages, text.sounds, family.title, max_chars)
+        self._reader = Reader(family.languages, text.sounds, family.title, max_chars, lexicons or LexiconFile())
 
     def read(self, request: SynthesisRequest) -> Script:
         """What is spoken of the request's text, stage by stage. Raises InvalidRequest."""

@@ -6,11 +6,11 @@ Every stage is a function of passages, on or off by request. Characters lead bac
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.text.clean import clean, visible
-from chatterbox_engine.text.lexicon import pronounced
+from chatterbox_engine.text.lexicon_file import LexiconFile
 from chatterbox_engine.text.passages import Passage, Passages, Text
 from chatterbox_engine.text.split import pause_after, split
 from chatterbox_engine.types import SynthesisRequest
@@ -55,6 +55,7 @@ class Reader:
     """What messages call it."""
     max_chars: int
     """Characters of a segment."""
+    lexicons: LexiconFile = field(default_factory=LexiconFile)
 
     def read(self, request: SynthesisRequest) -> Script:
         """The request's script, of at least one segment. Raises InvalidRequest."""
@@ -72,8 +73,9 @@ class Reader:
         if normalised:
             found = _plain(found, marked_up=marked_up)
             stages.append(("plain", found.passages))
-        if request.lexicon:
-            found = _each(found, lambda passage: pronounced(passage.text, request.lexicon))
+        lexicon = self.lexicons.of(None if request.reference_audio else request.voice, request.lexicon)
+        if lexicon.entries:
+            found = _each(found, lambda passage: lexicon.pronounced(passage.text))
             stages.append(("lexicon", found.passages))
         if request.text_normalization == "spoken":
             found = _spoken(found)
