@@ -67,9 +67,9 @@ def test_a_text_that_fits_is_one_untouched_segment(text: str) -> None:
     assert split(text) == [Segment(text, 0.0)]
 
 
-def test_sentences_are_packed_up_to_the_limit() -> None:
+def test_sentences_are_packed_into_as_few_segments_as_fit_of_similar_lengths() -> None:
     segments = split(SENTENCE * 10)
-    assert [len(segment.text) for segment in segments] == [4 * len(SENTENCE) - 1] * 2 + [2 * len(SENTENCE) - 1]
+    assert [len(segment.text) for segment in segments] == [count * len(SENTENCE) - 1 for count in (3, 4, 3)]
     assert [segment.pause for segment in segments] == [0.3, 0.3, 0.0]
 
 
@@ -95,7 +95,49 @@ def test_a_long_clause_is_split_at_spaces_and_a_long_word_anywhere() -> None:
     segments = split("word " * 200)
     assert len(segments) > 1
     assert " ".join(segment.text for segment in segments).split() == ["word"] * 200
-    assert [len(segment.text) for segment in split("x" * 700)] == [300, 300, 100]
+    assert [len(segment.text) for segment in split("x" * 700)] == [233, 233, 234]
+
+
+def test_a_crumb_is_not_left_after_a_full_segment() -> None:
+    for text in (
+        "a clause of nine and thirty characters, " * 8,
+        "word " * 61,
+        "x" * 301,
+        SENTENCE * 4 + "Yes, yes. " * 6,
+    ):
+        first, second = split(text)
+        assert len(second.text) > 0.6 * len(first.text), text
+
+
+def test_a_long_sentence_ends_its_segments_with_a_clause_rather_than_in_the_middle() -> None:
+    text = "some words without an end " * 9 + "here, " + "and after it some more words " * 6 + "there."
+    assert split(text)[0].text.endswith("here,")
+
+
+@pytest.mark.parametrize(
+    ("piece", "whole"),
+    [
+        ("it was 1 234 567 in all ", "1 234 567"),
+        ("call +49 30 1234 5678 at once ", "+49 30 1234 5678"),
+        ("see z. B. the old one ", "z. B."),
+        ("so Dr. Smith said it ", "Dr. Smith"),
+        ("and [clear throat] again ", "[clear throat]"),
+        ("about 1,234.56 of them ", "1,234.56"),
+        ("at 10:30 or at 11:45 it ", "10:30"),
+        ("\u7ea6\uff11\uff0c\uff12\uff13\uff14\u4e2a\uff0c", "\uff11\uff0c\uff12\uff13\uff14"),
+    ],
+)
+def test_no_segment_ends_in_a_number_an_abbreviation_or_a_tag(piece: str, whole: str) -> None:
+    for lead in range(12):
+        text = "x" * lead + " " + piece * 12
+        for limit in (40, 60, 100):
+            assert sum(segment.text.count(whole) for segment in split(text, limit)) == 12, limit
+
+
+def test_a_long_word_is_cut_neither_in_a_number_nor_before_a_mark() -> None:
+    assert all(segment.text.endswith("a") for segment in split("12345a" * 60, 100))
+    assert all(segment.text.startswith("\u0939") for segment in split("\u0939\u094d" * 60, 33))
+    assert [len(segment.text) for segment in split("7" * 70, 40)] == [35, 35]
 
 
 def test_chinese_is_split_at_its_own_punctuation() -> None:

@@ -34,7 +34,7 @@ def test_paragraphs_of_every_language_are_split_at_their_sentences(language: str
         assert len(parts) > 1
         words = (word for sentence in sentences for word in sentence.split())
         ends = (
-            set("\u3002\uff01\uff1f\u2026")
+            set("\u3002\uff01\uff1f\u2026\u201d\u300d")
             if language in WITHOUT_SPACES
             else {word[-6:] for word in words if _ENDED.search(word)}
         )
