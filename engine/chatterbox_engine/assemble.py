@@ -13,6 +13,7 @@ from chatterbox_engine.checkpoint.checkpoint import Checkpoint, choose, fetch, f
 from chatterbox_engine.checkpoint.detect import PACK_BASE, PACKS, other_choices
 from chatterbox_engine.checkpoint.dims import GPT2Dims, LlamaDims, T3Dims
 from chatterbox_engine.checkpoint.families import CANGJIE, Text
+from chatterbox_engine.checkpoint.heads import alignment_heads
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.hardware import (
@@ -155,7 +156,8 @@ def load_s3gen(config: Config, checkpoint: Checkpoint, device: torch.device, dty
 def make_runner(config: Config, checkpoint: Checkpoint, model: Transformer, report: Report) -> Runner:
     """T3's runner with as many slots as the settings or the memory allow.
 
-    Raises ConfigError when its cache does not fit.
+    Raises ConfigError when its cache does not fit, or the settings name a head that there is not, and CheckpointError
+    for heads that are kept and cannot be read.
     """
     dims, family, device = checkpoint.dims.t3, checkpoint.family, model.device
     max_slots = config.max_slots or choose_slots(dims, family.rows, config.max_cache_len, model.dtype, device)
@@ -171,7 +173,8 @@ def make_runner(config: Config, checkpoint: Checkpoint, model: Transformer, repo
     cache = KVCache(dims, positions, device=device, dtype=model.dtype)
     graphs = Graphs(device, enabled=config.cuda_graphs)
     compile_mode = choose_compile_mode(config, graphs)
-    return Runner(model, cache, max_slots, family=family, graphs=graphs, compile_mode=compile_mode)
+    heads = alignment_heads(config.alignment_heads, checkpoint)
+    return Runner(model, cache, max_slots, family=family, graphs=graphs, compile_mode=compile_mode, heads=heads)
 
 
 def make_scheduler(config: Config, runner: Runner) -> Scheduler[Utterance]:

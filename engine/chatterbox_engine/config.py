@@ -137,6 +137,10 @@ class Config:
     quantization: str = "none"
     """`int8`: T3's blocks in a quarter of the memory of float32, half of bfloat16. `float8`: the same size, and the
     products are computed in float8 too; needs a GPU of compute capability 8.9 or more, and bfloat16."""
+    alignment_heads: str = "auto"
+    """Attention heads of T3 that follow the text, for word times and the guard: a list of layers and heads like
+    `12:15,13:11,9:2`, `none`, or `auto`: those that `python -m tools.alignment` has found for the checkpoint, else its
+    own."""
     cpu_threads: int = 0
     """Threads of each network on a CPU. 0 shares the cores (at most `OMP_NUM_THREADS`) between T3 and S3Gen, which run
     at the same time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +32,34 @@ MARKUPS = ("none", "auto")
 PRIORITIES = ("live", "batch")
 """Of a request: somebody waits for it, or it fills what live requests leave free."""
 
+Head = tuple[int, int]
+"""An attention head of T3: its layer and its number, both from 0."""
+
 FinishReason = Literal["stop", "length"]
 
 Samples = npt.NDArray[np.float32]
+
+
+class Reading(NamedTuple):
+    """Where T3 looked in the text while it drew one speech token: the attention of some heads, averaged, over the
+    places of the text's tokens (start and stop tokens included). Made on the device, of float32 numbers."""
+
+    place: float
+    """The one with most attention."""
+    centre: float
+    """Centre of mass of the places around it."""
+    mass: float
+    """Attention on the whole text, of 1."""
+    peak: float
+    """Attention on `place`."""
+    strict: float
+    """The one with most attention of the first `step + 1` places, as upstream's analyser sees it."""
+    earlier: float
+    """Most attention on a place before the last five, of the first `step + 1`."""
+    third_last: float
+    """Attention on the third place from the end, 0 after the first `step + 1`."""
+    second_last: float
+    last: float
 
 
 @dataclass(frozen=True)

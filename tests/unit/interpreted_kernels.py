@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from chatterbox_engine.checkpoint.families import ENGLISH, TURBO, Family
+from chatterbox_engine.kernels import cpu as cpu_kernels
 from chatterbox_engine.kernels import linear_cuda
 from chatterbox_engine.kernels.linear import Projection
 from chatterbox_engine.kernels.linear_cuda import swiglu
@@ -22,15 +23,21 @@ from chatterbox_engine.s3gen import attention_cuda as flow_attention
 from chatterbox_engine.s3gen.attention_cuda import attend
 from chatterbox_engine.s3gen.norm_cuda import add_norm, norm, norm_mish, norm_mish_norm
 from chatterbox_engine.s3gen.snake_cuda import snake
-from chatterbox_engine.t3 import attention_cuda, sampling, sampling_cuda
+from chatterbox_engine.t3 import alignment_cuda, attention_cuda, sampling, sampling_cuda
+from chatterbox_engine.t3.alignment import NO_STOP, SHORT_TEXT
 from chatterbox_engine.t3.attention import decode_attention
 from chatterbox_engine.t3.attention_cuda import split_decode
 from chatterbox_engine.t3.kv_cache import SPLIT_PAIRS
 from chatterbox_engine.t3.slots import Slots
+from chatterbox_engine.types import Reading
 
 VOCAB = 300
 
 DECODE = [(2, 32, [1, 64, 65, 200], True), (1, 64, [700, 66], False), (1, 16, [599], True)]
+READ: list[tuple[int, int, list[tuple[int, int, int]], bool]] = [
+    (2, 32, [(34, 30, 1), (34, 4, 3), (34, 300, 200), (34, 20, 90)], True),
+    (4, 16, [(20, 530, 40), (60, 7, 1), (0, 0, 0), (3, 5, 9), (100, 60, 8)], False),  # longer than a block, and empty
+]
 UNSPLIT = (2, 32, [1, 64, 129], True)
 # Up to four rows few outputs: there the interpreter adds up number by number, in Python.
 PROJECT: list[tuple[int, int, int, Activation, str]] = [
@@ -185,6 +192,41 @@ def sampling_slots(count: int) -> Slots:
     return slots
 
 
+def read_error(heads: int, head_dim: int, texts: list[tuple[int, int, int]], rotated: bool) -> float:
+    """The largest difference to the kernel of a CPU, in the readings and the logits of held stop tokens.
+
+    texts: of each utterance its prefix, its text's tokens and the step.
+    """
+    generator = torch.Generator().manual_seed(heads)
+    count, longest, room, stop = len(texts), 700, 640, 5
+    slot = torch.randperm(count, generator=generator)
+    row = torch.arange(count)
+    places = (slot, row, room * torch.arange(2 * count) + 3)
+    prompt, step, holding = (torch.zeros(count, dtype=torch.int64) for _ in range(3))
+    text = torch.zeros(2, count, dtype=torch.int64)
+    for own, (past, size, frame) in zip(slot, texts, strict=True):
+        prompt[own], step[own], holding[own] = past + size + 2, frame, own % 2
+        text[:, own] = torch.tensor([past, past + size])
+    pool = torch.randn(3, 2, 2 * count * room + 10, heads, head_dim, generator=generator)
+    picked = torch.tensor([[2, 0], [0, heads - 1], [2, heads - 1]])
+    queries = 3 * torch.randn(2 * count, 3, head_dim, generator=generator)
+    angles = torch.rand(longest, head_dim // 2, generator=generator)
+    rotation = torch.stack([angles.cos(), angles.sin()], dim=1) if rotated else None
+    logits, scores = torch.zeros(2 * count, 8), torch.zeros(count, 3, longest)
+    got, exact = torch.zeros(2, count, len(Reading._fields))
+    alignment_cuda.score(pool, picked, queries, rotation, places, prompt, step, scores)
+    rows, slots = (slot, row, row + count), (prompt, step, text, holding)
+    alignment_cuda.reduce(scores, rows, slots, logits, got, stop=stop, no_stop=NO_STOP, short_text=SHORT_TEXT)
+    cpu_kernels.alignment(pool, picked, queries, rotation, places, prompt, step, text, exact, longest)
+    size = (text[1] - text[0])[slot]
+    held = (holding[slot] == 1) & (size > SHORT_TEXT) & (exact[:, Reading._fields.index("strict")] < size - 3)
+    assert held.any()
+    assert not held.all()
+    expected = torch.zeros_like(logits)
+    expected[:, stop] = NO_STOP * torch.cat([held, held])
+    return float(torch.maximum((got - exact).abs().max(), (logits - expected).abs().max()))
+
+
 def attend_error(heads: int, size: int, positions: int, lengths: list[int], dtype: torch.dtype) -> float:
     generator = torch.Generator().manual_seed(positions)
     qkv = torch.randn(len(lengths), positions, 3, heads, size, generator=generator).to(dtype)
@@ -207,6 +249,8 @@ def report(kernel: str, case: object, error: float, bound: float) -> None:
 if __name__ == "__main__":
     for case in DECODE:
         report("decode", case, decode_error(*case), 1e-5)
+    for read_case in READ:
+        report("read", read_case, read_error(*read_case), 1e-4)
     attention_cuda.TARGET_PROGRAMS = 1  # as with so many rows that none is split
     report("decode", UNSPLIT, decode_error(*UNSPLIT), 1e-5)
     linear_cuda.PROGRAMS = 8  # so that there are tiles of every width

@@ -22,7 +22,8 @@ from chatterbox_engine.kernels import linear_cuda
 from chatterbox_engine.kernels.shapes import FEW_ROWS
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
 from chatterbox_engine.s3gen import norm_cuda, snake_cuda
-from chatterbox_engine.t3 import attention_cuda, sampling_cuda
+from chatterbox_engine.t3 import alignment_cuda, attention_cuda, sampling_cuda
+from chatterbox_engine.t3.alignment import NO_STOP, SHORT_TEXT
 
 BYTES = {"bf16": 2, "fp32": 4}
 
@@ -33,7 +34,7 @@ def test_the_kernels_agree_with_torchs_operators() -> None:
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
-    assert {line[0] for line in lines} == {"decode", "project", "swiglu", "norm", "snake", "sample", "attend"}
+    assert {line[0] for line in lines} == {"decode", "read", "project", "swiglu", "norm", "snake", "sample", "attend"}
     for line in lines:
         _, _, error, bound = line
         assert float(error) < float(bound), f"kernel, case, error, bound: {line}"
@@ -79,6 +80,27 @@ def test_the_kernel_of_a_decode_steps_attention_compiles(dtype: str, splits: int
         assert before.rindex("bar.sync") > before.rindex("st.global")
         joined = after[: after.index("st.global", after.index("ld.global"))]
         assert joined.count("ld.global") == joined.count("ld.global.cg") > 0
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize("dtype", BYTES)
+def test_the_kernels_that_read_where_t3_looks_compile_and_spill_nothing(dtype: str, rotated: bool) -> None:
+    places = dict.fromkeys(("slot", "row", "prompt", "step"), "*i64")
+    types = dict.fromkeys(("pool", "queries", "rotation"), f"*{dtype}") | places | {"picked": "*i64", "start": "*i64"}
+    types |= {"scores": "*fp32", "layer_numbers": "i64", "longest": "i32", "scale": "fp32"}
+    sizes = {"heads": 16, "head_dim": 64, "named": 3, "splits": alignment_cuda.SPLITS, "block": alignment_cuda.BLOCK}
+    unused = {} if rotated else {"rotation": None}
+    given = {name: kind for name, kind in types.items() if name not in unused}
+    scores = compiled(alignment_cuda._scores_kernel, given, sizes | unused, num_warps=1)
+    types = places | dict.fromkeys(("unconditional", "text", "holding"), "*i64") | {"logits": f"*{dtype}"}
+    types |= dict.fromkeys(("scores", "readings"), "*fp32") | dict.fromkeys(
+        ("slots", "longest", "vocab", "stop"), "i32"
+    )
+    sizes = {"named": 3, "many": 4, "numbers": 9, "near": alignment_cuda.NEAR, "window": 16}
+    sizes |= {"no_stop": NO_STOP, "short_text": SHORT_TEXT, "block": alignment_cuda.WIDE}
+    readings = compiled(alignment_cuda._reading_kernel, types, sizes, num_warps=4)
+    assert not spilled(scores)
+    assert not spilled(readings)
 
 
 @pytest.mark.parametrize("rows", [1, linear_cuda.FEWEST_ROWS])

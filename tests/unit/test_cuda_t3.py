@@ -41,16 +41,18 @@ class T3:
         model = self.served.model
         cache = KVCache(model.dims, 8 * ROOM, device=cuda.device, dtype=model.dtype)
         captured = Graphs(cuda.device, enabled=graphs)
-        self.runner = Runner(model, cache, 4, family=self.served.family, graphs=captured)
+        self.runner = Runner(
+            model, cache, 4, family=self.served.family, graphs=captured, heads=checkpoint.dims.alignment_heads
+        )
         cuda.synchronize()
         own_stream(cuda.device)
         self.runner.warm_up(lambda _line: None)
 
-    def prompt(self, slot: int, length: int, sampling: SamplingParams) -> Prompt:
+    def prompt(self, slot: int, length: int, sampling: SamplingParams, **options: bool) -> Prompt:
         family = self.served.family
         rows = 2 if family.rows == 2 and sampling.cfg_weight else 1
         extents = tuple(Extent(ROOM * (2 * slot + row), ROOM) for row in range(rows))
-        return Prompt(slot, extents, torch.ones(length, dtype=torch.int64), sampling, torch.rand(20))
+        return Prompt(slot, extents, torch.ones(length, dtype=torch.int64), sampling, torch.rand(20), **options)
 
     def speak(self, *groups: Sequence[Prompt]) -> list[Drawn]:
         """Each group joins the ones before, then all of them take two steps."""
@@ -66,7 +68,7 @@ class T3:
     @property
     def state(self) -> set[int]:
         batches = self.runner._prefill_batch, self.runner._decode_batch
-        return memory_of(self.runner, self.runner.slots, self.runner.cache, *batches)
+        return memory_of(self.runner, self.runner.slots, self.runner.cache, self.runner.alignment, *batches)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,27 @@ def test_a_step_of_few_rows_is_made_of_fused_kernels(checkpoint_of: CheckpointOf
     assert cuda.launches - before == 5 * layers + 2  # four products and the attention; the head and the sampling
     slow = ("mm", "norm", "softmax", "attention", "sort", "cumsum", "argmax")
     assert not [name for name in cuda.operators if any(part in name for part in slow)]
+
+
+@pytest.mark.parametrize(("name", "graphs"), [("tiny", True), ("tiny-turbo", False)])
+def test_reading_where_t3_looks_waits_for_nothing_and_takes_two_kernels(
+    checkpoint_of: CheckpointOf, cuda: PretendCuda, name: str, graphs: bool
+) -> None:
+    t3 = T3(cuda, checkpoint_of(name), graphs=graphs)
+    state = t3.state
+    cuda.waits.clear()
+    unread, read = t3.prompt(0, 20, PLAIN), t3.prompt(1, 9, UNGUIDED, aligned=True, holding=True)
+    drawn = t3.speak([unread], [read])
+    assert not cuda.waits
+    assert [len(step.readings()) for step in drawn if step.read()] == [0, 0, 0, 0, 2, 2]
+    assert t3.state == state, "graphs use memory that stays where it is"
+    assert {memory for graph in cuda.graphs for memory, write in graph.uses if write} <= state
+    launches = []
+    for running in ([unread], [read]):
+        before = cuda.launches
+        t3.runner.decode(running).read()
+        launches.append(cuda.launches - before)
+    assert launches[1] - launches[0] == (0 if graphs else 2)
 
 
 @pytest.mark.full

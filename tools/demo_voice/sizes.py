@@ -29,6 +29,7 @@ DIMS = Dims(
         f0=96,
     ),
     ReferenceDims(tokenizer_state=128, tokenizer_heads=2, tokenizer_layers=1),
+    alignment_heads=((1, 1), (2, 1)),  # which `train_t3` guides
 )
 
 LIVE_DIGITS = 7

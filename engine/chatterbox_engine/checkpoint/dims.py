@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from chatterbox_engine.errors import CheckpointError
+from chatterbox_engine.types import Head
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,19 @@ class T3Dims(abc.ABC):
     @abc.abstractmethod
     def longest(self) -> int:
         """Positions of the longest request."""
+
+    def checked_heads(self, heads: Any) -> tuple[Head, ...]:
+        """A list of pairs [layer, head] as heads. Raises ValueError where it is none, or names one that there is
+        not."""
+        checked: list[Head] = []
+        for pair in heads if isinstance(heads, list | tuple) else [heads]:
+            if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(type(part) is int for part in pair)):
+                raise ValueError(f"{pair!r} is not a pair of layer and head")
+            layer, head = pair
+            if not (0 <= layer < self.layers and 0 <= head < self.heads):
+                raise ValueError(f"there is no head {head} of layer {layer}: T3 has {self.layers} of {self.heads}")
+            checked.append((layer, head))
+        return tuple(dict.fromkeys(checked))
 
     @property
     @abc.abstractmethod
@@ -175,25 +189,32 @@ class Dims:
     t3: T3Dims = field(default_factory=LlamaDims)
     s3gen: S3GenDims = field(default_factory=S3GenDims)
     reference: ReferenceDims = field(default_factory=ReferenceDims)
+    alignment_heads: tuple[Head, ...] = ()
+    """Heads of T3 that attend to the text that is spoken; none where they are not known."""
 
     def load(self, folder: Path) -> Dims:
-        """These sizes, or those that `config.json` of a checkpoint folder states instead.
+        """These sizes, or those that `config.json` of a checkpoint folder states instead. The heads of another T3 are
+        unknown unless it states them too.
 
-        Raises CheckpointError when the file is not JSON or names a size that does not exist.
+        Raises CheckpointError when the file is not JSON or names a size or a head that does not exist.
         """
         path = folder / "config.json"
         raw = _read(path)
         _refuse_unknown(path, raw, [part.name for part in dataclasses.fields(self)])
-        return dataclasses.replace(
-            self, **{name: _edit(path, getattr(self, name), sizes) for name, sizes in raw.items()}
-        )
+        heads = raw.pop(_HEADS, [] if "t3" in raw else self.alignment_heads)
+        sized = {name: _edit(path, getattr(self, name), sizes) for name, sizes in raw.items()}
+        loaded = dataclasses.replace(self, **sized, alignment_heads=())
+        try:
+            return dataclasses.replace(loaded, alignment_heads=loaded.t3.checked_heads(heads))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {_HEADS}: {error}") from error
 
     def with_s3gen(self, folder: Path) -> Dims:
         """These sizes with those of the S3Gen in another folder, whose encoders of clips are in the same file: the
         official ones, or those that its `config.json` states."""
         path = folder / "config.json"
         parts = {name: sizes for name, sizes in _read(path).items() if name in ("s3gen", "reference")}
-        fresh = Dims(self.t3)
+        fresh = Dims(self.t3, alignment_heads=self.alignment_heads)
         return dataclasses.replace(
             fresh, **{name: _edit(path, getattr(fresh, name), sizes) for name, sizes in parts.items()}
         )
@@ -202,6 +223,9 @@ class Dims:
         """Writes `config.json` into a checkpoint folder."""
         text = json.dumps(dataclasses.asdict(self), indent=2)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+_HEADS = "alignment_heads"
 
 
 def _read(path: Path) -> dict[str, Any]:

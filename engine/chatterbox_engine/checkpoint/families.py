@@ -30,6 +30,8 @@ _LANGUAGES = (
 # fmt: on
 CANGJIE = "Cangjie5_TC.json"
 """How Chinese characters are spelled."""
+_LLAMA_HEADS = ((12, 15), (13, 11), (9, 2))
+"""Upstream's `LLAMA_ALIGNED_HEADS` (0.1.7, `alignment_stream_analyzer.py`)."""
 _SILENCE = 4299  # upstream `S3GEN_SIL`
 
 
@@ -115,7 +117,7 @@ ENGLISH = Family(
     name="english",
     title="Chatterbox",
     files=Files("t3_cfg.safetensors", "s3gen.safetensors", "ve.safetensors", ("tokenizer.json",)),
-    dims=Dims(),
+    dims=Dims(alignment_heads=_LLAMA_HEADS),
     inputs=("exaggeration", "cfg_weight", "temperature", "top_p", "min_p", "repetition_penalty"),
     sampling=SamplingParams(),
     processors=("penalty", "temperature", "min_p", "top"),
@@ -133,7 +135,7 @@ MULTILINGUAL_V2 = replace(
         ("grapheme_mtl_merged_expanded_v1.json",),
         (CANGJIE,),
     ),
-    dims=Dims(t3=LlamaDims(text_vocab=2454)),
+    dims=Dims(t3=LlamaDims(text_vocab=2454), alignment_heads=_LLAMA_HEADS),
     text="multilingual",
     languages=_LANGUAGES,
     cropped=1,

@@ -31,7 +31,7 @@ from chatterbox_engine.checkpoint.families import ENGLISH, FAMILIES, MULTILINGUA
 
 Size = Literal["tiny", "full"]
 
-FORMAT = 2
+FORMAT = 3
 """Format version: raised whenever the same arguments give other files, so that cached files are regenerated."""
 
 MARK = "random_weights"
@@ -63,12 +63,14 @@ _TINY_S3GEN = S3GenDims(
     f0=64,
 )
 _TINY_REFERENCE = ReferenceDims(tokenizer_state=128, tokenizer_heads=2, tokenizer_layers=1)
+_TINY_HEADS = ((0, 1), (1, 0))
+"""No better than the others: what they attend to is random."""
 
 
 def tiny_dims(family: Family) -> Dims:
     """The sizes of a family's tiny checkpoint."""
     s3gen = replace(_TINY_S3GEN, meanflow=family.dims.s3gen.meanflow)
-    return Dims(_TINY_T3[family.name], s3gen, _TINY_REFERENCE)
+    return Dims(_TINY_T3[family.name], s3gen, _TINY_REFERENCE, _TINY_HEADS)
 
 
 _SPEECH_TOKENS = 6561  # ids of sound; the ids above are start, stop and unused

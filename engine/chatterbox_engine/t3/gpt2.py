@@ -18,7 +18,7 @@ from chatterbox_engine.kernels.linear import Projection
 from chatterbox_engine.kernels.shapes import Activation
 from chatterbox_engine.t3.attention import Context, decode_attention, prompt_attention
 from chatterbox_engine.t3.kv_cache import KVCache
-from chatterbox_engine.t3.transformer import Block, Transformer, rename
+from chatterbox_engine.t3.transformer import Block, Queries, Transformer, rename
 from chatterbox_engine.types import T3Conditionals
 
 
@@ -52,6 +52,7 @@ class GPT2(Transformer):
     dims: GPT2Dims
     matrices = ("qkv", "out", "up", "down")
     float32 = ("speaker.",)
+    rotation = None
 
     def __init__(self, dims: GPT2Dims) -> None:
         super().__init__(dims)
@@ -104,10 +105,14 @@ class GPT2(Transformer):
         start: Tensor,
         position: Tensor,
         cache: KVCache,
+        queries: Queries | None = None,
     ) -> Tensor:
         x = self.speech_embedding[token] + self.position[position]  # [rows, hidden]
         for index, block in enumerate(self.layers):
-            mixed = decode_attention(self.qkv(block, x), None, cache.data, cache.arrived, index, start, position)
+            qkv = self.qkv(block, x)
+            if queries is not None:
+                queries.keep(index, qkv)
+            mixed = decode_attention(qkv, None, cache.data, cache.arrived, index, start, position)
             x = block.finish(x, mixed.flatten(1))
         return self.logits(x)
 

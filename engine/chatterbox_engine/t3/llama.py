@@ -19,7 +19,7 @@ from chatterbox_engine.kernels.device import upload
 from chatterbox_engine.kernels.linear import Projection
 from chatterbox_engine.t3.attention import Context, decode_attention, prompt_attention, rotate
 from chatterbox_engine.t3.kv_cache import KVCache
-from chatterbox_engine.t3.transformer import Block, Transformer, rename
+from chatterbox_engine.t3.transformer import Block, Queries, Transformer, rename
 from chatterbox_engine.types import T3Conditionals
 
 
@@ -136,11 +136,22 @@ class T3(Transformer):
             x = block.finish(x, mixed.flatten(2))
         return self.logits(x[torch.arange(len(x), device=x.device), context.last])
 
-    def decode(self, token: Tensor, speech_position: Tensor, start: Tensor, position: Tensor, cache: KVCache) -> Tensor:
+    def decode(
+        self,
+        token: Tensor,
+        speech_position: Tensor,
+        start: Tensor,
+        position: Tensor,
+        cache: KVCache,
+        queries: Queries | None = None,
+    ) -> Tensor:
         x = self.speech_embedding[token] + self.speech_position[speech_position]  # [rows, hidden]
         rotation = self.rotation[position]
         for index, block in enumerate(self.layers):
-            mixed = decode_attention(self.qkv(block, x), rotation, cache.data, cache.arrived, index, start, position)
+            qkv = self.qkv(block, x)
+            if queries is not None:
+                queries.keep(index, qkv)
+            mixed = decode_attention(qkv, rotation, cache.data, cache.arrived, index, start, position)
             x = block.finish(x, mixed.flatten(1))
         return self.logits(x)
 

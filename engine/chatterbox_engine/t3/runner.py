@@ -17,13 +17,14 @@ from torch import Tensor
 from chatterbox_engine.checkpoint.families import ENGLISH, Family
 from chatterbox_engine.kernels.device import Event, cuda, upload
 from chatterbox_engine.kernels.graphs import Graphs, bucket, buckets
+from chatterbox_engine.t3.alignment import SHORT_TEXT, Alignment, hold_stop
 from chatterbox_engine.t3.attention import Context
 from chatterbox_engine.t3.extents import Extent, round_up
 from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.sampler import Sampler
 from chatterbox_engine.t3.slots import Batch, Slots
-from chatterbox_engine.t3.transformer import Transformer
-from chatterbox_engine.types import SamplingParams
+from chatterbox_engine.t3.transformer import Queries, Transformer
+from chatterbox_engine.types import Head, Reading, SamplingParams
 
 PREFILL_LENGTHS = (32, 64, 96, 128, 160, 224, 288, 352, 416, 480)
 """Lengths of a prompt (text and BOS) that graphs are captured for: in steps of 32 up to the length of most segments of
@@ -45,19 +46,19 @@ class Prompt:
     text: Tensor  # [n] int64, from T3Dims.frame
     sampling: SamplingParams
     uniforms: Tensor  # [max_tokens + 1] float32 of [0, 1), one per step
+    aligned: bool = False
+    """Its steps are read (`alignment`)."""
+    holding: bool = False
+    """The stop token is not drawn before the text's end; only of those whose steps are read."""
 
 
 class Drawn:
-    """Tokens of one launch on their way to the host."""
+    """Tokens of one launch on their way to the host, and what was read of their steps."""
 
-    def __init__(self, tokens: Tensor) -> None:
-        if tokens.is_cuda:
-            self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            self._tokens.copy_(tokens, non_blocking=True)
-            self._ready: Event | None = cuda().record()
-        else:
-            self._tokens = tokens.clone()
-            self._ready = None
+    def __init__(self, tokens: Tensor, readings: Tensor | None = None) -> None:
+        """tokens: [utterances] int64; readings: [utterances, READINGS] float32."""
+        self._tokens, self._readings = _to_host(tokens), None if readings is None else _to_host(readings)
+        self._ready: Event | None = cuda().record() if tokens.is_cuda else None
 
     def read(self) -> list[int]:
         """The tokens, in the order of the launch's utterances; waits for the device."""
@@ -65,6 +66,18 @@ class Drawn:
             self._ready.synchronize()
         tokens: list[int] = self._tokens.tolist()
         return tokens
+
+    def readings(self) -> list[Reading]:
+        """Where T3 looked while it drew them, after `read`; empty where no utterance wanted it."""
+        return [] if self._readings is None else [Reading(*numbers) for numbers in self._readings.tolist()]
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """A copy on the host, which on CUDA is under way."""
+    if not tensor.is_cuda:
+        return tensor.clone()
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)
 
 
 class Runner:
@@ -79,7 +92,9 @@ class Runner:
         family: Family = ENGLISH,
         graphs: Graphs,
         compile_mode: str | None = None,
+        heads: Sequence[Head] = (),
     ) -> None:
+        """heads: those that follow the text; without them no step can be read."""
         self.model = model
         self.cache = cache
         self.max_slots = max_slots
@@ -92,6 +107,7 @@ class Runner:
         self._sampler = Sampler(self.slots, family, dims.start_speech)
         rows = max(round_up(self.max_rows, ROW_GRAIN), PREFILL_ROWS[-1])
         self._logits = torch.zeros(rows, dims.speech_vocab, dtype=model.dtype, device=device)
+        self.alignment = Alignment(model, cache, self.slots, heads, rows) if heads else None
         self._prompt: tuple[Tensor, Tensor] | None = None
         if graphs.enabled:
             self._prompt = self._new_prompt_tensors(PREFILL_ROWS[-1], PREFILL_LENGTHS[-1])
@@ -122,8 +138,21 @@ class Runner:
             self._upload_decode_batch(utterances)
             self._decoding = decoding
         rows = self._row_bucket(self._decode_rows)
+        if self.alignment is not None and any(utterance.aligned for utterance in utterances):
+            return self._decode_aligned(rows, utterances, self.alignment)
         self.graphs.run(("decode", rows), partial(self._run_decode, rows))
         return Drawn(self._sample(self._decode_batch, utterances))
+
+    def _decode_aligned(self, rows: int, utterances: Sequence[Prompt], alignment: Alignment) -> Drawn:
+        """A step that is read before its tokens are drawn."""
+        self.graphs.run(("decode", rows, "aligned"), partial(self._run_decode, rows, alignment.queries(rows)))
+        count = self._count_bucket(self._decode_batch, len(utterances))
+        self.graphs.run(("read", count), partial(self._read, alignment, count))
+        tokens = self._sample(self._decode_batch, utterances)
+        return Drawn(tokens, alignment.readings(len(utterances)))
+
+    def _read(self, alignment: Alignment, count: int) -> None:
+        alignment.read(self._logits, self._decode_batch, count, self._row_start)
 
     @torch.inference_mode()
     def warm_up(self, report: Callable[[str], None]) -> None:
@@ -140,10 +169,16 @@ class Runner:
                 work.append((("prefill", rows, length), prefill))
         for rows in buckets(self.max_rows)[::-1]:
             work.append((("decode", rows), partial(self._run_decode, rows)))
+            if self.alignment is not None:
+                kept = partial(self._run_decode, rows, self.alignment.queries(rows))
+                work.append((("decode", rows, "aligned"), kept))
         for batch in (self._decode_batch, self._prefill_batch):
             for count in buckets(batch.size)[::-1]:
                 for use_top in (True, False):
                     work.append((("sample", batch.name, count, use_top), self._sampling(batch, count, use_top)))
+        if self.alignment is not None:
+            for count in buckets(self.max_slots)[::-1]:
+                work.append((("read", count), partial(self._read, self.alignment, count)))
         for index, (key, function) in enumerate(work, 1):
             began = time.monotonic()
             self.graphs.capture(key, function)
@@ -192,11 +227,12 @@ class Runner:
     def _sampling(self, batch: Batch, count: int, use_top: bool) -> Callable[[], None]:
         return partial(self._sampler, self._logits, batch, count, use_top=use_top)
 
-    def _run_decode(self, rows: int) -> None:
+    def _run_decode(self, rows: int, queries: Queries | None = None) -> None:
         slot, start = self._row_slot[:rows], self._row_start[:rows]
         step = self.slots.step[slot]
         position = self.slots.prompt[slot] + step - 1
-        self._logits[:rows] = self._decode_step(self.slots.token[slot], step, start, position, self.cache)
+        kept = () if queries is None else (queries,)
+        self._logits[:rows] = self._decode_step(self.slots.token[slot], step, start, position, self.cache, *kept)
 
     def _prefill_group(self, starting: Sequence[tuple[Prompt, Tensor]]) -> Tensor:
         """Prefills a batch of prompts, each after its prefix, padded to the longest; returns the first tokens
@@ -207,7 +243,16 @@ class Runner:
         self._place(starting, x, places)
         self.graphs.run(("prefill", rows, length), partial(self._run_prefill, x, places, reach))
         self._fill(self._prefill_batch, prompts)
+        self._hold_stop(prompts)
         return self._sample(self._prefill_batch, prompts).clone()  # the next group's are written to the same memory
+
+    def _hold_stop(self, prompts: Sequence[Prompt]) -> None:
+        """Takes the first step's stop token from those that hold it."""
+        row = 0
+        for prompt in prompts:
+            if prompt.holding and len(prompt.text) > SHORT_TEXT:
+                hold_stop(self._logits, range(row, row + len(prompt.rows)), self.model.dims.stop_speech)
+            row += len(prompt.rows)
 
     def _prefill_size(self, starting: Sequence[tuple[Prompt, Tensor]]) -> tuple[int, int, int]:
         """Rows, inputs and positions of a row of a prefill: of a captured one if there is one that is large enough."""
@@ -229,6 +274,8 @@ class Runner:
             self.slots.fill(
                 prompt.slot, prompt.sampling, prompt.uniforms, length=past + own, bos=self.model.dims.start_speech
             )
+            if self.alignment is not None:
+                self.alignment.fill(prompt.slot, (past, past + len(prompt.text)), holding=prompt.holding)
             for extent, embedded_row in zip(prompt.rows, embedded, strict=False):
                 self.cache.fill(extent, prefix)
                 x[len(placed), :own] = embedded_row

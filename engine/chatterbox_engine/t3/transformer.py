@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,22 @@ from chatterbox_engine.kernels.linear import Projection
 from chatterbox_engine.t3.attention import Context
 from chatterbox_engine.t3.extents import round_up
 from chatterbox_engine.t3.kv_cache import KVCache
-from chatterbox_engine.types import T3Conditionals
+from chatterbox_engine.types import Head, T3Conditionals
 
 T = TypeVar("T", bound="Transformer")
+
+
+class Queries(NamedTuple):
+    """Named heads, and where a decode step keeps their queries: [rows, heads, head_dim], without RoPE."""
+
+    heads: tuple[Head, ...]
+    kept: Tensor
+
+    def keep(self, layer: int, qkv: Tensor) -> None:
+        """Copies those of a layer. qkv: [rows, 3, heads, head_dim]."""
+        for number, (own, head) in enumerate(self.heads):
+            if own == layer:
+                self.kept[:, number] = qkv[:, 0, head]
 
 
 class Block(nn.Module, abc.ABC):
@@ -55,6 +68,9 @@ class Transformer(nn.Module, abc.ABC):
     head: nn.Parameter  # [speech_vocab, hidden]
     logits: Projection
     """Norm, then the head."""
+
+    rotation: Tensor | None
+    """[dims.longest, 2, head_dim / 2], cosines and sines of RoPE, where the model has it."""
 
     matrices: ClassVar[tuple[str, ...]]
     """Names of the blocks' matrices."""
@@ -143,11 +159,19 @@ class Transformer(nn.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def decode(self, token: Tensor, speech_position: Tensor, start: Tensor, position: Tensor, cache: KVCache) -> Tensor:
+    def decode(
+        self,
+        token: Tensor,
+        speech_position: Tensor,
+        start: Tensor,
+        position: Tensor,
+        cache: KVCache,
+        queries: Queries | None = None,
+    ) -> Tensor:
         """One step for every row; all arguments [rows] int64. Returns logits [rows, speech_vocab].
 
         `speech_position` counts the row's speech tokens, `position` the whole sequence, `start` is the row's extent in
-        the pool.
+        the pool; `queries` takes those of its heads.
         """
 
 
