@@ -245,8 +245,8 @@ class PretendCuda(Elsewhere):
 class Simulated(Cuda):
     """The engine's view of a `PretendCuda` with so many bytes of memory."""
 
-    def __init__(self, device: PretendCuda, total: int, free: int) -> None:
-        self._device, self._total, self._free = device, total, free
+    def __init__(self, device: PretendCuda, total: int, free: int, bfloat16: bool) -> None:
+        self._device, self._total, self._free, self._bfloat16 = device, total, free, bfloat16
 
     def is_available(self) -> bool:
         return True
@@ -258,7 +258,7 @@ class Simulated(Cuda):
         return 9, 0
 
     def has_bfloat16(self) -> bool:
-        return True
+        return self._bfloat16
 
     def total_memory(self, device: torch.device) -> int:
         return self._total
@@ -286,16 +286,16 @@ class Simulated(Cuda):
 
 
 @contextlib.contextmanager
-def pretend_cuda(total: int = 80 << 30, free: int | None = None) -> Iterator[PretendCuda]:
+def pretend_cuda(total: int = 80 << 30, free: int | None = None, *, bfloat16: bool = True) -> Iterator[PretendCuda]:
     """A GPU for the calling thread, and for the threads that take a stream of their own meanwhile. total: its bytes;
-    free: of these, all by default."""
+    free: of these, all by default; bfloat16: whether it multiplies that."""
     pretended = PretendCuda()
 
     def launch(kernel: JITFunction[Any], *args: Any, **options: Any) -> None:
         pretended.launch(kernel, *args, **options)
 
     with (
-        mock.patch.object(device, "installed", Simulated(pretended, total, free or total)),
+        mock.patch.object(device, "installed", Simulated(pretended, total, free or total, bfloat16)),
         mock.patch.object(JITFunction, "run", launch),  # Triton has no other place for a driver that compiles nothing
         mock.patch.object(torch.backends.cudnn, "is_acceptable", return_value=False),  # an LSTM would ask for addresses
         mock.patch.object(torch, "load", _without_modes(torch.load)),  # it would load no values

@@ -303,8 +303,8 @@ def describe(config: Config, checkpoint: Checkpoint, runner: Runner) -> dict[str
 def optimizations(config: Config, dtype: torch.dtype, graphs: Graphs) -> list[str]:
     """The enabled optimizations, for statistics and metrics."""
     active = ["continuous_batching", "kv_pool", "fused_projections"]
-    if dtype == torch.bfloat16:
-        active.append("bfloat16")
+    if dtype != torch.float32:
+        active.append(name_of(dtype))
     if config.quantization != "none":
         active.append(config.quantization)
     if graphs.enabled:

@@ -51,10 +51,12 @@ _SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "use_optimizations": {"cuda_graphs": False, "compile": False, "dtype": "float32", "quantization": "none"},
     "use_fp16": {"dtype": "float32"},
 }
-"""What a switch sets when it is off; on, it changes nothing."""
+"""What a switch sets when it is off."""
+
+_SWITCHED_ON: Mapping[str, Mapping[str, Any]] = {"use_fp16": {"dtype": "float16"}}
+"""What a switch sets when it is on; the others change nothing then."""
 
 _IGNORED = {
-    "USE_FP16": "half precision is bfloat16 here, which CHATTERBOX_DTYPE=auto takes where the device has it",
     "MAX_WORKERS": "requests are decoded together, at most CHATTERBOX_MAX_SLOTS at once",
 }
 """Names of these servers that change nothing here, and what does."""
@@ -72,7 +74,7 @@ def read_key(name: str, path: Path) -> bytes:
 
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "dtype": ("auto", "float32", "bfloat16"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantization": ("none", "int8", "float8"),
     "preset": tuple(PRESETS),
     "request_log": ("off", "text", "json"),
@@ -132,8 +134,9 @@ class Config:
     device: str = "auto"
     """`cuda`, `cuda:1`, `cpu`, or `auto`: CUDA where there is a GPU."""
     dtype: str = "auto"
-    """Type of the weights of T3 and of S3Gen's encoder and flow. `auto` takes bfloat16 on devices that multiply it in
-    hardware. On other CPUs only T3 is stored in bfloat16, unless it is compiled or quantised."""
+    """Type of the weights of T3 and of S3Gen's encoder and flow: `float32`, `bfloat16`, `float16`. `auto` takes
+    bfloat16 on devices that multiply it in hardware, and float16 on other GPUs. On other CPUs only T3 is stored in
+    bfloat16, unless it is compiled or quantised. On a CPU `float16` is the same as `auto`."""
     quantization: str = "none"
     """`int8`: T3's blocks in a quarter of the memory of float32, half of bfloat16. `float8`: the same size, and the
     products are computed in float8 too; needs a GPU of compute capability 8.9 or more, and bfloat16."""
@@ -264,9 +267,7 @@ def resolve(
 
 def ignored(environment: Mapping[str, str]) -> list[str]:
     """A line for each variable of other servers that is set and changes nothing here."""
-    given = [name for name in _IGNORED if name in environment]
-    meant = [name for name in given if name in _ALIASES and environment[name].lower() in _FALSE]
-    return [f"{name} is ignored: {_IGNORED[name]}" for name in given if name not in meant]
+    return [f"{name} is ignored: {why}" for name, why in _IGNORED.items() if name in environment]
 
 
 def _collect(entries: Iterable[tuple[str, str, Any]]) -> dict[str, Setting]:
@@ -276,7 +277,7 @@ def _collect(entries: Iterable[tuple[str, str, Any]]) -> dict[str, Setting]:
         if name not in _TYPES:
             raise ConfigError(f"unknown setting {source}")
         value = _parse(source, name, given)
-        meant = {name: value} if name not in _SWITCHES else {} if value else _SWITCHES[name]
+        meant = {name: value} if name not in _SWITCHES else (_SWITCHED_ON if value else _SWITCHES).get(name, {})
         for setting, wanted in meant.items():
             before = found.get(setting)
             if before is not None and before.value != wanted:

@@ -37,14 +37,17 @@ def name_of(dtype: torch.dtype) -> str:
 def choose_dtypes(
     name: str, device: torch.device, report: Report, *, fused_products: bool = True
 ) -> tuple[torch.dtype, torch.dtype]:
-    """The types of T3's and of S3Gen's weights: bfloat16 where the device multiplies it in hardware, else float32.
+    """The types of T3's and of S3Gen's weights: bfloat16 where the device multiplies it in hardware, float16 on other
+    GPUs, else float32.
 
     A CPU without it stores T3's weights in bfloat16 all the same: reading them is most of a step, and the fused kernel
     widens them to float32 on the way. fused_products: whether T3 uses that kernel, which neither compiled steps nor
-    quantised weights do.
+    quantised weights do. A CPU has no kernels for float16, and takes what it takes by itself.
     """
-    if name != "auto":
-        chosen = torch.bfloat16 if name == "bfloat16" else torch.float32
+    if name == "float16" and device.type == "cpu":
+        report("float16 needs a GPU: this processor takes what dtype=auto takes")
+    elif name != "auto":
+        chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
         return chosen, chosen
     if device.type == "cuda":
         has_bfloat16, what = cuda().has_bfloat16(), cuda().name(device)
@@ -56,6 +59,9 @@ def choose_dtypes(
     if device.type == "cpu" and fused_products:
         report(f"{what} has no bfloat16: S3Gen is float32, which is slower, and T3's weights are stored in bfloat16")
         return torch.bfloat16, torch.float32
+    if device.type == "cuda":
+        report(f"{what} has no bfloat16: using float16")
+        return torch.float16, torch.float16
     report(f"{what} has no bfloat16: using float32, which is slower")
     return torch.float32, torch.float32
 
@@ -104,9 +110,9 @@ def configure_torch(device: torch.device, vocoder_dtype: torch.dtype, cpu_thread
     # The host's tensors are small: a team of threads for each of them, with several callers at once, spends more time
     # waiting than working (docs/log/host.md).
     torch.set_num_threads(1)
-    # HiFT stays float32 beside bfloat16 weights; its convolutions may round their factors to TF32's ten bits, as
+    # HiFT stays float32 beside weights of two bytes; its convolutions may round their factors to TF32's ten bits, as
     # upstream's do on a GPU. Where all weights are float32, that is for exactness.
-    torch.backends.cudnn.allow_tf32 = vocoder_dtype == torch.bfloat16
+    torch.backends.cudnn.allow_tf32 = vocoder_dtype != torch.float32
     # cuDNN's attention makes a plan for every new shape, which costs more than it saves where lengths vary.
     torch.backends.cuda.enable_cudnn_sdp(False)
 

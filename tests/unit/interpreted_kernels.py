@@ -96,8 +96,11 @@ def swiglu_error(rows: int, width: int) -> float:
     return float((swiglu(x) - F.silu(gate) * up).abs().max())
 
 
-def project_error(rows: int, inputs: int, outputs: int, activation: Activation, parts: str) -> float:
-    """The largest difference to a `Projection` on a CPU, with some of its optional parts."""
+def project_error(
+    rows: int, inputs: int, outputs: int, activation: Activation, parts: str, *, wide: bool = False
+) -> float:
+    """The largest difference to a `Projection` on a CPU, with some of its optional parts. wide: whether the residual
+    sums are float32, as beside float16 weights, and a thousand times as large."""
     generator = torch.Generator().manual_seed(outputs)
 
     def random(*shape: int) -> torch.Tensor:
@@ -109,11 +112,18 @@ def project_error(rows: int, inputs: int, outputs: int, activation: Activation, 
     given = {name: value if name in parts.split() else None for name, value in optional.items()}
     half = {name: None if value is None else value.half() for name, value in given.items()}
     bias, residual = half.pop("bias"), half["residual"]
-    got = linear_cuda.project(x.half(), weight.half(), bias, **half, eps=0.1, activation=activation)
+    sums = x.half()
+    if wide and "gain" in parts:
+        x = sums = 1000 * x
+    if wide and residual is not None and given["residual"] is not None:
+        given["residual"] = 1e5 * given["residual"]
+        half["residual"] = residual = given["residual"].clone()
+    got = linear_cuda.project(sums, weight.half(), bias, **half, eps=0.1, activation=activation)
     assert residual is None or got is residual
+    assert residual is not None or got.dtype == torch.float16
     residual = given.pop("residual")
     exact = Projection(weight, **given, eps=0.1, activation=activation)(x, residual)
-    return float((got.float() - exact).abs().max())
+    return float(((got.float() - exact).abs() / exact.abs().clamp(min=1.0)).max())
 
 
 def norm_error(rows: int, positions: int, width: int, everywhere: bool, lead: int) -> float:
@@ -256,6 +266,7 @@ if __name__ == "__main__":
     linear_cuda.PROGRAMS = 8  # so that there are tiles of every width
     for project_case in PROJECT:
         report("project", project_case, project_error(*project_case), 1e-2)
+        report("project", (*project_case, "wide"), project_error(*project_case, wide=True), 1e-2)
     for rows, width in ((3, 100), (2, 1500)):
         report("swiglu", (rows, width), swiglu_error(rows, width), 1e-5)
     for norm_case in NORM:

@@ -32,7 +32,7 @@ def test_the_names_of_well_known_servers_keep_working() -> None:
         ({"CHATTERBOX_MAX_SLOTS": "three"}, "must be of type int"),
         ({"CHATTERBOX_MAX_SLOTS": "-1"}, "max_slots is -1"),
         ({"CHATTERBOX_WATERMARK": "maybe"}, "must be 1 or 0"),
-        ({"CHATTERBOX_DTYPE": "float16"}, "dtype is 'float16'"),
+        ({"CHATTERBOX_DTYPE": "float64"}, "dtype is 'float64'"),
         ({"TORCH_COMPILE_MODE": "fast"}, "compile_mode is 'fast'"),
         ({"CHATTERBOX_REQUEST_TIMEOUT": "nan"}, "request_timeout is nan"),
     ],
@@ -106,12 +106,12 @@ def test_settings_of_other_parts_are_left_alone() -> None:
 
 def test_what_other_servers_call_half_precision_is_this_ones_dtype_where_it_means_something() -> None:
     assert Config.load({}, {"USE_FP16": "false"}).dtype == "float32"
-    assert Config.load({}, {"USE_FP16": "true"}).dtype == "auto"
+    assert Config.load({}, {"USE_FP16": "true"}).dtype == "float16"
     with pytest.raises(ConfigError, match="USE_FP16 contradict each other about dtype"):
         Config.load({}, {"CHATTERBOX_DTYPE": "bfloat16", "USE_FP16": "0"})
 
 
 def test_a_variable_of_other_servers_that_changes_nothing_is_named() -> None:
     lines = ignored({"USE_FP16": "1", "MAX_WORKERS": "0", "PATH": "/bin"})
-    assert [line.partition(" is ignored: ")[0] for line in lines] == ["USE_FP16", "MAX_WORKERS"]
+    assert [line.partition(" is ignored: ")[0] for line in lines] == ["MAX_WORKERS"]
     assert not ignored({"USE_FP16": "0", "USE_TORCH_COMPILE": "1"})

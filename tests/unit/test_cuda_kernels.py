@@ -158,6 +158,40 @@ def test_the_kernel_of_a_product_loads_ahead_and_spills_nothing(product: kernels
     assert not spilled(kernel)
 
 
+@pytest.mark.parametrize("product", ["Llama's head", "Llama's down", "Turbo's up"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_kernel_of_a_product_fits_a_gpu_without_bfloat16(product: str, wide: bool) -> None:
+    outputs, inputs, activation, optional = kernels.PRODUCTS[product]
+    types = dict.fromkeys(["x", "weight", "out", *optional], "*fp16") | {"rows": "i32", "eps": "fp32"}
+    if wide:  # the residual sums are float32
+        types |= dict.fromkeys({"gain": ["x"], "residual": ["residual", "out"]}[_sum_side(optional)], "*fp32")
+    width = linear_cuda.tile_width(outputs)
+    sizes = {"inputs": inputs, "outputs": outputs, "height": FEW_ROWS, "width": width}
+    constants: dict[str, Any] = {
+        **sizes,
+        "activation": activation,
+        "parts": linear_cuda.WARPS,
+        "step": linear_cuda.STEP,
+    }
+    constants |= dict.fromkeys({"bias", "gain", "shift", "residual"} - optional)
+    stages = linear_cuda.stages(width * (2 if activation == "swiglu" else 1), 4 if types["x"] == "*fp32" else 2)
+    options = {"num_warps": linear_cuda.WARPS, "num_stages": stages}
+    assert compiled(linear_cuda._project_kernel, types, constants, 75, **options).metadata.shared <= 64 << 10
+
+
+def _sum_side(optional: set[str]) -> str:
+    """On which side of a product the residual sums are."""
+    return "gain" if "gain" in optional else "residual"
+
+
+@pytest.mark.parametrize("tiles", flow_attention.TILES[2])
+def test_the_kernel_of_the_flows_attention_fits_a_gpu_without_bfloat16(tiles: flow_attention.Tiles) -> None:
+    types = {"qkv": "*fp16", "lengths": "*i64", "out": "*fp16", "positions": "i32", "scale": "fp32"}
+    sizes = {"heads": 8, "size": 64, "queries": tiles.queries, "keys": tiles.keys, "precision": "ieee"}
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+    assert compiled(flow_attention._attend_kernel, types, sizes, 75, **options).metadata.shared <= 64 << 10
+
+
 def test_a_gated_layers_kernel_compiles() -> None:
     assert compiled(linear_cuda._swiglu_kernel, {"x": "*bf16", "out": "*bf16", "width": "i32"}, {"block": 1024})
 

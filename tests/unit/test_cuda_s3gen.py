@@ -88,4 +88,6 @@ def test_the_flow_by_our_kernels_gives_a_cpus_mel(tiny_path: Path) -> None:
     command = [sys.executable, "-m", "tests.unit.interpreted_flow", tiny_path]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1e-5
+    float32, float16 = map(float, done.stdout.split())
+    assert float32 < 1e-5
+    assert float16 < 2e-2

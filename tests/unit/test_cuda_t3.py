@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,8 +39,16 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
 class T3:
     """A runner as the engine makes it, on a stream of its own."""
 
-    def __init__(self, cuda: PretendCuda, checkpoint: Checkpoint, *, graphs: bool, **options: Any) -> None:
-        self.served = Served.of(checkpoint, cuda.device, dtype=torch.bfloat16, **options)
+    def __init__(
+        self,
+        cuda: PretendCuda,
+        checkpoint: Checkpoint,
+        *,
+        graphs: bool,
+        dtype: torch.dtype = torch.bfloat16,
+        **options: Any,
+    ) -> None:
+        self.served = Served.of(checkpoint, cuda.device, dtype=dtype, **options)
         model = self.served.model
         cache = KVCache(model.dims, 8 * ROOM, device=cuda.device, dtype=model.dtype)
         captured = Graphs(cuda.device, enabled=graphs)
@@ -91,9 +102,12 @@ def test_no_step_waits_for_the_device(checkpoint_of: CheckpointOf, cuda: Pretend
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-turbo"])
-def test_a_step_of_few_rows_is_made_of_fused_kernels(checkpoint_of: CheckpointOf, cuda: PretendCuda, name: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_of_few_rows_is_made_of_fused_kernels(
+    checkpoint_of: CheckpointOf, cuda: PretendCuda, name: str, dtype: torch.dtype
+) -> None:
     """torch's operators for products, norms, attention and sampling are several times slower there."""
-    t3 = T3(cuda, checkpoint_of(name), graphs=False)
+    t3 = T3(cuda, checkpoint_of(name), graphs=False, dtype=dtype)
     running = [t3.prompt(0, 9, PLAIN), t3.prompt(1, 9, UNGUIDED)]
     t3.runner.prefill(running, [t3.served.model.prefix(t3.served.voice, 0.5) for _ in running])
     cuda.operators.clear()
@@ -124,6 +138,16 @@ def test_reading_where_t3_looks_waits_for_nothing_and_takes_two_kernels(
         t3.runner.decode(running).read()
         launches.append(cuda.launches - before)
     assert launches[1] - launches[0] == (0 if graphs else 2)
+
+
+def test_logits_in_float16_by_our_kernels_stay_near_float32s(checkpoint_of: CheckpointOf) -> None:
+    folders = [checkpoint_of(name).path for name in ("tiny", "tiny-turbo")]
+    command = [sys.executable, "-m", "tests.unit.interpreted_t3", *folders]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    errors = list(map(float, done.stdout.split()))
+    assert len(errors) == len(folders)
+    assert max(errors) < 2e-2, errors
 
 
 @pytest.mark.full

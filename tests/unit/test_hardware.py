@@ -7,6 +7,7 @@ import torch
 
 from chatterbox_engine import hardware
 from chatterbox_engine.errors import ConfigError
+from tests.pretend_cuda import pretend_cuda
 
 CPU = torch.device("cpu")
 
@@ -37,6 +38,23 @@ def test_a_processor_without_bfloat16_gets_it_for_t3_alone_and_a_line_that_says_
     assert hardware.choose_dtypes("float32", CPU, said.append) == (torch.float32, torch.float32)
     assert hardware.choose_dtypes("bfloat16", CPU, said.append) == (torch.bfloat16, torch.bfloat16)
     assert len(said) == lines
+
+
+@pytest.mark.parametrize(("has_it", "taken", "lines"), [(True, torch.bfloat16, 0), (False, torch.float16, 1)])
+def test_a_gpu_without_bfloat16_takes_float16(has_it: bool, taken: torch.dtype, lines: int) -> None:
+    said: list[str] = []
+    with pretend_cuda(bfloat16=has_it) as cuda:
+        assert hardware.choose_dtypes("auto", cuda.device, said.append) == (taken, taken)
+        assert hardware.choose_dtypes("float16", cuda.device, said.append) == (torch.float16, torch.float16)
+    assert said == ["simulated has no bfloat16: using float16"] * lines
+
+
+def test_float16_on_a_processor_is_what_it_takes_by_itself_and_a_line_says_so() -> None:
+    said: list[str] = []
+    assert hardware.choose_dtypes("float16", CPU, said.append) == hardware.choose_dtypes(
+        "auto", CPU, lambda _line: None
+    )
+    assert said[0] == "float16 needs a GPU: this processor takes what dtype=auto takes"
 
 
 def test_s3gen_takes_the_cores_that_t3_leaves_when_it_works_alone() -> None:

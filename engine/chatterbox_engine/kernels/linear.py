@@ -3,11 +3,15 @@
 `Projection` chooses its kernel when it is made, by the device and the type of the weights:
 
     weights             a decode step, [rows, inputs]            a prompt, [rows, length, inputs]
-    GPU, bfloat16       `linear_cuda` up to FEW_ROWS rows        torch
+    GPU, two bytes      `linear_cuda` up to FEW_ROWS rows        torch
     GPU, float32        torch                                    torch
     CPU, bfloat16       `cpu`                                    torch, or `cpu` where the processor has no bfloat16
     CPU, float32        `cpu`                                    torch
+    CPU, float16        torch                                    torch
     quantised           `linear`                                 `linear`
+
+With float16 weights the residual sums are float32, whose range they may need: a product with a norm takes float32 rows
+and computes the norm in float32; one with a residual adds to float32.
 
 On a CPU, MKL computes a product of few rows on one thread, and oneDNN repacks a bfloat16 matrix for every product: so
 there are kernels of our own. torch.compile generates its kernels from torch's operators.
@@ -49,7 +53,7 @@ class Projection:
         self._kernel: Any = None
         self._kernel_rows = 0  # maximum rows of the kernel in a decode step
         self._kernel_prompts = False  # whether the kernel supports prompts too
-        if self._plain_on_cuda and weight.dtype == torch.bfloat16:
+        if self._plain_on_cuda and weight.dtype in (torch.bfloat16, torch.float16):
             from chatterbox_engine.kernels import linear_cuda
 
             self._kernel, self._kernel_rows = linear_cuda.project, FEW_ROWS
@@ -95,7 +99,7 @@ class Projection:
         x = self._normed(x)
         in_place = x.dim() == 2
         alone = self.activation == "none" and self.bias is None and not torch.compiler.is_compiling()
-        if residual is not None and in_place and alone and self._plain_on_cuda:
+        if residual is not None and residual.dtype == x.dtype and in_place and alone and self._plain_on_cuda:
             return residual.addmm_(x, self.weight.T)
         y = self._activated(x)
         if residual is None:
@@ -105,9 +109,10 @@ class Projection:
     def _normed(self, x: Tensor) -> Tensor:
         if self.gain is None:
             return x
+        gain, kept = self.gain.to(x.dtype), self.weight.dtype
         if self.shift is None:
-            return F.rms_norm(x, self.gain.shape, self.gain, self.eps)
-        return F.layer_norm(x, self.gain.shape, self.gain, self.shift, self.eps)
+            return F.rms_norm(x, gain.shape, gain, self.eps).to(kept)
+        return F.layer_norm(x, gain.shape, gain, self.shift.to(x.dtype), self.eps).to(kept)
 
     def _activated(self, x: Tensor) -> Tensor:
         if self.activation == "gelu":

@@ -236,7 +236,7 @@ def _project_kernel(  # type: ignore[no-untyped-def]
             if shift is not None:
                 moved = tl.load(shift + at, mask=at < inputs, other=0.0).to(tl.float32)[:, None, :]
                 scaled = tl.where(row[None, :, None] == rows, moved, scaled)
-            values = scaled.to(x.dtype.element_ty)
+            values = scaled.to(weight.dtype.element_ty)
         total = tl.dot(values, _weights_of(weight, column, at, outputs, inputs), total)
         if activation == "swiglu":
             other = tl.dot(values, _weights_of(weight, outputs + column, at, 2 * outputs, inputs), other)
@@ -283,14 +283,15 @@ def project(
     """A `Projection` of at most FEW_ROWS rows, SHIFT_ROWS less for a layer norm.
 
     x: [rows, inputs]; weight: [outputs, inputs], twice as many outputs for swiglu, which has neither shift nor bias;
-    residual: [rows, outputs], overwritten by the result. All contiguous.
+    residual: [rows, outputs], overwritten by the result. All contiguous, and of the weight's type but for x where there
+    is a norm, and the residual.
     """
     assert x.is_contiguous()
     assert weight.is_contiguous()
     assert len(x) <= FEW_ROWS - (0 if shift is None else SHIFT_ROWS)
     assert activation != "swiglu" or (bias is None and shift is None)
     (rows, inputs), outputs = x.shape, len(weight) // (2 if activation == "swiglu" else 1)
-    out = x.new_empty(rows, outputs) if residual is None else residual
+    out = x.new_empty(rows, outputs, dtype=weight.dtype) if residual is None else residual
     assert out.is_contiguous()
     tensors = (x, weight, bias, gain, shift, residual, out)
     if rows <= FEWEST_ROWS:
@@ -322,7 +323,7 @@ def project(
         parts=WARPS,
         step=STEP,
         num_warps=WARPS,
-        num_stages=stages(2 * width if activation == "swiglu" else width),
+        num_stages=stages(2 * width if activation == "swiglu" else width, x.element_size()),
     )
     return out
 
@@ -337,9 +338,10 @@ def tile_width(outputs: int) -> int:
     return max(8, min(32, 1 << (outputs // PROGRAMS).bit_length() >> 1))
 
 
-def stages(columns: int) -> int:
-    """Iterations of `_project_kernel` whose bfloat16 tiles are loaded ahead. columns: rows of the matrix in a tile."""
-    return min(4, SHARED // (2 * WARPS * STEP * (FEW_ROWS + columns)))
+def stages(columns: int, row_bytes: int = 2) -> int:
+    """Iterations of `_project_kernel` whose tiles are loaded ahead. columns: rows of the matrix in a tile; row_bytes:
+    of a number of x."""
+    return max(1, min(4, SHARED // (WARPS * STEP * (row_bytes * FEW_ROWS + 2 * columns))))
 
 
 def swiglu(x: Tensor) -> Tensor:

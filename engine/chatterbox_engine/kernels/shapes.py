@@ -12,7 +12,8 @@ CPU_GRAIN = 16
 """Inputs of a matrix must be a multiple of this for the CPU kernel: the largest vector it uses."""
 
 FEW_ROWS = 16
-"""Maximum number of rows for the fused bfloat16 kernels on a GPU: the smallest tile of its matrix instructions."""
+"""Maximum number of rows for the fused kernels on a GPU, whose weights have two bytes: the smallest tile of its matrix
+instructions."""
 
 SHIFT_ROWS = 1
 """Rows of that tile that hold the LayerNorm shift."""

@@ -82,13 +82,15 @@ class GPT2(Transformer):
     @torch.inference_mode()
     def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:  # noqa: ARG002
         """Speaker and prompt tokens, without positions; exaggeration has no effect."""
-        speaker = self.speaker(upload(voice.speaker, self.device)[None]).to(self.dtype)  # [1, hidden]
-        return torch.cat([speaker, self.speech_embedding[upload(voice.prompt_tokens, self.device)]])
+        speaker = self.speaker(upload(voice.speaker, self.device)[None])  # [1, hidden]
+        prompt = self.speech_embedding[upload(voice.prompt_tokens, self.device)]
+        return torch.cat([speaker.to(prompt.dtype), prompt]).to(self.stream_dtype)
 
     @torch.inference_mode()
     def prompt(self, text: Tensor) -> Tensor:
         """Without positions, which depend on the prefix."""
-        return torch.cat([self.text_embedding[text], self.speech_embedding[self.dims.start_speech][None]])[None]
+        bos = self.speech_embedding[self.dims.start_speech][None]
+        return torch.cat([self.text_embedding[text], bos])[None].to(self.stream_dtype)
 
     def prefill(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:
         x = x + self.position[context.position]
@@ -107,7 +109,7 @@ class GPT2(Transformer):
         cache: KVCache,
         queries: Queries | None = None,
     ) -> Tensor:
-        x = self.speech_embedding[token] + self.position[position]  # [rows, hidden]
+        x = self.speech_embedding[token].to(self.stream_dtype) + self.position[position]  # [rows, hidden]
         for index, block in enumerate(self.layers):
             qkv = self.qkv(block, x)
             if queries is not None:

@@ -113,18 +113,20 @@ class T3(Transformer):
     @torch.inference_mode()
     def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
         prompt = upload(voice.prompt_tokens, self.device)
-        embedded = (self.speech_embedding[prompt] + self.speech_position[: len(prompt)]).float()
+        embedded = self.speech_embedding[prompt].to(self.stream_dtype) + self.speech_position[: len(prompt)]
         speaker = self.speaker(upload(voice.speaker, self.device)[None])  # [1, hidden]
         emotion = self.emotion(torch.full((1, 1), float(exaggeration), device=self.device))
-        return torch.cat([speaker, self.perceiver(embedded[None])[0], emotion]).to(self.dtype)
+        return torch.cat([speaker, self.perceiver(embedded[None].float())[0], emotion]).to(self.stream_dtype)
 
     @torch.inference_mode()
     def prompt(self, text: Tensor) -> Tensor:
         """The unconditional row has the positions without the text's embedding. BOS stands twice, each time at speech
         position 0."""
         positions = self.text_position[: len(text)]
-        bos = (self.speech_embedding[self.dims.start_speech] + self.speech_position[0]).expand(2, -1)
-        return torch.stack([torch.cat([self.text_embedding[text] + positions, bos]), torch.cat([positions, bos])])
+        bos = self.speech_embedding[self.dims.start_speech].to(self.stream_dtype) + self.speech_position[0]
+        bos = bos.expand(2, -1)
+        embedded = self.text_embedding[text].to(self.stream_dtype) + positions
+        return torch.stack([torch.cat([embedded, bos]), torch.cat([positions.to(embedded.dtype), bos])])
 
     def prefill(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:
         rotation = self.rotation[context.position][:, :, None, None]
@@ -145,7 +147,7 @@ class T3(Transformer):
         cache: KVCache,
         queries: Queries | None = None,
     ) -> Tensor:
-        x = self.speech_embedding[token] + self.speech_position[speech_position]  # [rows, hidden]
+        x = self.speech_embedding[token].to(self.stream_dtype) + self.speech_position[speech_position]  # [rows, hidden]
         rotation = self.rotation[position]
         for index, block in enumerate(self.layers):
             qkv = self.qkv(block, x)

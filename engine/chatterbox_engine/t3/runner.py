@@ -293,7 +293,7 @@ class Runner:
 
     def _new_prompt_tensors(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
         device = self.model.device
-        x = torch.zeros(rows, length, self.model.dims.hidden, dtype=self.model.dtype, device=device)
+        x = torch.zeros(rows, length, self.model.dims.hidden, dtype=self.model.stream_dtype, device=device)
         places = torch.zeros(3, rows, dtype=torch.int64, device=device)
         places[0] = self.cache.scratch
         return x, places

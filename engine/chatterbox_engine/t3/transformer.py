@@ -127,6 +127,12 @@ class Transformer(nn.Module, abc.ABC):
     def dtype(self) -> torch.dtype:
         return self.head.dtype
 
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """Type of the residual sums, which a block's input and output are: float32 beside float16 weights, since
+        trained networks of this kind have single activations beyond float16's 65,504."""
+        return torch.float32 if self.dtype == torch.float16 else self.dtype
+
     @torch.inference_mode()
     def prefix(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
         """Keys and values of the positions before the text, which depend on voice and exaggeration alone, for every
@@ -142,12 +148,12 @@ class Transformer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
-        """Embeds what depends on voice and exaggeration alone: [at most dims.prefix, hidden], compute dtype."""
+        """Embeds what depends on voice and exaggeration alone: [at most dims.prefix, hidden], `stream_dtype`."""
 
     @abc.abstractmethod
     def prompt(self, text: Tensor) -> Tensor:
         """Embeds text and BOS: [rows, n + dims.bos, hidden], the conditional row first, then an unconditional one if
-        the model is guided. text: [n] int64 as `dims.frame` gives it."""
+        the model is guided, in `stream_dtype`. text: [n] int64 as `dims.frame` gives it."""
 
     @abc.abstractmethod
     def prefill(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:

@@ -1,0 +1,84 @@
+"""float16 against float32, for every family: the same network in both, on a CPU's own float16 arithmetic."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from chatterbox_engine.assemble import BACKBONES
+from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.s3gen import S3Gen, VocoderJob
+from chatterbox_engine.types import SamplingParams
+from tests.conftest import CheckpointOf
+from tests.fidelity.s3gen_reference import random_tokens, start_drawn
+from tests.fidelity.t3_loop import CPU, Request, relative_error, teacher_forced
+
+State = dict[str, Tensor]
+NAMES = [
+    *("tiny", "tiny-multilingual", "tiny-turbo", "tiny-nano"),
+    *(pytest.param(name, marks=pytest.mark.full) for name in ("full", "full-turbo", "full-nano")),
+]
+TO_THE_SUM = re.compile(r"(o_proj|down_proj|c_proj)\.weight$|(text_emb|speech_emb|wpe|pos_emb\.emb)\.weight$")
+"""T3's weights that write to its residual sums."""
+IN_S3GEN = re.compile(r"(linear_out|w_2|to_out\.0|ff\.net\.2|res_conv|conv2)\.weight$")
+"""S3Gen's."""
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def checkpoint(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Checkpoint:
+    return checkpoint_of(request.param)
+
+
+def as_it_is(state: State) -> State:
+    return state
+
+
+def ten_times(state: State) -> State:
+    """Residual sums of ten times the size."""
+    pattern = TO_THE_SUM if "text_emb.weight" in state else IN_S3GEN
+    return {name: 10 * tensor if pattern.search(name) else tensor for name, tensor in state.items()}
+
+
+def beyond_float16(state: State) -> State:
+    """Embeddings whose sum with a position is beyond float16's range, though each is within it."""
+    tables = re.compile(r"(text_emb|speech_emb|wpe|pos_emb\.emb)\.weight$")
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: 6e4 * (2 * torch.rand(tensor.shape, generator=generator) - 1) if tables.search(name) else tensor
+        for name, tensor in state.items()
+    }
+
+
+@pytest.mark.parametrize("change", [as_it_is, ten_times, beyond_float16])
+def test_logits_stay_near_float32s(checkpoint: Checkpoint, change: Callable[[State], State]) -> None:
+    voice, dims, state = checkpoint.conditionals(), checkpoint.dims.t3, change(checkpoint.t3_state())
+    assert voice is not None
+    text = Request(40, SamplingParams(), seed=3, max_tokens=1).text()
+    forced = torch.randint(0, 6561, (24,), generator=torch.Generator().manual_seed(2))
+    backbone, logits = BACKBONES[type(dims)], []
+    for dtype in (torch.float32, torch.float16):
+        model = backbone.from_state_dict(state, dims, device=CPU, dtype=dtype)
+        assert model.prompt(text).dtype == model.stream_dtype == torch.float32
+        logits.append(teacher_forced(model, voice.t3, text, forced).float())
+    exact, rounded = logits
+    error = relative_error(rounded, exact)
+    assert error < 2e-2, f"{error:.2e}"
+
+
+@pytest.mark.parametrize("change", [as_it_is, ten_times])
+def test_a_mel_stays_near_float32s(checkpoint: Checkpoint, change: Callable[[State], State]) -> None:
+    voice, dims = checkpoint.conditionals(), checkpoint.dims.s3gen
+    assert voice is not None
+    state, tokens = change(checkpoint.s3gen_state()), random_tokens(dims, 30)
+    noise = start_drawn(3, 2 * (len(voice.s3gen.prompt_tokens) + len(tokens)), dims.mel)
+    mels = []
+    for dtype in (torch.float32, torch.float16):
+        s3gen = S3Gen.from_state_dict(state, dims, device=CPU, dtype=dtype)
+        mels.append(s3gen.mel([VocoderJob(tokens, s3gen.prepare(voice.s3gen), seed=0)], [noise])[0])
+    exact, rounded = mels
+    error = relative_error(rounded, exact)
+    assert error < 2e-2, f"{error:.2e}"
