@@ -275,6 +275,9 @@ class Simulated(Cuda):
     def use_own_stream(self, device: torch.device, priority: int) -> None:
         self._device.use_own_stream()
 
+    def use_device(self, device: torch.device) -> None:
+        pass
+
     def wait(self) -> None:
         self._device.stream.wait(self._device.tick)
 

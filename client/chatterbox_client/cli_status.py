@@ -58,15 +58,16 @@ def _served(model: str, metrics_url: str, timeout: float) -> list[str]:
             page = answer.read().decode("utf-8", "replace")
     except (OSError, ValueError) as error:
         return [f"checkpoint, device: unknown, no metrics at {metrics_url} ({error}): see --metrics-url"]
-    about = next((labels for line in _INFO.findall(page) if (labels := _labels(line)).get("model") == model), None)
-    if about is None:
+    engines = [labels for line in _INFO.findall(page) if (labels := _labels(line)).get("model") == model]
+    if not engines:
         return [f"checkpoint, device: unknown, the metrics at {metrics_url} have no model {model}"]
-    memory = next(int(float(count)) for line, count in _IN_MEMORY.findall(page) if _labels(line).get("model") == model)
+    cached = [float(count) for line, count in _IN_MEMORY.findall(page) if _labels(line).get("model") == model]
+    about, devices = engines[0], ", ".join(engine["device"] for engine in engines)
     return [
         f"checkpoint: {about['checkpoint']} ({about['family']})",
-        f"device: {about['device']}",
+        f"device: {devices}",
         f"optimisations: {about['optimizations']}",
-        f"voices in memory: {memory}",
+        f"voices in memory: {max(map(int, cached))}",
     ]
 
 

@@ -72,8 +72,9 @@ def build(
     report: Report = lambda _line: None,
     on_failure: Callable[[BaseException], None] | None = None,
     metrics: Metrics | None = None,
+    number: int = 0,
 ) -> Engine:
-    """Loads a checkpoint and returns an engine that is not started yet.
+    """Loads a checkpoint and returns an engine that is not started yet. number: its own, among those of its model.
 
     Raises CheckpointError or ConfigError.
     """
@@ -90,7 +91,7 @@ def build(
     model = load_t3(config, checkpoint, device, dtype, report)
     s3gen = load_s3gen(config, checkpoint, device, vocoder_dtype)
     runner = make_runner(config, checkpoint, model, report)
-    served = Served(describe(config, checkpoint, runner), partial(reserved_bytes, device))
+    served = Served({**describe(config, checkpoint, runner), "engine": number}, partial(reserved_bytes, device))
     cores = Cores(
         vocoder=vocoder_threads(config.cpu_threads, device),
         t3=t3_threads(config.cpu_threads, device, weight_bytes(model)),

@@ -107,6 +107,8 @@ def configure_torch(device: torch.device, vocoder_dtype: torch.dtype, cpu_thread
     if device.type == "cpu":
         torch.set_num_threads(share_of_cores(cpu_threads))
         return
+    if device.index is not None:
+        cuda().use_device(device)  # of kernels that this thread launches; the others' streams set theirs
     # The host's tensors are small: a team of threads for each of them, with several callers at once, spends more time
     # waiting than working (docs/log/host.md).
     torch.set_num_threads(1)

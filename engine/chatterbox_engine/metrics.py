@@ -158,15 +158,15 @@ class NoMetrics:
 class TritonMetrics:
     """Collects the engine's events and publishes them, with its status, on Triton's metrics page.
 
-    Between `start` and `close` a thread publishes every second; `close` publishes the rest. Every metric has the label
-    `model`, as Triton's own have: the models of a server share one page, and metrics with equal names and labels would
-    be merged.
+    Between `start` and `close` a thread publishes every second; `close` publishes the rest. Every metric has the labels
+    `model`, as Triton's own have, and `engine`, the number of the model's instance (`instance` is Prometheus's own
+    label): the engines of a server share one page, and metrics with equal names and labels would be merged.
     """
 
-    def __init__(self, family: Any, model: str) -> None:
+    def __init__(self, family: Any, model: str, engine: int = 0) -> None:
         """`family` is `pb_utils.MetricFamily`, `model` the name of the Triton model."""
         self._events: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
-        self._families = _Families(family, model)
+        self._families = _Families(family, model, engine)
         counters, gauges = self._families.counter, self._families.gauge
         self._counters = {name: counters(name, text) for name, text in COUNTERS.items()}
         self._counters |= {kind: counters(*ERRORS, kind=kind) for kind in ERROR_KINDS}
@@ -265,9 +265,9 @@ class TritonMetrics:
 class _Families:
     """Makes a model's metrics, one family for each name."""
 
-    def __init__(self, family: Any, model: str) -> None:
+    def __init__(self, family: Any, model: str, engine: int) -> None:
         self._class = family
-        self._labels = {"model": model}
+        self._labels = {"model": model, "engine": str(engine)}
         self._made: dict[str, Any] = {}  # kept: Triton drops a family or metric without references
 
     def counter(self, name: str, text: str, **labels: str) -> Any:

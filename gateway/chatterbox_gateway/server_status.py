@@ -50,7 +50,7 @@ class ServerStatus:
                     if sample.labels.get("model", model) != model:
                         continue
                     if sample.name in ("chatterbox_info", "chatterbox_contract"):
-                        labels[sample.name] = sample.labels
+                        labels.setdefault(sample.name, sample.labels)  # the engines of a model differ in their device
                     elif sample.name.startswith("chatterbox_") or sample.name.startswith("nv_gpu_memory_"):
                         name = sample.name + (f"_{sample.labels['kind']}" if "kind" in sample.labels else "")
                         numbers[name] = numbers.get(name, 0.0) + sample.value

@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from chatterbox_engine import errors
-from chatterbox_engine.serving.codec import Cancel, Failed, Message, Open, Part, Ready, WrongMessage, decode, encode
+from chatterbox_engine.serving.codec import (
+    Cancel,
+    Failed,
+    Load,
+    Message,
+    Open,
+    Part,
+    Ready,
+    WrongMessage,
+    decode,
+    encode,
+)
 
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RequestError)]
 NUMBERS = st.integers(0, 2**63 - 1)
@@ -41,7 +52,8 @@ def of_bytes(draw: st.DrawFn) -> npt.NDArray[Any]:
 
 TENSORS = st.dictionaries(st.text(max_size=10), hnp.arrays(DTYPES, SHAPES) | of_bytes(), max_size=3)
 MESSAGES = st.one_of(
-    st.just(Ready()),
+    st.builds(Ready, NUMBERS),
+    st.builds(Load, NUMBERS, NUMBERS),
     st.builds(Cancel, NUMBERS),
     st.builds(Open, NUMBERS, TENSORS),
     st.builds(Part, NUMBERS, TENSORS, st.booleans()),

@@ -49,6 +49,7 @@ class Page:
             def Metric(self, labels: dict[str, str], buckets: Any = None) -> Any:  # noqa: N802, Triton's spelling
                 others = dict(labels)
                 assert others.pop("model") == MODEL, f"{name} does not tell its model"
+                assert others.pop("engine") == "0", f"{name} does not tell its engine"
                 metric = Metric(page, name + "".join(f"|{key}={value}" for key, value in others.items()))
                 page.held.add(metric)
                 return metric

@@ -36,6 +36,10 @@ class Engine:
         self.opened: queue.SimpleQueue[tuple[Tensors, Outlet]] = queue.SimpleQueue()
         self.cancelled: queue.SimpleQueue[Outlet] = queue.SimpleQueue()
 
+    @staticmethod
+    def load() -> int:
+        return 0
+
     def start(self, tensors: Tensors, outlet: Outlet) -> Callable[[], None]:
         if tensors["text"].item() == b"no":
             raise InvalidRequest("no")
@@ -52,7 +56,7 @@ def folder() -> Iterator[str]:
 @contextmanager
 def connected(folder: str) -> Iterator[tuple[Engine, Host, Link]]:
     engine, host = Engine(), Host(socket_path("model", folder))
-    host.serve(engine.start)
+    host.serve(engine.start, engine.load)
     link = Link(socket_path("model", folder), report=lambda _line: None)
     try:
         yield engine, host, link
@@ -166,7 +170,7 @@ HOSTILE = [b"", b"\x00" * 100, pickle.dumps(Cancel(1)), encode(Part(1, {}, last=
 @pytest.mark.parametrize("data", HOSTILE)
 def test_what_no_front_sends_ends_the_connection_and_the_next_is_served(folder: str, data: bytes) -> None:
     engine, host = Engine(), Host(socket_path("model", folder))
-    host.serve(engine.start)
+    host.serve(engine.start, engine.load)
     with raw(folder) as stranger:
         assert decode(stranger.recv_bytes()) == Ready()
         stranger.send_bytes(encode(Open(1, INPUTS)))
@@ -214,7 +218,7 @@ def test_a_front_is_not_fooled_by_what_is_not_ready(folder: str) -> None:
 def test_a_request_that_is_too_large_is_refused_and_the_others_go_on(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "_LARGEST", 1000)
+    monkeypatch.setattr(wire, "LARGEST", 1000)
     with connected(folder) as (engine, _, link):
         messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         link.open(INPUTS, messages.put)
@@ -238,7 +242,7 @@ def as_nobody() -> Iterator[None]:
 def test_another_user_is_refused_at_both_ends(folder: str) -> None:
     path = socket_path("model", folder)
     host = Host(path)
-    host.serve(Engine().start)
+    host.serve(Engine().start, Engine.load)
     Path(folder).chmod(0o777)  # as if the folder were not private
     path.chmod(0o777)
     with as_nobody():
@@ -262,7 +266,7 @@ def test_a_front_whose_engine_is_loaded_again_goes_on(folder: str) -> None:
         host.close()
         assert isinstance(take(messages).error, EngineFailed)
         again = Host(socket_path("model", folder))
-        again.serve(engine.start)
+        again.serve(engine.start, engine.load)
         try:
             take(engine.opened)
             opened_again(link, messages)
@@ -316,7 +320,7 @@ def test_a_front_waits_for_an_engine_that_comes_later_and_is_not_ready_yet(folde
     host = Host(path)
     assert "waiting for the engine to be ready" in said.get(timeout=WAIT)
     assert links.empty()
-    host.serve(Engine().start)
+    host.serve(Engine().start, Engine.load)
     links.get(timeout=WAIT).close()
     thread.join(WAIT)
     host.close()

@@ -68,6 +68,10 @@ class Cuda:
         """Makes a new stream the calling thread's."""
         torch.cuda.set_stream(torch.cuda.Stream(device, priority=priority))
 
+    def use_device(self, device: torch.device) -> None:
+        """Makes a device the calling thread's."""
+        torch.cuda.set_device(device)
+
     def wait(self) -> None:
         """Waits for the calling thread's work."""
         torch.cuda.current_stream().synchronize()

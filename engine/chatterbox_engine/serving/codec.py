@@ -1,7 +1,7 @@
 """The messages between engine and front as bytes, and back.
 
 MessagePack, whose decoder returns only numbers, strings, bytes, lists and maps and runs no code. The result is checked
-against the five messages below before any object is built from it. Imports no torch.
+against the six messages below before any object is built from it. Imports no torch.
 """
 
 from __future__ import annotations
@@ -59,6 +59,19 @@ class Cancel:
 class Ready:
     """The engine accepts streams: its first message."""
 
+    instances: int = 1
+    """Engines of the model, each with a socket of its own."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """The work of an engine that is not the only one of its model, whenever it changes."""
+
+    utterances: int
+    """Of all requests that it has not answered."""
+    seen: int
+    """Number of the last stream that is counted."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -77,7 +90,7 @@ class Failed:
     error: RequestError
 
 
-Message = Open | Cancel | Ready | Part | Failed
+Message = Open | Cancel | Ready | Load | Part | Failed
 
 
 def encode(message: Message) -> bytes:
@@ -98,8 +111,10 @@ def decode(data: bytes) -> Message:
 
 def _fields(message: Message) -> list[Any]:
     match message:
-        case Ready():
-            return []
+        case Ready(instances):
+            return [instances]
+        case Load(utterances, seen):
+            return [utterances, seen]
         case Cancel(number):
             return [number]
         case Open(number, tensors):
@@ -112,8 +127,10 @@ def _fields(message: Message) -> list[Any]:
 
 def _build(kind: Any, fields: list[Any]) -> Message:
     match [kind, *fields]:
-        case ["Ready"]:
-            return Ready()
+        case ["Ready", int(instances)]:
+            return Ready(instances)
+        case ["Load", int(utterances), int(seen)]:
+            return Load(utterances, seen)
         case ["Cancel", int(number)]:
             return Cancel(number)
         case ["Open", int(number), dict(tensors)]:

@@ -7,6 +7,7 @@ this process's memory. One connection, with one thread at each end that reads it
     front                       engine
     Open(number, tensors)   ->
     Cancel(number)          ->
+                            <-  Ready(instances), Load(utterances, seen)
                             <-  Part(number, tensors, last)
                             <-  Failed(number, error)
 
@@ -23,24 +24,21 @@ import itertools
 import logging
 import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from chatterbox_engine.errors import ConfigError, EngineFailed, InvalidRequest, RequestError, Unavailable
+from chatterbox_engine.serving.channel import LARGEST, Channel, is_same_user
 from chatterbox_engine.serving.codec import (
     Cancel,
     Failed,
-    Message,
+    Load,
     Open,
     Part,
     Ready,
     Tensors,
-    WrongMessage,
-    decode,
     encode,
 )
 from chatterbox_engine.serving.supervision import short_path
@@ -50,9 +48,6 @@ FOLDER_VARIABLE = "CHATTERBOX_SOCKETS"
 
 _FRONT_SUFFIX = "_stream"  # the client adds it too
 _RETRY_SECONDS = 0.1
-_LARGEST = 1 << 30
-"""Maximum bytes of a message; every valid request is smaller (`limits`)."""
-_CREDENTIALS = struct.Struct("3i")  # Linux's ucred: pid, uid, gid
 
 _log = logging.getLogger(__name__)
 
@@ -65,12 +60,12 @@ def engine_of(front: str) -> str:
     return engine
 
 
-def socket_path(model: str, folder: str) -> Path:
-    """Where the engine of a model listens. Raises ConfigError when the folder is not private."""
+def socket_path(model: str, folder: str, index: int = 0) -> Path:
+    """Where the engine of a model's instance listens. Raises ConfigError when the folder is not private."""
     status = Path(folder).stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise ConfigError(f"{FOLDER_VARIABLE} names {folder}, which others may enter: it must be yours alone, mode 700")
-    return Path(folder) / f"{model}.sock"
+    return Path(folder) / f"{model}.{index}.sock"
 
 
 class Outlet:
@@ -88,16 +83,23 @@ class Outlet:
         self._send(Failed(self._number, error))
 
 
+Start = Callable[[Tensors, Outlet], Callable[[], None]]
+
+
 class Host:
     """The engine's side. Listens from the start, so that a front can wait for it, and serves after `serve`.
 
     `start(tensors, outlet)` begins a stream and returns the function that cancels it; both are called on the socket's
-    thread. An error that `start` raises ends the stream.
+    thread. An error that `start` raises ends the stream. `load()` tells the utterances of the engine's requests; it is
+    called on any thread that calls `announce`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, instances: int = 1) -> None:
+        """instances: engines of the model, among which the front chooses by their load."""
         path.unlink(missing_ok=True)
         self._path = path
+        self._instances = instances
+        self._session: _Session | None = None
         self._socket = socket.socket(socket.AF_UNIX)
         with short_path(path) as address:
             self._socket.bind(address)
@@ -106,10 +108,16 @@ class Host:
         self._peer: socket.socket | None = None
         self._thread: threading.Thread | None = None
 
-    def serve(self, start: Callable[[Tensors, Outlet], Callable[[], None]]) -> None:
+    def serve(self, start: Start, load: Callable[[], int]) -> None:
         """Starts to accept streams."""
-        self._thread = threading.Thread(target=self._run, args=(start,), name="socket", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(start, load), name="socket", daemon=True)
         self._thread.start()
+
+    def announce(self) -> None:
+        """Tells the front the engine's load, where there are other engines."""
+        session = self._session
+        if session is not None:
+            session.announce()
 
     def close(self) -> None:
         """Ends the connection and the thread."""
@@ -124,34 +132,43 @@ class Host:
             if self._path.stat().st_ino == self._file:  # not the socket of an engine loaded to replace this one
                 self._path.unlink()
 
-    def _run(self, start: Callable[[Tensors, Outlet], Callable[[], None]]) -> None:
+    def _run(self, start: Start, load: Callable[[], int]) -> None:
         while True:
             try:
                 self._peer, _ = self._socket.accept()
             except OSError:  # closed
                 return
             with self._peer:
-                if not _is_same_user(self._peer):
+                if not is_same_user(self._peer):
                     _log.warning("a connection of another user was refused")
                     continue
-                _Session(self._peer, start).run()
+                self._session = _Session(self._peer, start, load, self._instances)
+                self._session.run()
+                self._session = None
 
 
 class _Session:
     """One connection of a front."""
 
-    def __init__(self, peer: socket.socket, start: Callable[[Tensors, Outlet], Callable[[], None]]) -> None:
-        self._channel = _Channel(peer)
+    def __init__(self, peer: socket.socket, start: Start, load: Callable[[], int], instances: int) -> None:
+        self._channel = Channel(peer)
         self._start = start
+        self._load = load
+        self._instances = instances
+        self._seen = 0  # number of the last stream that `start` has begun or refused
+        self._announcing = threading.Lock()  # else an older load could be sent after a newer one
         self._lock = threading.Lock()
         self._cancellations: dict[int, Callable[[], None]] = {}  # of streams that have not ended; guarded by the lock
 
     def run(self) -> None:
         """Serves until the front disconnects."""
-        self._channel.send(Ready())
+        self._channel.send(Ready(self._instances))
+        self.announce()
         while isinstance(message := self._channel.receive(), Open | Cancel):
             if isinstance(message, Open):
                 self._open(message)
+                self._seen = message.number
+                self.announce()
             else:
                 self._cancel(message.number)
         self._channel.close()
@@ -170,6 +187,12 @@ class _Session:
         with self._lock:
             if number in self._cancellations:  # it may have ended meanwhile
                 self._cancellations[number] = cancel
+
+    def announce(self) -> None:
+        """See `Host`."""
+        if self._instances > 1:
+            with self._announcing:
+                self._channel.send(Load(self._load(), self._seen))
 
     def _cancel(self, number: int) -> None:
         with self._lock:
@@ -206,6 +229,9 @@ class Link:
         self._lock = threading.Lock()
         self._streams: dict[int, Receive] | None = None  # guarded by the lock; None while there is no engine
         self._drained: Callable[[], None] | None = None  # guarded by the lock
+        self._load = Load(0, 0)  # guarded by the lock
+        self.instances = 1
+        """Engines of the model."""
         report(f"waiting for the model that owns the engine at {path}")
         limit = time.monotonic() + wait_seconds
         while not self._connect():
@@ -218,6 +244,15 @@ class Link:
         self._thread = threading.Thread(target=self._run, name="socket", daemon=True)
         self._thread.start()
 
+    @property
+    def utterances(self) -> int | None:
+        """Those of the engine, where it is one of several, and the streams that it has not counted; None while there is
+        no engine."""
+        with self._lock:
+            if self._streams is None:
+                return None
+            return self._load.utterances + sum(number > self._load.seen for number in self._streams)
+
     def open(self, tensors: Tensors, receive: Receive) -> int:
         """Begins a stream. Returns its number, for `cancel`.
 
@@ -225,8 +260,8 @@ class Link:
         """
         number = next(self._numbers)
         data = encode(Open(number, tensors))
-        if len(data) > _LARGEST:
-            raise InvalidRequest(f"the request has {len(data) / 1e6:.0f} MB; at most {_LARGEST / 1e6:.0f} MB are taken")
+        if len(data) > LARGEST:
+            raise InvalidRequest(f"the request has {len(data) / 1e6:.0f} MB; at most {LARGEST / 1e6:.0f} MB are taken")
         with self._lock:
             if self._streams is None:
                 raise Unavailable("the model that owns the engine is not loaded")
@@ -259,10 +294,10 @@ class Link:
         except (FileNotFoundError, ConnectionRefusedError):
             end.close()
             return False
-        if not _is_same_user(end):
+        if not is_same_user(end):
             end.close()
             raise EngineFailed(f"another user listens at {self._path}")
-        self._channel = _Channel(end)
+        self._channel = Channel(end)
         with self._lock:
             self._socket = end
         return True
@@ -276,12 +311,12 @@ class Link:
 
     def _await_engine(self) -> bool:
         """Waits until the engine accepts streams; False if the engine or this link has ended."""
-        if self._closed.is_set() or not isinstance(self._channel.receive(), Ready):
+        if self._closed.is_set() or not isinstance(message := self._channel.receive(), Ready):
             self._channel.close()
             self._socket.close()
             return False
         with self._lock:
-            self._streams = {}
+            self._streams, self._load, self.instances = {}, Load(0, 0), message.instances
         return True
 
     def _run(self) -> None:
@@ -293,7 +328,11 @@ class Link:
 
     def _listen(self) -> None:
         """Receives messages until the engine disconnects."""
-        while isinstance(message := self._channel.receive(), Part | Failed):
+        while isinstance(message := self._channel.receive(), Part | Failed | Load):
+            if isinstance(message, Load):
+                with self._lock:
+                    self._load = message
+                continue
             ends = isinstance(message, Failed) or message.last
             with self._lock:
                 assert self._streams is not None, "only this thread ends them all"
@@ -322,43 +361,3 @@ class Link:
 
 def _gone() -> EngineFailed:
     return EngineFailed("the process of the engine has ended")
-
-
-def _is_same_user(end: socket.socket) -> bool:
-    """Whether the peer process runs as this process's user."""
-    size = _CREDENTIALS.size
-    _, user, _ = _CREDENTIALS.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return bool(user == os.getuid())
-
-
-class _Channel:
-    """Messages over a connected socket: any thread sends, one receives. Only `receive` reports a lost connection."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self._end = end
-        self._connection = Connection(os.dup(end.fileno()))  # its own, so that `shutdown` wakes the receiver
-        self._sending = threading.Lock()
-
-    def send(self, message: Message) -> None:
-        self.send_bytes(encode(message))
-
-    def send_bytes(self, data: bytes) -> None:
-        with self._sending, contextlib.suppress(OSError):  # the receiver reads the end of the connection
-            self._connection.send_bytes(data)
-
-    def receive(self) -> Message | None:
-        """The next message; None at the end of the connection or after an invalid message."""
-        try:
-            return decode(self._connection.recv_bytes(_LARGEST))
-        except (EOFError, OSError):
-            return None
-        except WrongMessage as error:
-            _log.warning("the connection ends: %s", error)
-            return None
-
-    def close(self) -> None:
-        """Closes the connection. Called by the receiver."""
-        with contextlib.suppress(OSError):  # it has ended
-            self._end.shutdown(socket.SHUT_RDWR)  # unblocks a sender whose peer does not read
-        with self._sending:
-            self._connection.close()

@@ -145,6 +145,11 @@ class Engine:
         return self._parts.family
 
     @property
+    def utterances(self) -> int:
+        """Those of all requests that are not answered."""
+        return self._register.utterances
+
+    @property
     def about(self) -> dict[str, Any]:
         """What is served and how, as in every response's statistics."""
         return self._parts.served.about

@@ -60,6 +60,12 @@ class Register:
             self._jobs[job.number] = job
             self._decoding.add(job.number)
 
+    @property
+    def utterances(self) -> int:
+        """Those of all active requests, whatever has become of them."""
+        with self._lock:
+            return sum(len(job.segments) for job in self._jobs.values())
+
     def find(self, number: int) -> Job | None:
         """None when it has ended."""
         with self._lock:

@@ -17,10 +17,11 @@ from chatterbox_engine.errors import ConfigError, RequestError
 from chatterbox_engine.limits import lift_file_limit
 from chatterbox_engine.origins import check_origin, parse_origins
 from chatterbox_engine.serving.codec import Failed, Part
+from chatterbox_engine.serving.links import Links
 from chatterbox_engine.serving.reply import CancellationWatcher, Reply, tensors_of
 from chatterbox_engine.serving.request_log import RequestLog
 from chatterbox_engine.serving.supervision import supervise
-from chatterbox_engine.serving.wire import FOLDER_VARIABLE, Link, engine_of, socket_path
+from chatterbox_engine.serving.wire import FOLDER_VARIABLE, engine_of, socket_path
 
 
 class TritonPythonModel:
@@ -37,9 +38,9 @@ class TritonPythonModel:
         self._log = RequestLog(pb_utils, args["model_name"], config.request_log)
         name = args["model_name"]
         report = partial(_log, name)
-        self._link = Link(socket_path(engine_of(name), folder), report=report)
+        self._links = Links(partial(socket_path, engine_of(name), folder), report=report)
         self._watcher = CancellationWatcher()
-        supervise(folder, self._link.drain)
+        supervise(folder, self._links.drain)
         report("ready")
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -48,18 +49,18 @@ class TritonPythonModel:
             reply = Reply(pb_utils, request, self._log, stream=True)
             try:
                 check_origin(request.parameters(), self._allowed_origins)
-                number = self._link.open(tensors_of(request), partial(_answer, reply))
+                cancel = self._links.open(tensors_of(request), partial(_answer, reply))
             except RequestError as error:
                 reply.fail(error)
             except Exception as error:
                 traceback.print_exc()
                 reply.fail(RequestError(f"{type(error).__name__}: {error}"))
             else:
-                self._watcher.watch(reply, partial(self._link.cancel, number))
+                self._watcher.watch(reply, cancel)
 
     def finalize(self) -> None:
         self._watcher.close()
-        self._link.close()
+        self._links.close()
 
 
 def _answer(reply: Reply, message: Part | Failed) -> None:
