@@ -31,6 +31,7 @@ _FOREIGN = {
     "CONFIG",
     "TRITON_HOME",
     "MODEL_REPOSITORY",
+    "INSTANCES",
     "URL",
     "GRPC_URL",
     "METRICS_URL",

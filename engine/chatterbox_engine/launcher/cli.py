@@ -16,6 +16,7 @@ from chatterbox_engine.config import FILE_VARIABLE, ignored
 from chatterbox_engine.errors import ChatterboxError
 from chatterbox_engine.launcher import gateway
 from chatterbox_engine.launcher.access import KEY_HEADER, PROTOCOLS
+from chatterbox_engine.launcher.instances import VARIABLE
 from chatterbox_engine.launcher.options import (
     REPOSITORY_VARIABLE,
     Addresses,
@@ -93,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run Triton alone; the gateway's own options are read from variables, CHATTERBOX_GATEWAY_...",
     )
+    parser.add_argument(
+        "--instances",
+        metavar="WHERE",
+        help=f"engines of each model: auto (one for each GPU), gpu, gpu:0,2 or cpu:2 (default: {VARIABLE}, or auto)",
+    )
     parser.add_argument("--model-repository", type=Path, metavar="FOLDER", help=f"default: {REPOSITORY_VARIABLE}")
     parser.add_argument(
         "--open",
@@ -137,6 +143,7 @@ def parse(arguments: Sequence[str]) -> tuple[ServerOptions, Path | None, bool]:
         ports = [0] * len(ports)
     server = ServerOptions(
         model_repository=options.model_repository,
+        instances=options.instances,
         host=options.host,
         http_port=ports[0],
         grpc_port=ports[1],

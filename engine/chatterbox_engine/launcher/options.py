@@ -55,6 +55,8 @@ class ServerOptions:
 
     model_repository: Path | None = None
     """Default: `CHATTERBOX_MODEL_REPOSITORY`, or `model_repository/` of the checkout that this file lies in."""
+    instances: str | None = None
+    """Engines of each model: see `instances.arranged`. Default: `CHATTERBOX_INSTANCES`, or `auto`."""
     models: Sequence[str] = ()
     """The models to load; all of the repository when empty."""
     host: str = "127.0.0.1"

@@ -18,6 +18,7 @@ from chatterbox_engine.errors import ChatterboxError
 from chatterbox_engine.launcher import draining, gateway
 from chatterbox_engine.launcher.access import Keys, hide_keys
 from chatterbox_engine.launcher.gateway import Gateway
+from chatterbox_engine.launcher.instances import AUTO, VARIABLE, arranged
 from chatterbox_engine.launcher.options import (
     STOP_SECONDS,
     Addresses,
@@ -149,6 +150,9 @@ class TritonServer:
         repository = find_repository(options)
         folder = Path(tempfile.mkdtemp(prefix="chatterbox-"))
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        environment = {**os.environ, **options.environment}
+        instances = options.instances or environment.get(VARIABLE) or AUTO
+        served = arranged(repository, folder / "models", instances, environment)
         (folder / draining.REPOSITORY).mkdir()
         triton = find_triton(folder)
         wanted = [options.http_port, options.grpc_port, options.metrics_port, options.gateway_port]
@@ -160,7 +164,7 @@ class TritonServer:
         options.say(describe_reach(options.host))
         options.say(f"starting tritonserver with the models in {repository}")
         keys = Keys.of(options.key_file)
-        repositories = [repository, folder / draining.REPOSITORY]
+        repositories = [served, folder / draining.REPOSITORY]
         command = tritonserver_command(options, triton, repositories, ports.numbers[:3], prefix, keys)
         guard = subprocess.Popen(
             [*_guard_command(prefix, folder, STOP_SECONDS + _CLOSING_SECONDS), *command],
