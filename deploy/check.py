@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MONITORING = Path("deploy/monitoring")
+HELM = Path("deploy/helm")
 BIN = Path(sys.executable).parent
 UNIT = "chatterbox.service"
 PROGRAM = "/opt/chatterbox-triton/.venv/bin/chatterbox-serve"
@@ -50,6 +51,9 @@ def commands() -> list[list[str]]:
         [*schema, "--schemafile", *dashboard],
         [promtool, "check", "config", str(MONITORING / "prometheus.yml")],
         [promtool, "test", "rules", str(MONITORING / "rules_test.yml")],
+        [promtool, "test", "rules", str(HELM / "rules_test.yml")],
+        [sys.executable, "-m", "deploy.helm.chart"],
+        [sys.executable, "-m", "deploy.helm.values", "--check"],
     ]
 
 

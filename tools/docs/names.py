@@ -3,6 +3,7 @@
     `voices/store.py`                 a file, or folder, of the project, by the end of its path
     `Engine.submit`, `text.english`   an attribute of a class or module, or a module
     `choose` in `t3/sampling.py`      a name that the file defines
+    `server.kind`                     a value of the Helm chart
     `max_slots`, `SamplingParams`     a word of some file that is neither a document nor a test
     `ResembleAI/chatterbox`           an official repository that such a file names
 
@@ -19,12 +20,14 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from chatterbox_engine.environment import PREFIX
+from deploy.helm import values
 from tools.docs.files import ROOT, project_files
 from tools.docs.links import without_fences
 
 NOT_OURS = frozenset(
     {
         *("HF_HUB_OFFLINE", "OMP_WAIT_POLICY", "PKUSEG_HOME", "TORCHINDUCTOR_CACHE_DIR"),
+        *("envoyproxy/envoy", "nvidia.com/gpu", "nvidia.com/mig-1g.18gb"),
         *("T3.inference", "chunk_size", "speed_factor", "split_text", "streaming_chunk_size", "turbo_stream"),
     }
 )
@@ -96,9 +99,15 @@ def gateway_options() -> frozenset[str]:
     )
 
 
+@cache
+def chart_values() -> frozenset[str]:
+    """The values of the Helm chart."""
+    return frozenset(name for name, _ in values.leaves(values.schema()))
+
+
 def exists(name: str) -> bool:
     """Whether something in backticks is there, as far as it looks like a name of ours."""
-    if name in NOT_OURS or name.startswith("out/"):
+    if name in NOT_OURS or name in chart_values() or name.startswith("out/"):
         return True
     if repository := _REPOSITORY.match(name):
         return repository[0] in words()

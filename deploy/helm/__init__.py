@@ -1,0 +1,1 @@
+"""The Helm chart of many servers, and its checks."""
