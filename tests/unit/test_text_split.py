@@ -9,7 +9,8 @@ import pytest
 
 from chatterbox_engine.checkpoint.families import MULTILINGUAL_V3
 from chatterbox_engine.text.passages import Text
-from chatterbox_engine.text.split import CLAUSE_PAUSE, SENTENCE_PAUSE, split
+from chatterbox_engine.text.sentence_ends import CLAUSE_PAUSE, SENTENCE_PAUSE
+from chatterbox_engine.text.split import split
 from tests.fidelity.test_text_multilingual import SENTENCES
 
 _ENDED = re.compile("[.!?\u2026\u3002\uff01\uff1f\u0964\u061f][\"'\u201d\u00bb\u300d)]*$")

@@ -18,7 +18,7 @@ from markdown_it.token import Token
 from markdown_it.utils import EnvType
 
 from chatterbox_engine.text.passages import Text, joined
-from chatterbox_engine.text.split import PARAGRAPH_PAUSE, SENTENCE_PAUSE
+from chatterbox_engine.text.sentence_ends import PARAGRAPH_PAUSE, SENTENCE_PAUSE
 
 LINE_CHARS = 50
 """A line at least this long without punctuation at its end is wrapped: its end is a space. A shorter one is a block."""

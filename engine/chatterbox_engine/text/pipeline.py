@@ -12,7 +12,8 @@ from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.text.clean import clean, visible
 from chatterbox_engine.text.lexicon_file import LexiconFile
 from chatterbox_engine.text.passages import Passage, Passages, Text
-from chatterbox_engine.text.split import pause_after, split
+from chatterbox_engine.text.sentence_ends import pause_after
+from chatterbox_engine.text.split import split
 from chatterbox_engine.types import SynthesisRequest
 
 LONGEST_SILENCE = 300.0

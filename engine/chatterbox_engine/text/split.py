@@ -9,22 +9,10 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 from unicodedata import category
 
-import sentencex
-
 from chatterbox_engine.text.passages import Text
+from chatterbox_engine.text.sentence_ends import CLAUSES, WHOLE, pause_after, segment
 
-_STOPS = "\u3002\uff01\uff1f\uff61\u0964\u0965\u06d4\u061f"  # of Chinese and Japanese, Hindi, Urdu, Arabic
-_COMMAS = "\u3001\uff0c\uff1b\uff1a\u060c\u061b"
-_CLOSING = "\"'\u2019\u201d)\\]\u300d\u300f\uff09\u00bb"  # quotes and brackets that may follow a sentence's full stop
-_SENTENCE_END = re.compile(rf"[.!?\u2026{_STOPS}][{_CLOSING}]*$")
-_CLAUSE_END = re.compile(rf"[,;:\u2013\u2014{_COMMAS}-][{_CLOSING}]*$")
-_WHOLE = r"(?!(?<=\d.)\d)(?![^\[\]\n]{0,40}\])"  # neither in a number nor in a tag
-_CLAUSES = re.compile(  # no space follows those of Chinese and Japanese
-    rf"(?:(?<=[,;:\u2013\u2014\u060c\u061b][{_CLOSING}\s])|(?<=[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f\uff61]))"
-    + _WHOLE
-)
-_STOPPED = re.compile(rf"[{_STOPS}]+[{_CLOSING}]*\s*")
-_WORDS = re.compile(rf"(?<=\s)(?<!\.\s)(?=\S){_WHOLE}")  # a full stop within a sentence is an abbreviation's
+_WORDS = re.compile(rf"(?<=\s)(?<!\.\s)(?=\S){WHOLE}")  # a full stop within a sentence is an abbreviation's
 _SPACES = re.compile(r"(?<=\s)(?=\S)")
 _SPACE = re.compile(r"\s+")
 _LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028]|(\u2029)")  # of str.splitlines; \u2029 ends a paragraph
@@ -32,21 +20,8 @@ _LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028]|(\u2029)")  # of str.
 _WINDOW = 8_000
 """Characters that sentencex gets at once. Beyond 10,240 it works in pieces of its own and loses line ends."""
 
-_ASCII_PUNCTUATION = {
-    "\N{HORIZONTAL ELLIPSIS}": ".",
-    "\N{LEFT DOUBLE QUOTATION MARK}": '"',
-    "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
-    **dict.fromkeys("\u201e\u201f\u00ab\u00bb", '"'),  # one without its partner would hide all ends up to the next
-    "\N{LEFT SINGLE QUOTATION MARK}": "'",
-    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
-}
-
 _RANKS = (0.0, 0.2, 0.4, 0.6, 0.8)
 """What it costs to end a part with a sentence, a clause, a word, any space, anything: shares of a part's length."""
-
-PARAGRAPH_PAUSE = 0.6
-SENTENCE_PAUSE = 0.3
-CLAUSE_PAUSE = 0.15
 
 
 @dataclass(frozen=True)
@@ -89,16 +64,6 @@ def split(text: Text, language: str, max_chars: int = 300) -> list[Part]:
     return parts
 
 
-def pause_after(text: str) -> float:
-    """Seconds of silence that the punctuation and the line ends at the end of a text ask for."""
-    spoken = text.rstrip()
-    if _ends_paragraph(text):
-        return PARAGRAPH_PAUSE
-    if _SENTENCE_END.search(spoken):
-        return SENTENCE_PAUSE
-    return CLAUSE_PAUSE if _CLAUSE_END.search(spoken) else 0.0
-
-
 def _squeeze(space: re.Match[str]) -> str:
     lines = sum(1 + bool(end[1]) for end in _LINE_END.finditer(space[0]))
     return "\n" * min(lines, 2) or " "
@@ -108,7 +73,7 @@ def _atoms(text: str, language: str, max_chars: int) -> Iterator[_Atom]:
     """Pieces of at most `max_chars` that have all of `text` but whitespace between them."""
     start = 0
     for sentence in _sentences(text, language):
-        for piece, rank in _break(sentence, max_chars, (_CLAUSES, _WORDS, _SPACES)):
+        for piece, rank in _break(sentence, max_chars, (CLAUSES, _WORDS, _SPACES)):
             if stripped := piece.strip():
                 first = start + piece.index(stripped[0])
                 yield _Atom(first, first + len(stripped), rank)
@@ -120,7 +85,7 @@ def _sentences(text: str, language: str) -> Iterator[str]:
     start = 0
     while start < len(text):
         window = text[start : start + _WINDOW]
-        ends = [end for end in accumulate(map(len, _segment(window, language))) if end < len(window)]
+        ends = [end for end in accumulate(map(len, segment(window, language))) if end < len(window)]
         if start + len(window) == len(text):
             ends.append(len(window))
         elif not ends:
@@ -129,25 +94,6 @@ def _sentences(text: str, language: str) -> Iterator[str]:
         for first, end in pairwise([0, *ends]):
             yield window[first:end]
         start += ends[-1]
-
-
-def _segment(text: str, language: str) -> list[str]:
-    """Sentences whose lengths add up to that of `text`: where the library ends them, and after stops that it lacks or
-    wants a space after."""
-    ends = set(accumulate(map(len, sentencex.segment(language, "".join(map(_ascii, text))))))
-    ends.update(stop.end() for stop in _STOPPED.finditer(text))
-    return [text[start:end] for start, end in pairwise([0, *sorted(ends)])]
-
-
-def _ascii(char: str) -> str:
-    """An ASCII character of the same kind. sentencex 1.0 panics where multi-byte characters follow an initial."""
-    if char.isascii():
-        return char
-    if char.isspace():
-        return " "
-    if char.isupper():
-        return "X"
-    return _ASCII_PUNCTUATION.get(char, "x")
 
 
 def _break(piece: str, max_chars: int, ways: tuple[re.Pattern[str], ...], rank: int = 0) -> Iterator[tuple[str, int]]:
@@ -229,7 +175,3 @@ def _earliest(atoms: Sequence[_Atom], full: Sequence[int], end: int, max_chars: 
             first -= 1
         found.append(first)
     return found
-
-
-def _ends_paragraph(part: str) -> bool:
-    return part[len(part.rstrip()) :].count("\n") >= 2

@@ -15,7 +15,7 @@ from xml.parsers import expat
 
 from chatterbox_engine.errors import InvalidRequest, quote
 from chatterbox_engine.text.passages import Passage, Passages, Text, is_speakable, joined
-from chatterbox_engine.text.split import PARAGRAPH_PAUSE, SENTENCE_PAUSE
+from chatterbox_engine.text.sentence_ends import PARAGRAPH_PAUSE, SENTENCE_PAUSE
 from chatterbox_engine.text.tags import duration, place_of
 
 ELEMENTS: Mapping[str, tuple[str, ...]] = {

@@ -1,0 +1,1 @@
+../../engine/chatterbox_engine/text/sentence_ends.py
