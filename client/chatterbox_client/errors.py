@@ -39,6 +39,11 @@ class InvalidRequest(ChatterboxClientError):
     """The request itself is wrong; sending it again will not help."""
 
 
+def says_nothing(error: Exception) -> bool:
+    """Whether a server refused a text because it has nothing to speak: "..." or an emoji, between two sentences."""
+    return isinstance(error, InvalidRequest) and "nothing to speak" in error.message
+
+
 class NotFound(ChatterboxClientError):
     """The request names something that the server does not have."""
 
