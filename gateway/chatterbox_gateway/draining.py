@@ -1,4 +1,4 @@
-"""Requests that end early: cancelled by their clients, or by a shutdown that waits for them no longer."""
+"""Requests and sockets that end early: cancelled by their clients, or by a shutdown that waits for them no longer."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ SECONDS_TO_NOTICE = 5.0
 _MESSAGE = "the server is shutting down"
 
 
+class OpenSocket:
+    """What the shutdown tells the handler of a WebSocket."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        """Turns in progress may end, no other begins."""
+        self.cut = False
+        """The handler's task was cancelled by the shutdown."""
+        self.wake = asyncio.Event()
+        """Set when `draining` changes, and by the handler's own tasks."""
+
+    def drain(self) -> None:
+        """Begins the shutdown."""
+        self.draining = True
+        self.wake.set()
+
+
 class Drain:
     """Middleware that tracks the requests in progress. Belongs to one event loop.
 
@@ -27,12 +44,12 @@ class Drain:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._requests: dict[asyncio.Task[Any], Connection] = {}
+        self._requests: dict[asyncio.Task[Any], Connection | OpenSocket] = {}
         self._draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http" or scope["path"] == "/metrics":
+        if scope["type"] == "lifespan" or scope["path"] == "/metrics":
             await self._app(scope, receive, send)
             return
         if self._draining:
@@ -40,12 +57,18 @@ class Drain:
             scope["state"]["record"].ended("refused", _MESSAGE)
             await errors.response(scope["path"], refused)(scope, receive, send)
             return
-        await self._serve(scope, Connection(scope, receive, send))
+        if scope["type"] == "websocket":
+            await self._serve_socket(scope, receive, send)
+        else:
+            await self._serve(scope, Connection(scope, receive, send))
 
     async def run(self, seconds: float, hurry: asyncio.Event) -> None:
         """Refuses new requests and waits until those in progress finish, `seconds` pass or `hurry` is set; then cancels
         the rest."""
         self._draining = True
+        for request in self._requests.values():
+            if isinstance(request, OpenSocket):
+                request.drain()
         hurried = asyncio.ensure_future(hurry.wait())
         limit = asyncio.get_running_loop().time() + seconds
         while self._requests and not hurry.is_set() and (left := limit - asyncio.get_running_loop().time()) > 0:
@@ -56,6 +79,15 @@ class Drain:
                 connection.cut = True
                 task.cancel()
             await asyncio.wait(set(self._requests), timeout=SECONDS_TO_NOTICE)
+
+    async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._requests[task] = scope["state"]["socket"] = OpenSocket()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            del self._requests[task]
 
     async def _serve(self, scope: Scope, connection: Connection) -> None:
         scope["state"]["connection"] = connection

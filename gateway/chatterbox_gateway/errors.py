@@ -27,6 +27,18 @@ _STATUS: dict[type[ChatterboxClientError], int] = {
     Timeout: 504,
 }
 
+ELEVENLABS = ("/v1/text-to-speech/", "/v1/voices")
+"""Prefixes of the paths of ElevenLabs' dialect."""
+
+_ELEVENLABS_NAMES = {
+    401: "invalid_api_key",
+    404: "not_found",
+    429: "too_many_concurrent_requests",
+    500: "internal_error",
+    503: "system_busy",
+    504: "timeout",
+}
+
 _MOST = 4
 """Maximum number of wrong fields in a message."""
 
@@ -56,6 +68,19 @@ class OpenAIError(BaseModel):
     error: ErrorDetail
 
 
+class ElevenLabsDetail(BaseModel):
+    """ElevenLabs' error."""
+
+    status: str
+    message: str
+
+
+class ElevenLabsError(BaseModel):
+    """The body of an error of ElevenLabs' routes."""
+
+    detail: ElevenLabsDetail
+
+
 class PlainError(BaseModel):
     """The body of an error elsewhere."""
 
@@ -67,7 +92,7 @@ def refusal(error: Exception) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, RequestValidationError):
-        return Refusal(400, _wrong_fields(error.errors()))
+        return Refusal(400, wrong_fields(error.errors(), outer=1))
     if isinstance(error, ChatterboxClientError):
         status = _STATUS.get(type(error), 500)
         return Refusal(status, error.message, {"Retry-After": "1"} if status == 503 else None)
@@ -76,8 +101,17 @@ def refusal(error: Exception) -> Refusal:
 
 def response(path: str, refused: Refusal) -> JSONResponse:
     """The response in the form of the dialect that the path belongs to."""
-    body = openai_error(refused) if path.startswith("/v1/") else {"detail": refused.message}
+    body: dict[str, Any] = {"detail": refused.message}
+    if path.startswith(ELEVENLABS):
+        body = {"detail": {"status": elevenlabs_name(refused), "message": refused.message}}
+    elif path.startswith("/v1/"):
+        body = openai_error(refused)
     return JSONResponse(body, status_code=refused.status, headers=refused.headers)
+
+
+def elevenlabs_name(refused: Refusal) -> str:
+    """ElevenLabs' name of an error."""
+    return _ELEVENLABS_NAMES.get(refused.status, "invalid_request")
 
 
 def openai_error(refused: Refusal) -> dict[str, Any]:
@@ -102,13 +136,13 @@ def documented(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[s
     return {status: {"model": model, "description": meaning[status]} for status in statuses}
 
 
-def _wrong_fields(errors: Sequence[Mapping[str, Any]]) -> str:
+def wrong_fields(errors: Sequence[Mapping[str, Any]], outer: int = 0) -> str:
     """The fields that are wrong, and why. A message does not repeat megabytes of the request."""
     lines = []
     for error in errors[:_MOST]:
         if error["type"] == "json_invalid":
             return f"the body is not JSON: {error['ctx']['error']}"
-        name = ".".join(str(part)[:40] for part in error["loc"][1:3]) or "the body"
+        name = ".".join(str(part)[:40] for part in error["loc"][outer : outer + 2]) or "the body"
         what = str(error["msg"])[:200]
         shown = "" if error["type"] == "missing" else f", not {quote(error['input'])}"
         lines.append(f"{name}: {what[:1].lower()}{what[1:]}{shown}")

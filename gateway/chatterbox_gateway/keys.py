@@ -62,15 +62,18 @@ class Caller:
         """A request to speak, while it is under way. Raises Refusal (429) where a limit is reached."""
         if 0 < self._limits.requests <= self._speaking:
             raise _limit(f"{self._limits.requests} requests of this key are under way", 1)
-        self._charge(characters)
+        self.charge(characters)
         self._speaking += 1
         try:
             yield
         finally:
             self._speaking -= 1
 
-    def _charge(self, characters: int) -> None:
-        """Takes from a bucket that is refilled steadily. A text that is longer than the bucket needs a full one."""
+    def charge(self, characters: int) -> None:
+        """Takes from a bucket that is refilled steadily. A text that is longer than the bucket needs a full one.
+
+        Raises Refusal (429) where the limit is reached.
+        """
         limit = self._limits.characters
         if not limit:
             return
@@ -104,17 +107,37 @@ class Keys:
         self._everybody = Caller("", limits)
 
     def caller(self, headers: Headers) -> Caller | None:
-        """The holder of the request's bearer token; None if it is missing or wrong."""
+        """The holder of the request's key; None if it is missing or wrong."""
+        sent = sent_key(headers)
+        return self.holder((sent or "").encode("latin-1", "replace"))  # as the header's bytes were decoded
+
+    def holder(self, key: bytes) -> Caller | None:
+        """The holder of a key; None if there is none."""
         if not self._callers:
             return self._everybody
-        kind, _, sent = headers.get("authorization", "").partition(" ")
-        key = sent.strip().encode("latin-1", "replace")  # as the header's bytes were decoded
         found = [caller for known, caller in self._callers.items() if hmac.compare_digest(key, known)]
-        return found[0] if found and kind.lower() == "bearer" else None
+        return found[0] if found else None
+
+
+def sent_key(headers: Headers) -> str | None:
+    """The key of a request: ElevenLabs' header, or a bearer token. None if neither is there."""
+    if "xi-api-key" in headers:
+        return headers["xi-api-key"]
+    return bearer(headers["authorization"]) if "authorization" in headers else None
+
+
+def bearer(authorization: str) -> str:
+    """The token of an `Authorization` header; empty for another scheme."""
+    kind, _, token = authorization.partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
 
 
 class KeyGuard:
-    """Middleware: refuses requests without a key before their body is read."""
+    """Middleware: refuses requests without a key before their body is read.
+
+    A socket that sends no key, as a browser's cannot, is let through with the `keys` in its state: its first message
+    must have one.
+    """
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app
@@ -122,10 +145,15 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http" or _is_open(scope["path"]):
+        if scope["type"] == "lifespan" or _is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
-        caller = self._keys.caller(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        caller = self._keys.caller(headers)
+        if caller is None and scope["type"] == "websocket" and sent_key(headers) is None:
+            scope["state"]["keys"] = self._keys
+            await self._app(scope, receive, send)
+            return
         if caller is None:
             refused = Refusal(401, "the API key is missing or wrong", {"WWW-Authenticate": "Bearer"})
             await errors.response(scope["path"], refused)(scope, receive, send)

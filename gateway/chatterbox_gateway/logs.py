@@ -8,7 +8,8 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal
@@ -21,10 +22,18 @@ from chatterbox_gateway.keys import NO_LIMITS, Caller
 from chatterbox_gateway.metrics import GatewayMetrics
 from chatterbox_gateway.tracing import RequestSpan, Tracing
 
-Outcome = Literal["ok", "refused", "broken", "disconnected"]
+Outcome = Literal["ok", "refused", "broken", "disconnected", "interrupted"]
 
 _QUIET = ("/health", "/metrics", "/page/", "/swagger/", "/docs", "/openapi.json")
 """Paths without a log line: probes, and the files of the pages."""
+
+SOCKET = "WS"
+"""The method of a WebSocket in the log."""
+
+SWITCHING_PROTOCOLS = 101
+"""The status of a WebSocket that was accepted."""
+
+_STARTS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 
 CLIENT_CLOSED_REQUEST = 499
 """The status, nginx's, of a request whose client disconnected before it got one."""
@@ -38,7 +47,7 @@ _log = logging.getLogger("chatterbox.gateway")
 
 @dataclass
 class Record:
-    """What is known of a request. Filled while it is answered."""
+    """What is known of a request, or of a turn of a socket's conversation. Filled while it is answered."""
 
     id: str
     method: str
@@ -107,17 +116,21 @@ class RequestLog:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         sent = headers.get("x-request-id", "")
-        record = Record(request_id(sent), scope["method"], scope["path"], self._tracing.begin(scope["method"], headers))
+        method = scope.get("method", SOCKET)
+        record = Record(request_id(sent), method, scope["path"], self._tracing.begin(method, headers))
         scope.setdefault("state", {})["record"] = record
+        if method == SOCKET:
+            scope["state"]["turns"] = Turns(self, scope)
 
         async def note(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                record.status = message["status"]
+            if message["type"] in _STARTS:
+                record.status = message.get("status", SWITCHING_PROTOCOLS)
+                message.setdefault("headers", [])
                 MutableHeaders(scope=message)["X-Request-ID"] = record.id
             await send(message)
 
@@ -127,17 +140,44 @@ class RequestLog:
             record.ended("broken", "the gateway failed")
             raise
         finally:
-            route = scope.get("route")
-            record.route = getattr(route, "path", "")
-            record.seconds = time.monotonic() - record.started
-            if record.status >= 400:
-                record.ended("refused", "")
-            elif record.outcome == "disconnected" and not record.status:
+            if record.outcome == "disconnected" and not record.status:
                 record.status = CLIENT_CLOSED_REQUEST
-            self._metrics.count(record)
-            _end(record)
-            if not record.path.startswith(_QUIET):
-                _write(record)
+            self.end(record, scope)
+
+    def begin_turn(self, socket: Record, number: int) -> Record:
+        """The record of a turn of a socket's conversation."""
+        span = self._tracing.begin_turn(socket.method, socket.span)
+        return Record(f"{socket.id}-{number}", socket.method, socket.path, span, caller=socket.caller, status=200)
+
+    def end(self, record: Record, scope: Scope) -> None:
+        """Counts and logs what has ended."""
+        record.route = getattr(scope.get("route"), "path", "")
+        record.seconds = time.monotonic() - record.started
+        if record.status >= 400:
+            record.ended("refused", "")
+        self._metrics.count(record)
+        _end(record)
+        if not record.path.startswith(_QUIET):
+            _write(record)
+
+
+class Turns:
+    """The turns of a socket's conversation, each of which is logged and counted like a request."""
+
+    def __init__(self, log: RequestLog, scope: Scope) -> None:
+        self._log = log
+        self._scope = scope
+        self._begun = 0
+
+    @contextmanager
+    def turn(self) -> Iterator[Record]:
+        """A turn, from its first sentence to its end."""
+        self._begun += 1
+        record = self._log.begin_turn(self._scope["state"]["record"], self._begun)
+        try:
+            yield record
+        finally:
+            self._log.end(record, self._scope)
 
 
 def request_id(sent: str) -> str:

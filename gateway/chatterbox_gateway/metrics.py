@@ -23,7 +23,8 @@ class GatewayMetrics:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "chatterbox_gateway_requests",
-            "Requests by how they ended: ok, refused, broken (a response that was cut), disconnected (by the client)",
+            "Requests by how they ended: ok, refused, broken (a response that was cut), disconnected (by the client), "
+            "interrupted (a turn of a conversation)",
             ["route", "key", "status", "outcome"],
             registry=registry,
         )

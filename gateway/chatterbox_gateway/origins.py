@@ -43,7 +43,8 @@ def foreign_origin(sent: Iterable[str], host: str, allowed: frozenset[str]) -> s
 
 
 class OriginGuard:
-    """Middleware: refuses what foreign pages send, whatever its content type, unless it only reads."""
+    """Middleware: refuses what foreign pages send, whatever its content type, unless it only reads; and their
+    sockets."""
 
     def __init__(self, app: ASGIApp, allowed: frozenset[str]) -> None:
         self._app = app
@@ -51,7 +52,9 @@ class OriginGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] == "http" and (scope["method"] not in READING or scope["path"] in SPEAKING):
+        if scope["type"] == "websocket" or (
+            scope["type"] == "http" and (scope["method"] not in READING or scope["path"] in SPEAKING)
+        ):
             headers = Headers(scope=scope)
             foreign = foreign_origin(_origins(headers), headers.get("host", ""), self._allowed)
             if foreign is not None:

@@ -45,7 +45,7 @@ class Format:
     container: str
     codec: str
     content_type: str
-    bit_rate: int | None = None  # bits per second; None: not a choice
+    bit_rate: int | None = None  # the usual one, bits per second; None: not a choice
     options: Mapping[str, str] = field(default_factory=dict)  # of the container
     rates: tuple[int, ...] = ()
     """Sampling rates that the codec has; empty: all."""
@@ -74,6 +74,8 @@ class Output:
     sample_rate: int | None = None
     """None: the format's usual one."""
     speed: float = 1.0
+    bit_rate: int | None = None
+    """Bits per second; None: the format's usual one."""
 
     def __post_init__(self) -> None:
         rates = FORMATS[self.format].rates
@@ -155,7 +157,7 @@ class _Chain:
         self._resampler = (
             None if rate == sample_rate else soxr.ResampleStream(sample_rate, rate, 1, dtype="int16", quality="HQ")
         )
-        self._writer = _Writer(format, rate, sink)
+        self._writer = _Writer(format, rate, sink, output.bit_rate or format.bit_rate)
 
     def write(self, samples: Samples) -> None:
         self._resample(self._tempo.process(samples) if self._tempo else samples, last=False)
@@ -221,14 +223,14 @@ def _tempi(speed: float) -> list[float]:
 class _Writer:
     """Encoder and container."""
 
-    def __init__(self, format: Format, sample_rate: int, sink: object) -> None:
+    def __init__(self, format: Format, sample_rate: int, sink: object, bit_rate: int | None) -> None:
         options = {"flush_packets": "1", "fflags": "bitexact", **format.options}  # bitexact: no encoder name
         self._container = av.open(sink, "w", format=format.container, options=options)
         stream = self._container.add_stream(format.codec, rate=sample_rate, layout="mono")
         assert isinstance(stream, av.AudioStream)
         stream.codec_context.thread_count = 1  # many streams are encoded in parallel
-        if format.bit_rate is not None:
-            stream.bit_rate = format.bit_rate
+        if bit_rate is not None:
+            stream.bit_rate = bit_rate
         self._stream = stream
         self._rate = sample_rate
         self._written = 0  # samples

@@ -21,6 +21,9 @@ from chatterbox_gateway.draining import SECONDS_TO_NOTICE
 
 _BACKLOG = 2_048
 
+MAX_MESSAGE = 16 << 20
+"""Maximum size of a WebSocket message in bytes."""
+
 
 class Server(uvicorn.Server):
     """Serves until SIGTERM or SIGINT, or until the process `owner` ends, then drains; a second signal ends the grace
@@ -31,7 +34,10 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             _with_transport(gateway.asgi),
             http="h11",
+            ws="wsproto",
+            ws_max_size=MAX_MESSAGE,
             log_config=None,
+            log_level="warning",  # its lines for sockets and starts are not this log's
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=int(SECONDS_TO_NOTICE),

@@ -66,16 +66,27 @@ class Speaker:
         """The stored voices, which all models share."""
         return next(iter(self._clients.values())).voices
 
-    async def stream(self, request: SpeechRequest, record: Record) -> AsyncGenerator[Chunk, None]:
+    async def stream(
+        self, request: SpeechRequest, record: Record, *, in_turn: bool = False
+    ) -> AsyncGenerator[Chunk, None]:
         """The server's audio, chunk by chunk. Raises Refusal where a limit of the key is reached, and the client's
-        errors."""
+        errors. in_turn: the request is a sentence of a `turn`."""
         options = {"first_chunk_tokens": self._first_chunk_tokens, **self._options(request, record)}
-        with self._call(request, record, "stream") as client:
+        with self._call(request, record, "stream", in_turn=in_turn) as client:
             chunks = client.stream(request.text, voice=request.voice, **options)
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
                     _note(record, chunk)
                     yield chunk
+
+    @contextlib.contextmanager
+    def turn(self, record: Record) -> Iterator[None]:
+        """A text that arrives in pieces: one request of its key, however many sentences of it are spoken at once.
+
+        Raises Refusal where the key's limit of requests is reached.
+        """
+        with record.caller.speaking(0), self._metrics.speaking():
+            yield
 
     async def speak(self, request: SpeechRequest, record: Record) -> Audio:
         """The server's whole audio. Raises what `stream` does."""
@@ -142,16 +153,21 @@ class Speaker:
         return {**self._text, **request.options, **({"priority": priority} if priority else {})}
 
     @contextlib.contextmanager
-    def _call(self, request: SpeechRequest, record: Record, method: str) -> Iterator[AsyncClient]:
+    def _call(
+        self, request: SpeechRequest, record: Record, method: str, *, in_turn: bool = False
+    ) -> Iterator[AsyncClient]:
         """The client for a request, which counts as long as it is used."""
         self.served(request.model)
-        record.model, record.characters = request.model, len(request.text)
+        record.model = request.model
+        record.characters += len(request.text)
         record.voice = request.voice or ("reference_audio" if "reference_audio" in request.options else "default")
-        with (
-            record.caller.speaking(len(request.text)),
-            self._metrics.speaking(),
-            self._tracing.call(f"{request.model}.{method}", record.span) as headers,
-        ):
+        with contextlib.ExitStack() as stack:
+            if in_turn:
+                record.caller.charge(len(request.text))
+            else:
+                stack.enter_context(record.caller.speaking(len(request.text)))
+                stack.enter_context(self._metrics.speaking())
+            headers = stack.enter_context(self._tracing.call(f"{request.model}.{method}", record.span))
             yield self._clients[request.model].with_context(record.id, headers)
 
 

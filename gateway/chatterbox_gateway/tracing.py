@@ -39,6 +39,11 @@ class Tracing:
         span = self._tracer.start_span(name, _W3C.extract(dict(headers)), SpanKind.SERVER)
         return RequestSpan(span, trace.set_span_in_context(span))
 
+    def begin_turn(self, name: str, socket: RequestSpan) -> RequestSpan:
+        """The span of a turn of a socket's conversation. The caller ends it."""
+        span = self._tracer.start_span(name, socket.context, SpanKind.SERVER)
+        return RequestSpan(span, trace.set_span_in_context(span))
+
     @contextmanager
     def call(self, name: str, request: RequestSpan) -> Iterator[dict[str, str]]:
         """The span of a call to Triton for a request. Yields the headers to send."""
