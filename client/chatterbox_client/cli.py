@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from chatterbox_client import cli_options as options
-from chatterbox_client import cli_status, cli_voices
+from chatterbox_client import cli_packages, cli_status, cli_voices
 from chatterbox_client.audio import Audio, Chunk, audio_file, concatenate, file_format
 from chatterbox_client.cli_common import HeaderOption, Seconds, Url, complain, connect, one_line_errors, parse_headers
 from chatterbox_client.client import DEFAULT_TIMEOUT, Client
@@ -124,6 +124,9 @@ def _show_text(shown: Mapping[str, Any]) -> None:
         typer.echo(f"  [{segment['start']}:{segment['end']}] {segment['text']}  ({segment['pause']:g} s)")
     for note in shown["notes"]:
         typer.echo(f"note: {note}")
+
+
+cli_packages.add_commands(app, cli_packages.installed())
 
 
 def main() -> None:
