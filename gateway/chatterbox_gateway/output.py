@@ -10,10 +10,10 @@ second of Opus. PyAV's FFmpeg is built without soxr, which is used directly.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import av.filter
@@ -130,10 +130,16 @@ class Encoder:
 def encode_file(output: Output, sample_rate: int, samples: bytes) -> bytes:
     """Makes a file of raw little-endian mono 16-bit samples."""
     buffer = io.BytesIO()
-    chain = _Chain(output, sample_rate, buffer)
-    chain.write(np.frombuffer(samples, dtype="<i2"))
-    chain.close()
+    write_file(output, sample_rate, [samples], buffer)
     return buffer.getvalue()
+
+
+def write_file(output: Output, sample_rate: int, pieces: Iterable[bytes], sink: BinaryIO) -> None:
+    """`encode_file` for samples that come in pieces, into a file that can seek."""
+    chain = _Chain(output, sample_rate, sink)
+    for piece in pieces:
+        chain.write(np.frombuffer(piece, dtype="<i2"))
+    chain.close()
 
 
 class _Pipe:
