@@ -19,7 +19,8 @@ help: ## list the commands
 setup: $(VENV)/.ready ## create .venv with every dependency (the other commands do this when needed)
 
 # uv itself comes from the lock, so that nothing unpinned is installed; the stamp makes a second run do nothing.
-$(VENV)/.ready: $(LOCK) VERSION engine/pyproject.toml client/pyproject.toml gateway/pyproject.toml
+$(VENV)/.ready: $(LOCK) VERSION engine/pyproject.toml client/pyproject.toml gateway/pyproject.toml \
+    batch/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 12) else \
 	    f"Python 3.10 to 3.12 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
 	@echo "setup: virtual environment in $(VENV)"
@@ -30,8 +31,8 @@ $(VENV)/.ready: $(LOCK) VERSION engine/pyproject.toml client/pyproject.toml gate
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/uv.txt; }; \
 	echo "setup: installing the locked dependencies (about 5 GB with CUDA the first time)"; \
 	"$$uv" pip sync --quiet --python $(BIN)/python --require-hashes $(LOCK); \
-	echo "setup: installing engine, client and gateway"; \
-	"$$uv" pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e engine -e client -e gateway
+	echo "setup: installing engine, client, gateway and batch"; \
+	"$$uv" pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e engine -e client -e gateway -e batch
 	@touch $@
 
 bench: $(VENV)/.ready ## measure beside upstream in the same run (NAME=t3 for one; files in out/bench/)
