@@ -74,7 +74,7 @@ import sys
 from typer.testing import CliRunner
 from chatterbox_client.cli import app
 shown = CliRunner().invoke(app, ["--help"]).stdout
-assert "batch" in shown, shown
+assert "batch" in shown and "book" in shown, shown
 heavy = {"ray", "pyarrow", "pandas", "torch", "av", "chatterbox_batch"} & set(sys.modules)
 assert not heavy, heavy
 """
