@@ -11,10 +11,10 @@ DOCS_VENV := .venv-docs
 DOCS_LOCK := requirements/docs.lock
 CHECKPOINT ?=
 
-.PHONY: help setup demo serve test test-full check bench loadtest settings docs lock clean
+.PHONY: help setup demo serve test test-full check bench gpu-visit gpu-visit-prepare loadtest settings docs lock clean
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## create .venv with every dependency (the other commands do this when needed)
 
@@ -37,6 +37,12 @@ $(VENV)/.ready: $(LOCK) VERSION engine/pyproject.toml client/pyproject.toml gate
 
 bench: $(VENV)/.ready ## measure beside upstream in the same run (NAME=t3 for one; files in out/bench/)
 	@$(BIN)/python -m bench $(NAME)
+
+gpu-visit: $(VENV)/.ready ## test and measure all on a GPU in at most 10 minutes (VISIT=options; files in out/visit/)
+	@$(BIN)/python -m bench.visit $(VISIT)
+
+gpu-visit-prepare: $(VENV)/.ready ## wheels and compiled kernels for a visit, made without a GPU (VISIT="--capability 90")
+	@$(BIN)/python -m bench.prepare $(VISIT)
 
 demo: $(VENV)/.ready ## start a server, speak one sentence over HTTP, stream one over gRPC, into out/, stop it
 	@$(BIN)/python -m demo $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))

@@ -9,7 +9,7 @@ import sys
 import bench
 from bench.report import say
 
-NOT_BENCHMARKS = {"__main__", "report"}
+NOT_BENCHMARKS = {"__main__", "report", "prepare", "visit"}
 
 
 def main() -> int:

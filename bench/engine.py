@@ -69,7 +69,9 @@ def compare(name: str, checkpoint: Checkpoint, tts: Any) -> None:
     with ThreadPoolExecutor(1) as alone:  # whose OpenMP team ends with it, and takes no core from ours
         theirs = alone.submit(upstream_speed, name, checkpoint, tts).result()
     line = TimeLine()
-    config = Config(checkpoint=str(checkpoint.path), max_slots=cases[-1], watermark=False)
+    vocoder = str(checkpoint.vocoder or "")
+    options = {"max_slots": cases[-1], "watermark": False, "preload_encoders": False}
+    config = Config(checkpoint=str(checkpoint.path), vocoder=vocoder, **options)
     engine = assemble.build(config, report=say, metrics=line)
     engine.start()
     gc.collect()

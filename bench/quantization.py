@@ -36,7 +36,7 @@ def main() -> None:
     report = Report("quantization")
     report.notes = {"dtype": str(dtype), "steps": STEPS[device.type]}
     for name in FAMILIES:
-        checkpoint = full_size_checkpoint(name)
+        checkpoint = full_size_checkpoint(name, stops=False)
         plain = load(checkpoint, device, dtype)
         exact = logits(checkpoint, plain)
         before = steps(checkpoint, plain)

@@ -1,4 +1,8 @@
-"""What every benchmark writes: out/bench/<name>.json, a Markdown table and a picture beside it."""
+"""What every benchmark writes: out/bench/<name>.json, a Markdown table and a picture beside it.
+
+`BENCH_OUT` is another folder. The first two are written after every row, so that a run that is cut off leaves what it
+has measured.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from typing import Any
 
 import torch
 
-OUT = Path("out/bench")
+OUT = Path(os.environ.get("BENCH_OUT", "out/bench"))
 
 Row = dict[str, Any]
 """`case`, `ours`, `upstream`, `ratio` (above 1 where ours is better), `unit`, and further columns."""
@@ -75,6 +79,7 @@ class Report:
         row = {"case": case, "ours": ours, "upstream": upstream, "ratio": ratio, "unit": unit, **columns}
         self.rows.append(row)
         say(f"{self.name}: " + ", ".join(f"{key} {_figure(value)}" for key, value in row.items() if value is not None))
+        self._save()
 
     def write(self, draw: Callable[[Any, Sequence[Row]], None]) -> Path:
         """Writes the three files; `draw(axes, rows)` makes the picture. Returns the JSON's path."""
@@ -83,6 +88,17 @@ class Report:
         mpl.use("Agg")
         from matplotlib import pyplot
 
+        path = self._save()
+        figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+        draw(axes, self.rows)
+        axes.set_title(f"{self.name}: {machine()}", fontsize="small", wrap=True)
+        figure.savefig(path.with_suffix(".png"), dpi=120)
+        pyplot.close(figure)
+        say(f"{self.name}: wrote {path}, and .md and .png beside it")
+        return path
+
+    def _save(self) -> Path:
+        """Writes the JSON, whose path it returns, and the table."""
         OUT.mkdir(parents=True, exist_ok=True)
         about = {
             "name": self.name,
@@ -93,12 +109,6 @@ class Report:
         path = OUT / f"{self.name}.json"
         path.write_text(json.dumps({**about, **self.notes, "rows": self.rows}, indent=2) + "\n", encoding="utf-8")
         path.with_suffix(".md").write_text(self._markdown(about), encoding="utf-8")
-        figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-        draw(axes, self.rows)
-        axes.set_title(f"{self.name}: {about['machine']}", fontsize="small", wrap=True)
-        figure.savefig(path.with_suffix(".png"), dpi=120)
-        pyplot.close(figure)
-        say(f"{self.name}: wrote {path}, and .md and .png beside it")
         return path
 
     def _markdown(self, about: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import chatterbox_engine.s3gen.attention_cuda  # noqa: F401  registers its operator
 from bench.report import Report, Row, say, seconds, synchronize
+from bench.t3 import TINY
 from chatterbox_engine.checkpoint.dims import S3GenDims
 from chatterbox_engine.hardware import choose_dtypes
 from chatterbox_engine.kernels.graphs import Graphs
@@ -26,9 +27,10 @@ from chatterbox_engine.s3gen.model import draw_source
 from chatterbox_engine.synthesis.vocoder import LAUNCH_BOUND
 from chatterbox_engine.synthesis.windows import synthesise
 from chatterbox_engine.types import TOKENS_PER_SECOND
+from tests.fidelity.s3gen_reference import TINY as TINY_DIMS
 from tests.fidelity.s3gen_reference import Upstream, build_upstream, random_conditionals, random_tokens
 
-DIMS = S3GenDims()
+DIMS = TINY_DIMS if TINY else S3GenDims()
 STEPS = 10
 
 

@@ -1,7 +1,8 @@
 """T3: tokens a second at 1 to 128 utterances, beside upstream with the same weights in the same process.
 
 Upstream takes one utterance at a time, so its figure for n utterances is that of one: n of them take n times as long.
-On a GPU a third column has the well-known recipe: upstream's own blocks in bfloat16, static cache, compiled, batch one.
+On a GPU a third column has the well-known recipe: upstream's own blocks in bfloat16, static cache, compiled, batch one;
+`BENCH_RECIPE=0` leaves it out, as compiling takes a minute.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ STEPS = 250
 EXTENT = 512
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 COPY_BYTES = 1 << 30
+TINY = os.environ.get("BENCH_SIZE") == "tiny"
+"""Whether the tests' small networks are measured, which shows that a benchmark runs and no more."""
 
 
 def main() -> None:
@@ -42,7 +45,7 @@ def main() -> None:
     dtype, _ = choose_dtypes(os.environ.get("CHATTERBOX_DTYPE", "auto"), device, say)
     batches = BATCHES if cuda else BATCHES[:5]
     steps = STEPS if cuda else 16
-    checkpoint = full_size_checkpoint()
+    checkpoint = full_size_checkpoint(stops=False)
     report = Report("t3")
     bandwidth = copy_bandwidth(device)
     report.notes = {"dtype": str(dtype), "copy_bytes_per_second": bandwidth, "text_tokens": TEXT_TOKENS, "steps": steps}
@@ -50,7 +53,7 @@ def main() -> None:
     say("t3: upstream, one utterance at a time")
     theirs = upstream_step_seconds(checkpoint, device, steps)
     say(f"t3: upstream {1 / theirs:.1f} tokens/s")
-    recipe = recipe_step_seconds(checkpoint, device, steps) if cuda else None
+    recipe = recipe_step_seconds(checkpoint, device, steps) if cuda and os.environ.get("BENCH_RECIPE") != "0" else None
     if recipe:
         say(f"t3: the recipe {1 / recipe:.1f} tokens/s")
     model = T3.from_state_dict(checkpoint.t3_state(), checkpoint.dims.t3, device=device, dtype=dtype)
@@ -78,17 +81,18 @@ def main() -> None:
 
 def full_size_checkpoint(family: str = "", *, stops: bool = True) -> Checkpoint:
     """Random weights at a family's official sizes (`turbo`, `nano`, English by default: 3.2 GB), made once under out/;
-    or the folder `CHECKPOINT`. stops: whether an utterance ends by itself."""
-    given = os.environ.get("CHECKPOINT")
-    name = f"full-{family}" if family else "full"
+    or the folder `CHECKPOINT`; with `BENCH_SIZE=tiny` the tests' small ones. stops: whether an utterance ends by
+    itself."""
+    given, size = os.environ.get("CHECKPOINT"), "tiny" if TINY else "full"
+    name = f"{size}-{family}" if family else size
     made = Path("out/checkpoints") / f"{name}{'' if stops else '-endless'}-{random_checkpoint.FORMAT}"
     folder = Path(given) if given else made
     if not folder.is_dir():
-        say(f"bench: making a full-size random checkpoint in {folder}")
+        say(f"bench: making a random checkpoint in {folder}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder.parent))
         of = random_checkpoint.TINY[name.replace("full", "tiny")]
-        random_checkpoint.write_random_checkpoint(partial, "full", family=of, stops=stops)
+        random_checkpoint.write_random_checkpoint(partial, "tiny" if TINY else "full", family=of, stops=stops)
         partial.rename(folder)
     return Checkpoint.open(folder)
 

@@ -1,0 +1,12 @@
+"""Turbo, text to audio, beside upstream's own `ChatterboxTurboTTS` with the same weights."""
+
+from __future__ import annotations
+
+from bench.engine import compare
+from bench.t3 import full_size_checkpoint
+from tests.fidelity import upstream
+
+
+def main() -> None:
+    checkpoint = full_size_checkpoint("turbo", stops=False)
+    compare("turbo", checkpoint, upstream.turbo(checkpoint))
