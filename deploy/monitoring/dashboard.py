@@ -67,6 +67,17 @@ PANELS = (
         ],
         "none",
     ),
+    Panel(
+        "Batch work",
+        [
+            ("decoding", gauge("chatterbox_slots_batch")),
+            ("waiting", gauge("chatterbox_batch_utterances_waiting")),
+            ("answers per minute", f"60 * {rate('chatterbox_batch_requests_total')}"),
+            ("slots lost per minute", f"60 * {rate('chatterbox_preemptions_total')}"),
+        ],
+        "none",
+        text="Requests of priority batch, which the other panels of load count too",
+    ),
     Panel("KV cache", [("used", "job:chatterbox_kv_positions:utilisation")], "percentunit"),
     Panel(
         "T3: one decode step",
