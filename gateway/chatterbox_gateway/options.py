@@ -23,7 +23,7 @@ MetricsUrl = Annotated[
     typer.Option(
         envvar="CHATTERBOX_METRICS_URL",
         help="host:port of the server's metrics, localhost:8002 by default, which /health, /status and /model/info "
-        "show; repeat for several servers.",
+        "show; repeat for several servers, or name a host with an address for each.",
     ),
 ]
 Model = Annotated[
