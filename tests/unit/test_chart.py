@@ -21,28 +21,15 @@ from chatterbox_engine.launcher.options import STOP_SECONDS
 from chatterbox_engine.metrics import GAUGES, HISTOGRAMS
 from deploy.check import prometheus_program
 from deploy.helm import chart, values
-from deploy.helm.chart import CHART, HELM, NAMESPACE, RELEASE, Object
+from deploy.helm.chart import CHART, NAMESPACE, RELEASE, Object
+from tests.chart_objects import NAME, SETS, adapter_queries, container, envoy_config, keda_queries, one
 from tools.docs.names import gateway_options
 
 helm_python = pytest.importorskip("helm_python", reason="Helm's engine is packaged for Linux, macOS and Windows only")
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile.triton").read_text()
-NAME = f"{RELEASE}-chatterbox-triton"
-SETS = chart.value_sets()
 EVERYTHING = SETS["keda-values.yaml"] | {"secrets": SETS["keys-values.yaml"]["secrets"]}
-
-
-def one(made: list[Object], kind: str, component: str = "server") -> Object:
-    """The object of a kind that belongs to a component."""
-    (found,) = (it for it in made if it["kind"] == kind and it["metadata"]["name"].endswith(f"-{component}"))
-    return found
-
-
-def container(made: list[Object], kind: str = "StatefulSet", component: str = "server") -> Object:
-    """The only container of a workload."""
-    (found,) = one(made, kind, component)["spec"]["template"]["spec"]["containers"]
-    return dict(found)
 
 
 def variables(made: Object) -> dict[str, str]:
@@ -267,7 +254,7 @@ def test_the_gateway_gets_options_that_it_has(name: str) -> None:
 
 def test_envoy_follows_the_headless_service_and_is_the_version_that_the_tests_run() -> None:
     made = chart.objects({"settings": {"request_timeout": 900}})
-    (config,) = (it["data"]["envoy.yaml"] for it in made if "envoy.yaml" in it.get("data", {}))
+    config = envoy_config(made)
     clusters = {cluster["name"]: cluster for cluster in yaml.safe_load(config)["static_resources"]["clusters"]}
     for name, port in (("http", 8000), ("grpc", 8001)):
         (endpoint,) = clusters[name]["load_assignment"]["endpoints"][0]["lb_endpoints"]
@@ -298,28 +285,9 @@ def test_network_policies_let_through_what_talks_to_each_other_and_name_ports_th
         assert allowed(server, "ingress", client) >= ports
 
 
-@pytest.fixture(scope="module")
-def queries() -> dict[str, str]:
-    """KEDA's queries by the names of its triggers."""
-    scaled = one(chart.objects(SETS["keda-values.yaml"]), "ScaledObject")
-    return {trigger["name"]: trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]}
-
-
-def adapter() -> dict[str, str]:
-    """prometheus-adapter's queries for the pods of a namespace, by the names of their metrics."""
-    rules = yaml.safe_load((HELM / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
-    filled = {"<<.LabelMatchers>>": f'namespace="{NAMESPACE}",pod=~"a|b"', "<<.GroupBy>>": "pod"}
-    found = {}
-    for rule in rules:
-        found[rule["name"]["as"]] = rule["metricsQuery"]
-        for part, text in filled.items():
-            found[rule["name"]["as"]] = found[rule["name"]["as"]].replace(part, text)
-    return found
-
-
-def test_scaling_queries_parse_and_ask_for_series_that_the_server_has(queries: dict[str, str], tmp_path: Path) -> None:
+def test_scaling_queries_parse_and_ask_for_series_that_the_server_has(tmp_path: Path) -> None:
     series = {name for name, _ in GAUGES.values()} | {f"{name}_bucket" for name in HISTOGRAMS}
-    every = [*queries.values(), *adapter().values()]
+    every = [*keda_queries().values(), *keda_queries(batch=True).values(), *adapter_queries("a|b").values()]
     for query in every:
         assert set(re.findall(r"\bchatterbox_\w+", query)) <= series
     file = tmp_path / "rules.yml"
@@ -328,8 +296,8 @@ def test_scaling_queries_parse_and_ask_for_series_that_the_server_has(queries: d
     subprocess.run([prometheus_program("promtool"), "check", "rules", file], check=True, capture_output=True)
 
 
-def test_the_scaler_aims_at_the_servers_and_nothing_else_sets_their_number(queries: dict[str, str]) -> None:
-    assert set(queries) == {"waiting", "busy", "queue"}
+def test_the_scaler_aims_at_the_servers_and_nothing_else_sets_their_number() -> None:
+    assert set(keda_queries()) == {"waiting", "busy", "queue"}
     for name, kind in (("keda-values.yaml", "ScaledObject"), ("hpa-values.yaml", "HorizontalPodAutoscaler")):
         made = chart.objects(SETS[name])
         workload = one(made, "StatefulSet")
@@ -339,14 +307,29 @@ def test_the_scaler_aims_at_the_servers_and_nothing_else_sets_their_number(queri
 
 
 def test_the_autoscaler_reads_the_metrics_that_the_adapter_serves() -> None:
-    metrics = one(chart.objects(SETS["hpa-values.yaml"]), "HorizontalPodAutoscaler")["spec"]["metrics"]
-    targets = {metric["pods"]["metric"]["name"]: metric["pods"]["target"]["averageValue"] for metric in metrics}
-    assert targets == {
+    def targets(values: Object) -> dict[str, str]:
+        metrics = one(chart.objects(values), "HorizontalPodAutoscaler")["spec"]["metrics"]
+        return {metric["pods"]["metric"]["name"]: metric["pods"]["target"]["averageValue"] for metric in metrics}
+
+    live = targets({"autoscaling": {"kind": "hpa"}})
+    both = targets(SETS["hpa-values.yaml"])
+    assert list(live.items()) == [
+        ("chatterbox_live_slots_ratio", "800m"),
+        ("chatterbox_live_utterances_waiting", "4000m"),
+        ("chatterbox_queue_seconds_p95", "1000m"),
+    ]
+    assert both == {
         "chatterbox_utterances_waiting": "2000m",
-        "chatterbox_slots_busy_ratio": "750m",
+        "chatterbox_slots_ratio": "750m",
         "chatterbox_queue_seconds_p95": "500m",
     }
-    assert set(targets) == set(adapter())
+    assert {*live, *both} == set(adapter_queries("a"))
+
+
+def test_batch_work_adds_servers_only_where_it_is_asked_for() -> None:
+    assert "chatterbox_batch_utterances_waiting" in keda_queries()["waiting"]
+    assert "chatterbox_slots_batch" in keda_queries()["busy"]
+    assert "batch" not in str(keda_queries(batch=True))
 
 
 def test_monitors_read_ports_that_exist_and_label_series_as_the_rules_ask(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ admin() {
   exec 3>&-
 }
 
-# For ten seconds (--drain-time-s) it goes on accepting connections and asks clients to leave; then it accepts no more.
+# It asks clients to leave, more and more of them within ten seconds (--drain-time-s), and goes on serving those that come.
 admin POST '/drain_listeners?graceful&skip_exit'
 sleep 12
 for ((second = 12; second < $1; second++)); do

@@ -4,12 +4,18 @@ namespace="{{ .Release.Namespace }}",service="{{ include "chatterbox.fullname" .
 {{- end }}
 
 {{- define "chatterbox.queryWaiting" -}}
-sum(chatterbox_utterances_waiting{ {{- include "chatterbox.series" . -}} })
+{{- $of := include "chatterbox.series" . -}}
+sum(chatterbox_utterances_waiting{ {{- $of -}} })
+{{- if not .Values.autoscaling.batch }} - sum(chatterbox_batch_utterances_waiting{ {{- $of -}} }){{ end }}
 {{- end }}
 
 {{- define "chatterbox.queryBusy" -}}
 {{- $of := include "chatterbox.series" . -}}
-sum(chatterbox_slots_active{ {{- $of -}} }) / (sum(chatterbox_slots_active{ {{- $of -}} }) + sum(chatterbox_slots_free{ {{- $of -}} }))
+{{ if .Values.autoscaling.batch -}}
+sum(chatterbox_slots_active{ {{- $of -}} })
+{{- else -}}
+(sum(chatterbox_slots_active{ {{- $of -}} }) - sum(chatterbox_slots_batch{ {{- $of -}} }))
+{{- end }} / (sum(chatterbox_slots_active{ {{- $of -}} }) + sum(chatterbox_slots_free{ {{- $of -}} }))
 {{- end }}
 
 {{/* NaN, where no request has come, is not >= 0. */}}
