@@ -5,11 +5,12 @@ Exit status: 0 done, 1 the server or the file system said no (one line on stderr
 
 from __future__ import annotations
 
+import codecs
 import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from chatterbox_client import cli_packages, cli_status, cli_voices
 from chatterbox_client.audio import Audio, Chunk, audio_file, concatenate, file_format
 from chatterbox_client.cli_common import HeaderOption, Seconds, Url, complain, connect, one_line_errors, parse_headers
 from chatterbox_client.client import DEFAULT_TIMEOUT, Client
+from chatterbox_client.errors import InvalidRequest
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(cli_voices.app, name="voices")
@@ -72,7 +74,7 @@ def say(
     """Say TEXT and write it to a file: `chatterbox say "Hello." -o hello.wav`."""
     if not show_text:
         _check_output(output)
-    words = _words(text, file)
+    words = _words(text, file, stream=stream and not show_text)
     arguments: dict[str, Any] = {
         "voice": voice,
         "reference_audio": reference_audio,
@@ -94,12 +96,10 @@ def say(
     }
     protocol = protocol or ("grpc" if stream else "http")
     with one_line_errors(), connect(context, url, protocol, timeout, model=model) as client, _progress(words) as show:
-        if show_text:
-            _show_text(client.show_text(words, **arguments))
-            return
-        speak = _stream if stream else _speak
+        speak: Callable[..., str] = _show_text if show_text else _stream if stream else _speak
         line = speak(client, words, arguments, output, show)
-    typer.echo(line, err=True)
+    if line:
+        typer.echo(line, err=True)
 
 
 def _speak(client: Client, words: str, arguments: dict[str, Any], output: str, _show: Show) -> str:
@@ -113,8 +113,9 @@ def _figures(audio: Audio, output: str, first: str = "") -> str:
     return f"{output}: {audio.duration:.2f} s of audio, {first}RTF {audio.rtf:.3f}, seed {audio.seed}"
 
 
-def _show_text(shown: Mapping[str, Any]) -> None:
+def _show_text(client: Client, words: str, arguments: dict[str, Any], _output: str, _show: Show) -> str:
     """Each stage's passages, then the segments with their pauses."""
+    shown = client.show_text(words, **arguments)
     for stage in shown["stages"]:
         typer.echo(f"{stage['stage']}:")
         for passage in stage["passages"]:
@@ -124,6 +125,7 @@ def _show_text(shown: Mapping[str, Any]) -> None:
         typer.echo(f"  [{segment['start']}:{segment['end']}] {segment['text']}  ({segment['pause']:g} s)")
     for note in shown["notes"]:
         typer.echo(f"note: {note}")
+    return ""
 
 
 cli_packages.add_commands(app, cli_packages.installed())
@@ -156,8 +158,8 @@ def _lexicon(entries: list[str] | None) -> dict[str, str] | None:
     return {word: spoken for word, _, spoken in (entry.partition("=") for entry in entries)} if entries else None
 
 
-def _words(text: str | None, file: Path | None) -> str:
-    """The text to speak: TEXT, that of a file, or of standard input."""
+def _words(text: str | None, file: Path | None, *, stream: bool = False) -> str | Iterator[str]:
+    """The text to speak: TEXT, that of a file, or of standard input, for a stream in the pieces that are written."""
     if file is not None:
         if text is not None:
             raise typer.BadParameter("give TEXT or --file, not both", param_hint="--file")
@@ -171,7 +173,20 @@ def _words(text: str | None, file: Path | None) -> str:
         return text
     if sys.stdin.isatty():
         raise typer.BadParameter("give the text, or pipe it to standard input", param_hint="TEXT")
+    if stream:
+        return _pieces(sys.stdin.fileno())
     return _decoded(typer.get_binary_stream("stdin").read(), "standard input", "TEXT")
+
+
+def _pieces(pipe: int) -> Iterator[str]:
+    """What is written to a pipe, as it is written."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    try:
+        while data := os.read(pipe, 65_536):
+            yield decoder.decode(data)
+        yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"standard input is not UTF-8: {error}") from error
 
 
 def _decoded(content: bytes, name: str, hint: str) -> str:
@@ -181,7 +196,7 @@ def _decoded(content: bytes, name: str, hint: str) -> str:
         raise typer.BadParameter(f"{name} is not UTF-8: {error}", param_hint=hint) from error
 
 
-def _stream(client: Client, words: str, arguments: dict[str, Any], output: str, show: Show) -> str:
+def _stream(client: Client, words: str | Iterator[str], arguments: dict[str, Any], output: str, show: Show) -> str:
     """Writes chunks as they come, so that what was spoken is there when the rest is not; returns what is said about
     the audio."""
     began, first, kept = time.monotonic(), 0.0, list[Chunk]()
@@ -232,15 +247,14 @@ def _write_raw(data: bytes) -> None:
 
 
 @contextmanager
-def _progress(text: str) -> Iterator[Show]:
+def _progress(text: str | Iterator[str]) -> Iterator[Show]:
     """Shows on a terminal how long it has taken, and what `show` is told: the seconds of audio that are there."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     quiet = not sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
-        task = progress.add_task(f"speaking {len(text):,} characters", total=None)
-        yield lambda seconds: progress.update(
-            task, description=f"speaking {len(text):,} characters, {seconds:.1f} s of audio so far"
-        )
+        what = f"speaking {len(text):,} characters" if isinstance(text, str) else "speaking what is written"
+        task = progress.add_task(what, total=None)
+        yield lambda seconds: progress.update(task, description=f"{what}, {seconds:.1f} s of audio so far")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,14 @@ from chatterbox_client.request import (
     NO_CONTEXT,
     OUTPUTS,
     STREAM_OUTPUTS,
+    Bound,
     RequestContext,
     Tensors,
     audio_of,
     chunks_of,
     chunks_of_async,
+    pieces_of,
+    pieces_of_async,
     speech_request,
     stream_request,
     takes_arguments_of,
@@ -30,6 +33,8 @@ from chatterbox_client.transports import (
     open_async_transport,
     open_transport,
 )
+from chatterbox_client.turn_threads import speak_pieces
+from chatterbox_client.turns import new_seed, speak_pieces_async
 from chatterbox_client.voices import AsyncVoiceList, VoiceList
 
 DEFAULT_TIMEOUT = 300.0
@@ -110,7 +115,7 @@ class Client:
         return text_of(self._transport.infer(self._model, text_request(request()), OUTPUTS, self._timeout))
 
     @takes_arguments_of(stream_request)
-    def stream(self, request: Callable[[], Tensors]) -> Generator[Chunk, None, None]:
+    def stream(self, request: Bound) -> Generator[Chunk, None, None]:
         """Speaks `text` and yields its audio while the server is still speaking.
 
             for chunk in client.stream("It was a cold day in the middle of winter."):
@@ -120,8 +125,17 @@ class Client:
         first chunk asked for, and leaving the loop cancels it: over gRPC at once, over HTTP at the server's next chunk.
         Over HTTP the samples have 16 bits. `timeout` bounds the whole stream. The first chunk has `first_chunk_tokens`
         tokens of 40 ms, the second `chunk_tokens`, later ones more; the defaults suit a player.
+
+        `text` may also be an iterable of pieces, such as the tokens of a language model. Each sentence is a request of
+        its own, all with the same seed: it is decoded as soon as it is complete, while the one before plays. Then the
+        last chunk is empty, `timeout` bounds each sentence, and leaving the loop cancels at the server's next chunk.
         """
-        tensors = request()
+        if isinstance(request.text, str):
+            return self._stream(request())
+        seed = new_seed()
+        return speak_pieces(lambda text: self._stream(request.of(text, seed)()), pieces_of(request), request.language)
+
+    def _stream(self, tensors: Tensors) -> Generator[Chunk, None, None]:
         model = f"{self._model}_stream"
         return chunks_of(self._transport.stream(model, tensors, STREAM_OUTPUTS, self._timeout, self._context))
 
@@ -194,10 +208,15 @@ class AsyncClient:
         return text_of(await self._transport.infer(self._model, text_request(request()), OUTPUTS, self._timeout))
 
     @takes_arguments_of(stream_request)
-    def stream(self, request: Callable[[], Tensors]) -> AsyncGenerator[Chunk, None]:
-        """`Client.stream` for `async for`. Leaving the loop early cancels the request soon after, or at once
-        with `contextlib.aclosing`."""
-        tensors = request()
+    def stream(self, request: Bound) -> AsyncGenerator[Chunk, None]:
+        """`Client.stream` for `async for`; pieces may come from an asynchronous iterable. Leaving the loop early
+        cancels the request soon after, or at once with `contextlib.aclosing`."""
+        if isinstance(request.text, str):
+            return self._stream(request())
+        seed, pieces = new_seed(), pieces_of_async(request)
+        return speak_pieces_async(lambda text: self._stream(request.of(text, seed)()), pieces, request.language)
+
+    def _stream(self, tensors: Tensors) -> AsyncGenerator[Chunk, None]:
         model = f"{self._model}_stream"
         return chunks_of_async(self._transport.stream(model, tensors, STREAM_OUTPUTS, self._timeout, self._context))
 

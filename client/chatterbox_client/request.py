@@ -6,13 +6,14 @@ input is [1, 1]: a batch of one, one value.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import inspect
 import json
 import operator
 import os
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -97,7 +98,7 @@ def speech_request(
 
 
 def stream_request(
-    text: str,
+    text: str | Iterable[str] | AsyncIterable[str],
     *,
     voice: str | None = None,
     reference_audio: str | os.PathLike[str] | bytes | None = None,
@@ -119,7 +120,10 @@ def stream_request(
     first_chunk_tokens: int | None = None,
     chunk_tokens: int | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """`speech_request` and how much audio the first chunks hold, in tokens of 40 ms."""
+    """`speech_request` and how much audio the first chunks hold, in tokens of 40 ms. The text is a string: of pieces
+    each sentence is a request (`Bound.of`)."""
+    if not isinstance(text, str):
+        raise InvalidRequest(f"text must be a string, not {quote(text)}")
     tensors = speech_request(
         text,
         voice=voice,
@@ -143,6 +147,39 @@ def stream_request(
     sizes = {"first_chunk_tokens": first_chunk_tokens, "chunk_tokens": chunk_tokens}
     chunking = {name: _integer(name, size, np.int32) for name, size in sizes.items()}
     return tensors | {name: tensor for name, tensor in chunking.items() if tensor is not None}
+
+
+def pieces_of(request: Bound) -> Iterable[str]:
+    """The pieces of a request's text. Raises InvalidRequest for another text, or another parameter that is wrong."""
+    if not isinstance(request.text, Iterable) or isinstance(request.text, bytes):
+        raise InvalidRequest(f"text must be a string or an iterable of strings, not {quote(request.text)}")
+    request.of("", 0)()
+    return map(_piece, request.text)
+
+
+def pieces_of_async(request: Bound) -> AsyncIterable[str]:
+    """`pieces_of` for asyncio. An iterable that is not asynchronous is read by another thread."""
+    if not isinstance(request.text, AsyncIterable):
+        return _in_thread(pieces_of(request))
+    request.of("", 0)()
+    return _pieces(request.text)
+
+
+async def _pieces(pieces: AsyncIterable[str]) -> AsyncGenerator[str, None]:
+    async for piece in pieces:
+        yield _piece(piece)
+
+
+async def _in_thread(pieces: Iterable[str]) -> AsyncGenerator[str, None]:
+    iterator = iter(pieces)
+    while (piece := await asyncio.to_thread(next, iterator, None)) is not None:
+        yield piece
+
+
+def _piece(piece: object) -> str:
+    if not isinstance(piece, str):
+        raise InvalidRequest(f"a piece of the text must be a string, not {quote(piece)}")
+    return piece
 
 
 def text_request(request: Tensors) -> Tensors:
@@ -209,18 +246,47 @@ def _audio(answer: Tensors, outputs: Sequence[str]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Bound:
+    """A request that is built when it is called."""
+
+    build: Callable[..., Tensors]
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+    def __call__(self) -> Tensors:
+        """The tensors. Raises what `build` does."""
+        return self.build(*self.args, **self.options)
+
+    @property
+    def text(self) -> Any:
+        """The text as it was given: one string, or pieces."""
+        return self.args[0] if self.args else self.options.get("text", "")
+
+    @property
+    def language(self) -> str:
+        """The language whose sentences the text has."""
+        return self.options.get("language") or "en"
+
+    def of(self, sentence: str, seed: int) -> Bound:
+        """The same request for a sentence of the text. seed: used where the request has none."""
+        options = {name: value for name, value in self.options.items() if name != "text"}
+        given = options.get("seed")
+        return Bound(self.build, (sentence, *self.args[1:]), options | {"seed": seed if given is None else given})
+
+
 def takes_arguments_of(
     build: Callable[P, Tensors],
-) -> Callable[[Callable[[SelfT, Callable[[], Tensors]], R]], Callable[Concatenate[SelfT, P], R]]:
+) -> Callable[[Callable[[SelfT, Bound], R]], Callable[Concatenate[SelfT, P], R]]:
     """Gives a method the parameters of `build`, so that they are listed once for all clients.
 
     The method gets `build` with the arguments bound, and calls it where its errors should be raised.
     """
 
-    def decorate(method: Callable[[SelfT, Callable[[], Tensors]], R]) -> Callable[Concatenate[SelfT, P], R]:
+    def decorate(method: Callable[[SelfT, Bound], R]) -> Callable[Concatenate[SelfT, P], R]:
         @functools.wraps(method)
         def call(self: SelfT, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            return method(self, functools.partial(build, *args, **kwargs))
+            return method(self, Bound(build, args, kwargs))
 
         own = inspect.signature(method)
         receiver = next(iter(own.parameters.values()))

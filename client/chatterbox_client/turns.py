@@ -123,7 +123,7 @@ class Turn:
 
     async def _fill(self, stream: _Stream) -> None:
         try:
-            async with contextlib.aclosing(self._speak(stream.sentence)) as chunks:
+            async with contextlib.aclosing(self._speak(stream.sentence.strip())) as chunks:
                 async for chunk in chunks:
                     stream.chunks.put_nowait(chunk)
         except Exception as error:
@@ -181,7 +181,9 @@ def new_seed() -> int:
     return secrets.randbits(31)
 
 
-async def speak_pieces(speak: SpeakAsync, pieces: AsyncIterable[str], language: str) -> AsyncGenerator[Chunk, None]:
+async def speak_pieces_async(
+    speak: SpeakAsync, pieces: AsyncIterable[str], language: str
+) -> AsyncGenerator[Chunk, None]:
     """The chunks of a text that arrives in pieces. Raises what `speak` and `pieces` do."""
     turn, assembly = Turn(speak), Assembly()
     reading = asyncio.ensure_future(_read(pieces, Sentences(language), turn))

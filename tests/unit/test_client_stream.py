@@ -252,9 +252,10 @@ def test_an_unfinished_stream_is_not_concatenated() -> None:
 def test_stream_takes_what_speak_takes_and_the_chunk_sizes() -> None:
     speak, stream = (inspect.signature(method).parameters for method in (Client.speak, Client.stream))
     extra = {"first_chunk_tokens", "chunk_tokens"}
-    assert {name: str(it) for name, it in stream.items() if name not in extra} == {
-        n: str(it) for n, it in speak.items()
+    assert {name: str(it) for name, it in stream.items() if name not in {*extra, "text"}} == {
+        name: str(it) for name, it in speak.items() if name != "text"
     }
+    assert str(stream["text"]) == "text: 'str | Iterable[str] | AsyncIterable[str]'"
     assert set(stream) - set(speak) == extra
     assert str(inspect.signature(AsyncClient.stream).parameters) == str(stream)
 
