@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from chatterbox_client.errors import ChatterboxClientError
 from chatterbox_client.transports import AsyncTransport
 from chatterbox_gateway import errors, metrics
-from chatterbox_gateway.dialects import classic, elevenlabs, elevenlabs_sockets, openai, texts
+from chatterbox_gateway.dialects import classic, classic_socket, elevenlabs, elevenlabs_sockets, openai, texts
 from chatterbox_gateway.draining import Drain
 from chatterbox_gateway.errors import Refusal
 from chatterbox_gateway.keys import KeyGuard, Keys
@@ -107,6 +107,7 @@ def _api(speaker: Speaker, settings: Settings, counted: GatewayMetrics) -> FastA
     for routes in dialects:
         api.include_router(routes, dependencies=secured)
     api.include_router(elevenlabs_sockets.router(speaker, settings, status))
+    api.include_router(classic_socket.router(speaker, settings))
     api.include_router(pages)
     api.state.routes = [route for routes in (*dialects, pages) for route in routes.routes]
     api.mount("/page", _PageFiles(directory=PAGE))

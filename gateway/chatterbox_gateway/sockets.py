@@ -16,6 +16,9 @@ from chatterbox_gateway.logs import Record, Turns
 NORMAL, GOING_AWAY, POLICY_VIOLATION, INTERNAL_ERROR, SERVICE_RESTART = 1000, 1001, 1008, 1011, 1012
 """Codes of a close."""
 
+SECONDS_FOR_KEY = 10.0
+"""In which the first message must come where the handshake had no key."""
+
 
 class Gone(Exception):
     """The client disconnected, or does not read."""

@@ -34,6 +34,7 @@ from chatterbox_gateway.sockets import (
     INTERNAL_ERROR,
     NORMAL,
     POLICY_VIOLATION,
+    SECONDS_FOR_KEY,
     SERVICE_RESTART,
     Gone,
     NotJson,
@@ -44,9 +45,6 @@ from chatterbox_gateway.speech import Speaker
 
 MOST_CONTEXTS = 64
 """Open at once on a socket."""
-
-SECONDS_FOR_KEY = 10.0
-"""In which the first message must come where the handshake had no key."""
 
 _REMEMBERED = 1_000
 """Contexts of a socket that are over: closing one again is no error."""
