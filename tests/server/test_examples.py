@@ -25,6 +25,7 @@ DOWNLOAD = "downloads weights"
 SERVES = "serves until it is interrupted"
 LONG = "takes minutes"
 DOCKER = "needs Docker"
+FRAMEWORK = "tests/server/test_agent_frameworks.py runs the same, in an environment of its own"
 KEY = "sets the reader's key; that of the tests' server is set already"
 
 NOT_RUN = {
@@ -33,6 +34,10 @@ NOT_RUN = {
         "make serve CHECKPOINT=": DOWNLOAD,
         "export CHATTERBOX_VOICE_KEY=": KEY,
         "docker build": DOCKER,
+    },
+    "docs/agents.md": {
+        "from livekit": FRAMEWORK,
+        "from pipecat": FRAMEWORK,
     },
     "docs/deploy.md": {
         "docker build": DOCKER,
