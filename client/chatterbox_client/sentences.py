@@ -47,10 +47,21 @@ class Sentences:
         """Characters that were pushed and not given out."""
         return len(self._text)
 
+    @property
+    def ends_with_stop(self) -> bool:
+        """Whether the last character that waits may end a sentence."""
+        return self._text.endswith((".", "!", "?", "\u2026"))
+
     def push(self, piece: str) -> list[str]:
         """The sentences that a further piece of text completes."""
         self._text += piece
         return self._take(certain=True)
+
+    def settle(self) -> list[str]:
+        """All that was pushed, if a sentence ends there even before a name; for pieces that are whole sentences."""
+        text = self._text.rstrip()
+        ended = Sentences(self._language, self._longest).push(f"{text} Xavier ")
+        return self.flush() if text and sum(map(len, ended)) >= len(text) else []
 
     def flush(self) -> list[str]:
         """All that was pushed, as if the text ended here. Blank text waits for more."""

@@ -188,6 +188,24 @@ def test_a_schedule_collects_whole_sentences() -> None:
     asyncio.run(main())
 
 
+def test_in_auto_mode_a_message_that_ends_a_sentence_is_spoken_at_once() -> None:
+    async def main() -> None:
+        transport = Reciter()
+        async with running(transport) as (_, session), connected(session, f"{MULTI}&auto_mode=true") as client:
+            await client.send(text=" ", context_id="a")
+            await client.send(text="Hello Dr. Smith.", context_id="a")  # as Pipecat does: no space, no flush
+            assert (await client.receive())["audio"]
+            await client.send(text="How are you?", context_id="a")
+            await client.send(text="We meet at 5 p.m.", context_id="a")
+            await client.send(text="Until then.", context_id="a")
+            await client.send(flush=True, context_id="a")
+            await client.send(close_context=True, context_id="a")
+            await client.until_final()
+            assert transport.spoken == ["Hello Dr. Smith.", "How are you?", "We meet at 5 p.m.", "Until then."]
+
+    asyncio.run(main())
+
+
 def test_what_has_nothing_to_speak_is_skipped() -> None:
     async def main() -> None:
         transport = Reciter()

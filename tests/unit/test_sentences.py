@@ -105,6 +105,20 @@ def test_a_sentence_is_given_out_with_the_word_after_it() -> None:
     assert collector.waiting == 4
 
 
+def test_a_piece_that_is_a_whole_sentence_settles() -> None:
+    collector = Sentences()
+    for piece, settled in (
+        ("Hello there.", 1),
+        ("Is it? ", 1),
+        ("Hello Dr.", 0),
+        (" Smith", 0),
+        (".", 1),
+        ("A phrase", 0),
+    ):
+        assert collector.push(piece) == []
+        assert len(collector.settle()) == settled, piece
+
+
 def test_a_long_sentence_is_split_at_a_clause_or_a_space() -> None:
     clause = "word " * 40 + "end, "
     found = sentences([clause * 3])

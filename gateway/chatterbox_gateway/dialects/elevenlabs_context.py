@@ -37,6 +37,8 @@ class Voicing:
     language: str
     schedule: tuple[float, ...] = ()
     """Fewest characters of the first request, of the second and so on; empty: every sentence is one."""
+    whole: bool = False
+    """Each piece is a sentence or a phrase (`auto_mode`), so that its end need not wait for the next word."""
     absolute: bool = False
     """Times count from the start of the context, not from the end of the alignment before."""
     names: dict[str, str] = field(default_factory=dict)
@@ -82,7 +84,12 @@ class Context:
         """Further text. Raises Refusal where too much waits to be spoken."""
         if self.waiting + len(text) > MOST_CHARACTERS:
             raise Refusal(413, f"at most {MOST_CHARACTERS:,} characters of a context may wait to be spoken")
-        for sentence in self._sentences.push(text):
+        if self._voicing.whole and self._sentences.ends_with_stop and text[:1].isupper():
+            text = f" {text}"  # Pipecat leaves it out
+        sentences = self._sentences.push(text)
+        if self._voicing.whole:
+            sentences += self._sentences.settle()
+        for sentence in sentences:
             self._collect(sentence)
 
     def flush(self) -> None:

@@ -221,6 +221,7 @@ class Conversation:
             replace(manner.output, speed=settings.speed or 1.0),
             query.language_code or "en",
             tuple(lengths or ()),
+            query.auto_mode,
             query.sync_alignment,
             _names(name) if self._several else {},
         )
