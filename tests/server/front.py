@@ -40,6 +40,11 @@ class Front:
         assert "Running on" in self._process.stdout.readline(), self._log.read_text()
         return self
 
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
