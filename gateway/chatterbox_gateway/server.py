@@ -36,6 +36,7 @@ class Server(uvicorn.Server):
             http="h11",
             ws="wsproto",
             ws_max_size=MAX_MESSAGE,
+            ws_per_message_deflate=False,  # audio
             log_config=None,
             log_level="warning",  # its lines for sockets and starts are not this log's
             access_log=False,
@@ -113,9 +114,9 @@ def _with_transport(app: ASGIApp) -> ASGIApp:
     """Passes uvicorn's transport to the application, which resets the connections of broken responses."""
 
     async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            cycle: Any = getattr(send, "__self__", None)  # uvicorn's RequestResponseCycle
-            scope.setdefault("extensions", {})[TRANSPORT] = cycle.transport
+        if scope["type"] != "lifespan":
+            protocol: Any = getattr(send, "__self__", None)  # uvicorn's RequestResponseCycle or WSProtocol
+            scope.setdefault("extensions", {})[TRANSPORT] = protocol.transport
         await app(scope, receive, send)
 
     return asgi

@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from chatterbox_gateway.connection import TRANSPORT
 from chatterbox_gateway.draining import OpenSocket
 from chatterbox_gateway.keys import Keys, bearer
 from chatterbox_gateway.logs import Record, Turns
@@ -110,6 +111,7 @@ class Socket:
             raise Gone from error
         except asyncio.TimeoutError as error:
             self.record.ended("broken", f"the client did not read a message within {self._timeout:g} s")
+            self._websocket.scope["extensions"][TRANSPORT].abort()
             raise Gone from error
 
     async def close(self, code: int = NORMAL, reason: str = "") -> None:

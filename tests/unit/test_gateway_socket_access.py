@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from chatterbox_gateway.keys import Limits
+from tests.unit.gateway_fakes import Endless
 from tests.unit.socket_fakes import MULTI, PAUSE, Reciter, connected, recited, refused, running
 
 
@@ -101,6 +102,20 @@ def test_limits_hold_for_contexts() -> None:
             assert "this key has 10 characters per minute" in messages[-2]["message"]
 
     asyncio.run(main())
+
+
+def test_a_client_that_does_not_read_is_disconnected(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        transport = Endless()
+        async with running(transport, timeout=0.3) as (_, session), connected(session) as client:
+            await client.send(text="One. ", flush=True, context_id="a")
+            assert await asyncio.to_thread(transport.ended.wait, 20)
+
+    asyncio.run(main())
+    reasons = [vars(record)["fields"].get("reason") for record in caplog.records if record.name == "chatterbox.gateway"]
+    assert "the client did not read a message within 0.3 s" in reasons
 
 
 def test_pages_of_foreign_origins_get_no_socket() -> None:

@@ -85,7 +85,7 @@ class SocketMessage(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     text: str | None = None
-    context_id: str | None = Field(None, validation_alias=AliasChoices("context_id", "contextId"))
+    context_id: str | None = Field(None, max_length=200, validation_alias=AliasChoices("context_id", "contextId"))
     flush: bool | None = None
     try_trigger_generation: bool | None = None
     close_context: bool | None = None
