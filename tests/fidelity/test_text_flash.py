@@ -49,6 +49,9 @@ half {n}\u00bd of m\u00b2, \ufb01sh {n}\u00b0
 """.strip().split("\n")
 """Where upstream misreads some, and English in words has rules of its own."""
 
+MISREAD = re.compile(r"\b1[1-9]00\b|\b(?:min|sec)\.")
+"""What upstream reads as "nineteen oh zero", and as one minute whatever the number."""
+
 NUMBERS = (0, 1, 2, 5, 7, 10, 11, 12, 15, 20, 21, 42, 99, 100, 101, 110, 200, 1000, 1234, 1900, 2500, 12345, 1_000_000)
 
 
@@ -95,5 +98,7 @@ def test_the_words_that_flash_was_trained_on_equal_upstreams(
 
 
 def test_english_in_words_is_upstreams_where_upstream_reads_it(theirs: Callable[[str], str]) -> None:
-    for sentence in sentences(COMMON, 600):
+    sure = [sentence for sentence in sentences(COMMON, 600) if not MISREAD.search(sentence)]
+    assert len(sure) > 500
+    for sentence in sure:
         assert spoken(Text.of(sentence), "en").string == theirs(sentence), sentence

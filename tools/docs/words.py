@@ -41,7 +41,7 @@ ON_PURPOSE = (
 """Files that contain such phrases on purpose: the check, its test, and a text whose tokens must not change."""
 
 NOT_SPELT = (
-    *("*.lock", "*.json", "*.svg", "*/random_text.py", "tests/fidelity/sentences.txt", "*/sentences.py"),
+    *("*.lock", "*.json", "*.jsonl", "*.svg", "*/random_text.py", "tests/fidelity/sentences.txt", "*/sentences.py"),
     *("*/test_text_spoken.py", "*/test_text_split.py", "*/text/links.py"),
 )
 """Not text of ours: for codespell."""

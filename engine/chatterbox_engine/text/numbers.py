@@ -67,6 +67,14 @@ def year(number: int, language: str) -> str:
 
 
 @cache
+def minus(language: str) -> str:
+    """The word before a negative number; the language is one of LANGUAGES."""
+    if language == "pl":  # num2words 0.5 fails there
+        return "minus"
+    return _said(_num2words()(-3, lang=language), language).removesuffix(cardinal(3, language)).strip()
+
+
+@cache
 def _point(language: str) -> str:
     """The word between a number and its decimals: that of 3.5, between three and five."""
     if language in _POINTS:
@@ -76,6 +84,7 @@ def _point(language: str) -> str:
 
 
 _POINTS = {
+    "es": "coma",
     "ar": "\u0641\u0627\u0635\u0644\u0629",
     "ru": "\u0437\u0430\u043f\u044f\u0442\u0430\u044f",
     "tr": "virg\u00fcl",

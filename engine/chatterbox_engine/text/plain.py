@@ -20,6 +20,8 @@ _SIGNS = re.compile(
 """Signs of Markdown and HTML that are left where something is unfinished."""
 _HASHTAG = re.compile(r"#(?=[^\W\d])|^#+\s")
 _MARK = re.compile(r"^\s*(?:[-+*>\u2022\u25e6\u25aa\u2023\u00b7\u2013\u2014]+\s+)+")
+_TASK = re.compile(r"^\s*\[[ xX]\]\s+")
+"""A box of a task list."""
 _SPACES = re.compile(r"\s+")
 _BEFORE_PUNCTUATION = re.compile(r" +(?=[,.!?;:](?:\s|$))")
 _OPEN_END = re.compile(r"[^\W_][\"')\]]*$")
@@ -49,7 +51,7 @@ def words(text: Text, language: str) -> Text:
     """One line without signs that are not spoken."""
     while True:
         links = spoken_links(text.sub(_PICTURES, " "), language)
-        shown = links.sub(_SIGNS, lambda sign: sign[1] or " ").sub(_MARK, "").sub(_HASHTAG, "")
+        shown = links.sub(_TASK, "").sub(_SIGNS, lambda sign: sign[1] or " ").sub(_MARK, "").sub(_HASHTAG, "")
         shown = shown.sub(_SPACES, " ").sub(_BEFORE_PUNCTUATION, "").strip()
         if shown.string == text.string:
             return shown

@@ -30,6 +30,14 @@ _UNITS = {
     "kHz": "frequency-kilohertz",
     "MHz": "frequency-megahertz",
     "GHz": "frequency-gigahertz",
+    "\u043a\u043c/\u0447": "speed-kilometer-per-hour",
+    "\u043a\u043c": "length-kilometer",
+    "\u0441\u043c": "length-centimeter",
+    "\u043c\u043c": "length-millimeter",
+    "\u043c": "length-meter",
+    "\u043a\u0433": "mass-kilogram",
+    "\u0433": "mass-gram",
+    "\u043b": "volume-liter",
 }
 _PERCENT = {
     "ar": "{} \u0628\u0627\u0644\u0645\u0626\u0629",
@@ -65,6 +73,11 @@ _WHOLE_HOURS = {"de", "fr", "ja", "ko", "nl", "zh"}
 _KOREAN_HOURS = ["", "한", "두", "세", "네", "다섯", "여섯", "일곱", "여덟", "아홉", "열", "열한", "열두"]
 """Hours have the native numbers, minutes those of num2words."""
 
+_BEFORE_NOUNS = {"de": ("eins", "ein"), "es": ("uno", "un"), "it": ("uno", "un")}
+"""The numeral one, alone and before a noun."""
+
+_MINUS = re.compile(r"(?<![\w)\]\s])[-\u2212](?=\d)|(?<=\s)[-\u2212](?=\d)")
+
 _POINT_ORDINALS = {"da", "de", "fi", "no"}
 _ORDINAL_ENDINGS = {"es": "\u00ba\u00aa\u00b0", "it": "\u00ba\u00aa\u00b0", "pt": "\u00ba\u00aa\u00b0"}
 _FRENCH_ORDINAL = re.compile(r"(?<!\w)(\d+)(?:er|re|\u00e8me|e)\b")
@@ -98,7 +111,11 @@ class _Rules:
         number, language = self._number, self._language
         money = "|".join(map(re.escape, _CURRENCIES))
         units = "|".join(map(re.escape, _UNITS))
-        text = text.sub(_DATE, self._date).sub(_TIME, self._time)
+        clock = _CLOCKS.get(language, "") if language in _WHOLE_HOURS else ""
+        time = re.compile(rf"{_TIME.pattern}(?:\s?{clock}(?!\w))?" if clock else _TIME.pattern)
+        text = text.sub(_DATE, self._date).sub(time, self._time)
+        if language in numbers.LANGUAGES:
+            text = text.sub(_MINUS, f"{numbers.minus(language)} ")
         text = text.sub(re.compile(rf"(?<!\w)({money})\s?({number})"), lambda m: self._money(m[2], m[1]))
         text = text.sub(re.compile(rf"({number})\s?({money})(?!\w)"), lambda m: self._money(m[1], m[2]))
         if language == "tr":  # the sign stands first
@@ -124,6 +141,16 @@ class _Rules:
     def _words(self, shown: str) -> str:
         value = self._value(shown)
         return numbers.decimal(value, self._language) if self._language in numbers.LANGUAGES else shown
+
+    def _counted(self, shown: str) -> str:
+        """A number before a noun."""
+        words = self._words(shown)
+        alone, before = _BEFORE_NOUNS.get(self._language, ("", ""))
+        if not alone or not words.endswith(alone):
+            return words
+        if words == "veintiuno":
+            return "veinti\u00fan"
+        return words.removesuffix(alone) + before
 
     def _date(self, match: re.Match[str]) -> str:
         from babel.dates import format_date
@@ -156,10 +183,10 @@ class _Rules:
         whole, _, fraction = value.partition(".")
         name = get_currency_name(code, count=Decimal(value), locale=_locale(self._language))
         if len(fraction) != 2:
-            return f"{self._words(shown)} {name}"
+            return f"{self._counted(shown)} {name}"
         name = get_currency_name(code, count=int(whole), locale=_locale(self._language))
         cents = f" {self._words(fraction.lstrip('0'))}" if int(fraction) else ""
-        return f"{self._words(whole)} {name}{cents}"
+        return f"{self._counted(whole)} {name}{cents}"
 
     def _unit(self, match: re.Match[str]) -> str:
         from babel.numbers import format_decimal
@@ -171,7 +198,7 @@ class _Rules:
         value = Decimal(self._value(match[1]))
         locale = _locale(language)
         said = format_unit(value, _UNITS[match[2]], length="long", locale=locale)
-        return _SPACE.sub(" ", said.replace(format_decimal(value, locale=locale), self._words(match[1]), 1))
+        return _SPACE.sub(" ", said.replace(format_decimal(value, locale=locale), self._counted(match[1]), 1))
 
     def _ordinal(self, match: re.Match[str]) -> str:
         words = numbers.ordinal(int(match[1]), self._language)

@@ -34,8 +34,12 @@ _UNITS = {
     "cm": ("centimeter", "centimeters"),
     "mm": ("millimeter", "millimeters"),
     "kg": ("kilogram", "kilograms"),
+    "g": ("gram", "grams"),
+    "m": ("meter", "meters"),
     "mg": ("milligram", "milligrams"),
     "ml": ("milliliter", "milliliters"),
+    "l": ("liter", "liters"),
+    "L": ("liter", "liters"),
     "lbs": ("pounds", "pounds"),
     "lb": ("pound", "pounds"),
     "oz": ("ounce", "ounces"),
@@ -55,7 +59,26 @@ _UNITS = {
     "\u00b0F": ("degree Fahrenheit", "degrees Fahrenheit"),
     "\u00b0": ("degree", "degrees"),
     "ms": ("millisecond", "milliseconds"),
+    "kcal": ("kilocalorie", "kilocalories"),
+    "mm\u00b2": ("square millimeter", "square millimeters"),
+    "cm\u00b2": ("square centimeter", "square centimeters"),
+    "m\u00b2": ("square meter", "square meters"),
+    "km\u00b2": ("square kilometer", "square kilometers"),
+    "m\u00b3": ("cubic meter", "cubic meters"),
 }
+_SHORTENED = {
+    "min": ("minute", "minutes"),
+    "sec": ("second", "seconds"),
+    "hrs": ("hour", "hours"),
+    "hr": ("hour", "hours"),
+    "yrs": ("year", "years"),
+    "yr": ("year", "years"),
+    "wks": ("week", "weeks"),
+    "wk": ("week", "weeks"),
+}
+"""Units that a full stop may follow."""
+
+_PER = "second|minute|hour|day|night|week|month|year|person|head|page|word|kg|km|mile|lb"
 _FRACTIONS = {
     "\u00bd": ("one half", "a half"),
     "\u00bc": ("one quarter", "a quarter"),
@@ -66,6 +89,15 @@ _FRACTIONS = {
 _SHORT_FRACTIONS = {"1/2": "\u00bd", "1/4": "\u00bc", "3/4": "\u00be", "1/3": "\u2153", "2/3": "\u2154"}
 _SIGNS = {"+": "plus", "=": "equals", "\u00d7": "times", "\u00f7": "divided by", "&": "and", "@": "at"}
 _TELEPHONE_DIGITS = range(6, 14)
+_ADDRESS_GROUPS = 4
+"""Of an Internet address."""
+
+_JOINED = re.compile(r"(?<=[A-Z])(?=\d)|(?<=\d)(?=[A-Z](?![A-Za-z]))|(?<=\d)x(?=\d)")
+"""Where letters and digits stand together: MP3, 3D, 4x4."""
+
+_IN_A_YEAR = "|".join(
+    f"(?<=[{word[0].upper()}{word[0]}]{word[1:]} )" for word in ("in", "since", "from", "to", "by", "until")
+)
 
 _NO_NAMES = {"The", "A", "My", "Our", "Your", "His", "Her", "Their", "This", "That"}
 """Words that begin a sentence, before a title."""
@@ -79,7 +111,7 @@ Say = Callable[[re.Match[str]], "str | None"]
 
 def spoken_english(text: Text) -> Text:
     """Numbers, dates, money, units, titles and abbreviations in words, in one line."""
-    text = text.sub(re.compile(_SAID), "")
+    text = text.sub(re.compile(_SAID), "").sub(_JOINED, lambda match: " by " if match[0] else " ")
     found: list[Edit] = []
     taken = bytearray(len(text))
     for pattern, say in _RULES:
@@ -89,9 +121,9 @@ def spoken_english(text: Text) -> Text:
                 found.append((start, end, words))
                 taken[start:end] = b"1" * (end - start)
     found.sort()
-    said = iter(words for _, _, words in found)
-    spoken = flash(text.edited((start, end, _SAID) for start, end, _ in found))
-    return spoken.sub(re.compile(_SAID), lambda _match: next(said))
+    said = iter(words.strip() if words[0] == " " else words for _, _, words in found)
+    edits = ((start, end, f" {_SAID} " if words[0] == " " else _SAID) for start, end, words in found)
+    return flash(text.edited(edits)).sub(re.compile(_SAID), lambda _match: next(said))
 
 
 def number(shown: str) -> str:
@@ -142,7 +174,9 @@ def _time(match: re.Match[str]) -> str:
     """As upstream says it, which however loses the space after it, and takes "amber" for a half of the day."""
     hour, minute = int(match[1]), int(match[2])
     said = f" {'oh ' if minute < 10 else ''}{number(str(minute))}" if minute else ""
-    return number(str(hour)) + said + (f" {match[3].upper()}M" if match[3] else "")
+    half = f" {match[3].upper()}M" if match[3] else ""
+    ends = match[0].endswith(".") and not match.string[match.end() :].strip()
+    return number(str(hour)) + said + half + "." * ends
 
 
 def _unit(match: re.Match[str]) -> str:
@@ -150,10 +184,19 @@ def _unit(match: re.Match[str]) -> str:
     return f"{number(match[1])} {one if match[1] == '1' else many}"
 
 
+def _shortened(match: re.Match[str]) -> str:
+    one, many = _SHORTENED[match[2]]
+    ends = match[0].endswith(".") and not re.match(r"\s+[^A-Z\s]", match.string[match.end() :])
+    return f"{number(match[1])} {one if match[1] == '1' else many}{'.' * ends}"
+
+
 def _version(match: re.Match[str]) -> str | None:
+    groups = match[0].split(".")
+    if len(groups) == _ADDRESS_GROUPS and all(len(group) < 4 for group in groups):
+        return " point ".join(digits(group, "en") for group in groups)
     if sum(map(str.isdigit, match[0])) in _TELEPHONE_DIGITS:
         return None
-    return " point ".join(number(part) for part in match[0].split("."))
+    return " point ".join(map(number, groups))
 
 
 def _fraction(match: re.Match[str]) -> str:
@@ -201,11 +244,19 @@ _RULES: tuple[tuple[re.Pattern[str], Say], ...] = (
         ),
         lambda m: money(m[1], m[2], m[3] or m[4] or ""),
     ),
+    (re.compile(r"(?<![\w.,])(\d+)\s?\u00a2"), lambda m: f"{number(m[1])} {'cent' if m[1] == '1' else 'cents'}"),
+    (re.compile(rf"(?<=\d)/(?=(?:{_PER})\b)"), lambda _m: " per "),
+    (re.compile(r"(?<![\w.,'])([2-8])'\s?(1[01]|\d)(?:\"|''|(?!\w))"), lambda m: f"{number(m[1])} foot {number(m[2])}"),
     (re.compile(rf"(?<![\w.,])({_NUMBER})\s?%"), lambda m: f"{number(m[1])} percent"),
     (re.compile(rf"(?<![\w.,])({_NUMBER})\s?({'|'.join(map(re.escape, _UNITS))})(?![\w/])"), _unit),
+    (re.compile(rf"(?<![\w.,])({_NUMBER})\s?({'|'.join(_SHORTENED)})\b\.?"), _shortened),
     (re.compile(rf"(?<![\w.,])(?:(\d+)\s?)?([{''.join(_FRACTIONS)}])"), _fraction),
     (re.compile(rf"(?<![\w.,/])(?:(\d+)\s)?({'|'.join(_SHORT_FRACTIONS)})(?![\w/])"), _fraction),
     (re.compile(r"\b(1[1-9]|20)(\d)0s\b"), _decade),
+    (re.compile(rf"(?:{_IN_A_YEAR})(1[1-9])00\b(?![,.:]?\d)"), lambda m: f"{number(m[1])} hundred"),
+    (re.compile(r"(?:(?<=[Cc]all )|(?<=[Dd]ial ))\d{3}\b(?![-.,:\s]?\d)"), lambda m: digits(m[0], "en")),
+    (re.compile(r"(?<![\w.,:/$#+-])(?<!\d\s)0\d+(?![\w%])(?!\s?[-.,:/]?\d)"), lambda m: digits(m[0], "en")),
+    (re.compile(r"(?<=\d)\s?\u2013\s?(?=\d)"), lambda _m: " to "),
     (re.compile(r"(?<!\w)['\u2019]?()(\d)0s\b"), _decade),
     (
         re.compile(r"(?<![\w.,])(\d[\d,]*)(?:st|nd|rd|th)\b"),
@@ -217,6 +268,7 @@ _RULES: tuple[tuple[re.Pattern[str], Say], ...] = (
     (re.compile(r"(?<![\w.,])\d+(?=\s[aApP]\.?[mM]\w)"), lambda m: number(m[0])),
     (re.compile(r"(?<![\w)\]\s])[-\u2212](?=\d)|(?<=\s)[-\u2212](?=\d)"), lambda _m: "minus "),
     (re.compile(r"\bNo\.\s?(?=\d)"), lambda _m: "Number "),
+    (re.compile(r"\bProf\.(?=\s[A-Z])"), lambda _m: "Professor"),
     (re.compile(r"\bDr\b\.?"), _title("Doctor", "Drive")),
     (re.compile(r"\bSt\b\.?"), _title("Saint", "Street")),
     (re.compile(r"(?<=\d)\s?([+=\u00d7\u00f7])\s?(?=\d)|\s?([&@])\s?(?=\w)"), lambda m: f" {_SIGNS[m[1] or m[2]]} "),
