@@ -20,7 +20,7 @@ from chatterbox_gateway.logs import Record
 from chatterbox_gateway.metrics import GatewayMetrics
 from chatterbox_gateway.output import Encoder, Output, encode_file
 from chatterbox_gateway.settings import Settings
-from chatterbox_gateway.tracing import Tracing
+from chatterbox_gateway.tracing import CallSpan, Tracing
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class Speaker:
         """The server's audio, chunk by chunk. Raises Refusal where a limit of the key is reached, and the client's
         errors. in_turn: the request is a sentence of a `turn`."""
         options = {"first_chunk_tokens": self._first_chunk_tokens, **self._options(request, record)}
-        with self._call(request, record, "stream", in_turn=in_turn) as client:
+        with self._call(request, record, "stream", in_turn=in_turn) as (client, span):
             chunks = client.stream(request.text, voice=request.voice, **options)
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
-                    _note(record, chunk)
+                    _note(record, span, chunk)
                     yield chunk
 
     @contextlib.contextmanager
@@ -91,9 +91,9 @@ class Speaker:
     async def speak(self, request: SpeechRequest, record: Record) -> Audio:
         """The server's whole audio. Raises what `stream` does."""
         options = self._options(request, record)
-        with self._call(request, record, "speak") as client:
+        with self._call(request, record, "speak") as (client, span):
             audio = await client.speak(request.text, voice=request.voice, **options)
-        _note(record, audio)
+            _note(record, span, audio)
         return audio
 
     async def show_text(self, request: SpeechRequest, record: Record) -> dict[str, Any]:
@@ -155,8 +155,8 @@ class Speaker:
     @contextlib.contextmanager
     def _call(
         self, request: SpeechRequest, record: Record, method: str, *, in_turn: bool = False
-    ) -> Iterator[AsyncClient]:
-        """The client for a request, which counts as long as it is used."""
+    ) -> Iterator[tuple[AsyncClient, CallSpan]]:
+        """The client for a request, which counts as long as it is used, and the span of its call."""
         self.served(request.model)
         record.model = request.model
         record.characters += len(request.text)
@@ -167,12 +167,13 @@ class Speaker:
             else:
                 stack.enter_context(record.caller.speaking(len(request.text)))
                 stack.enter_context(self._metrics.speaking())
-            headers = stack.enter_context(self._tracing.call(f"{request.model}.{method}", record.span))
-            yield self._clients[request.model].with_context(record.id, headers)
+            span = stack.enter_context(self._tracing.call(f"{request.model}.{method}", record.span))
+            yield self._clients[request.model].with_context(record.id, span.headers), span
 
 
-def _note(record: Record, spoken: Audio | Chunk) -> None:
+def _note(record: Record, span: CallSpan, spoken: Audio | Chunk) -> None:
     record.audio_seconds += spoken.duration
     record.tokens += len(spoken.speech_tokens)
     if spoken.stats.get("rtf") is not None:  # silence has none
         record.rtf = float(spoken.stats["rtf"])
+    span.engine(spoken.stats)

@@ -1,4 +1,5 @@
-"""OpenTelemetry: a span for each request, and one below it for its call to Triton, which continues the trace.
+"""OpenTelemetry: a span for each request, one below it for its call to Triton, which continues the trace, and below
+that one the parts of the engine's work.
 
 Without an OTLP endpoint nothing is recorded, and the client's own trace is sent on.
 """
@@ -6,9 +7,11 @@ Without an OTLP endpoint nothing is recorded, and the client's own trace is sent
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -28,6 +31,27 @@ class RequestSpan:
     context: Context
 
 
+@dataclass(frozen=True)
+class CallSpan:
+    """The span of a call to Triton."""
+
+    headers: Mapping[str, str]
+    """To send with it."""
+    tracer: trace.Tracer
+    context: Context
+
+    def engine(self, stats: Mapping[str, Any]) -> None:
+        """Makes spans of what the engine tells of its work. It has a clock of its own: its answer comes about now."""
+        arrived = time.time_ns() - _nanoseconds(stats.get("total_ms", 0.0))
+        for name, (start, end) in stats.get("timeline_ms", {}).items():
+            span = self.tracer.start_span(f"engine.{name}", self.context, start_time=arrived + _nanoseconds(start))
+            span.end(arrived + _nanoseconds(end))
+
+
+def _nanoseconds(milliseconds: float) -> int:
+    return round(milliseconds * 1e6)
+
+
 class Tracing:
     """Makes the spans. provider: where they go; None: nowhere."""
 
@@ -45,13 +69,14 @@ class Tracing:
         return RequestSpan(span, trace.set_span_in_context(span))
 
     @contextmanager
-    def call(self, name: str, request: RequestSpan) -> Iterator[dict[str, str]]:
-        """The span of a call to Triton for a request. Yields the headers to send."""
+    def call(self, name: str, request: RequestSpan) -> Iterator[CallSpan]:
+        """The span of a call to Triton for a request."""
         span = self._tracer.start_span(name, request.context, SpanKind.CLIENT)
         headers: dict[str, str] = {}
-        _W3C.inject(headers, trace.set_span_in_context(span))
+        context = trace.set_span_in_context(span)
+        _W3C.inject(headers, context)
         try:
-            yield headers
+            yield CallSpan(headers, self._tracer, context)
         except Exception as error:
             span.set_status(Status(StatusCode.ERROR, str(error)))
             raise

@@ -60,6 +60,12 @@ def test_a_sentence_comes_back_as_audio(spoken: Spoken, protocol: str) -> None:
     assert audio.seed == 7
     expected = {"seed", "tokens", "segments", "finish_reason", "queue_ms", "ttfa_ms", "t3_ms", "s3gen_ms", "total_ms"}
     assert expected | {"audio_seconds", "rtf", "model", "optimizations"} <= set(audio.stats)
+    timeline = audio.stats["timeline_ms"]
+    assert list(timeline) == ["voice", "queue", "prefill", "decode", "vocode", "finish"]
+    steps = [place for name in ("voice", "queue", "prefill", "decode") for place in timeline[name]]
+    assert [0.0, *steps] == sorted([0.0, *steps])
+    assert timeline["decode"][1] <= timeline["vocode"][1] == timeline["finish"][0] <= timeline["finish"][1]
+    assert timeline["finish"][1] == pytest.approx(audio.stats["total_ms"], abs=0.02)
     assert ("int8" in audio.stats["optimizations"]) == spoken.model.endswith(INT8)
 
 

@@ -220,7 +220,7 @@ def job(number: int = 1, *, stream: bool = False, segments: int = 1, batch: bool
 
 def chunk(of: Job, number: int = 0, *, segment: int = 0, span: Span | None = None) -> Chunk:
     """A chunk of tokens that count from 1; by default a whole utterance of four."""
-    span, times = span or Span.whole(4), Times(voiced=0.0, started=0.0, decoded=0.0)
+    span, times = span or Span.whole(4), Times(voiced=0.0, started=0.0, prefilled=0.0, decoded=0.0)
     tokens = tuple(range(span.start + 1, span.stop + 1))
     finish: FinishReason | None = "stop" if span.last else None
     return Chunk(of, Found(voice("default"), "memory"), segment, number, span, tokens, finish, times)

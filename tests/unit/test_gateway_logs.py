@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import AsyncGenerator
 from typing import Any
 
+import numpy as np
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -18,7 +20,7 @@ from chatterbox_gateway.app import create
 from chatterbox_gateway.logs import JsonFormatter, TextFormatter, request_id
 from chatterbox_gateway.settings import Settings
 from chatterbox_gateway.tracing import Tracing
-from tests.unit.client_fakes import FakeAsyncTransport
+from tests.unit.client_fakes import STATS, FakeAsyncTransport, spoken
 from tests.unit.gateway_fakes import SPEECH, Breaking, call, gateway_of
 
 
@@ -166,6 +168,36 @@ def test_spans_go_from_the_client_to_the_server() -> None:
     assert below.parent.span_id == above.context.span_id
     assert (above.attributes["chatterbox.status"], above.attributes["chatterbox.characters"]) == (200, 6)
     assert transport.sync.contexts[0].headers["traceparent"][36:52] == format(below.context.span_id, "016x")
+
+
+def timed(timeline: dict[str, list[float]]) -> Any:
+    return np.array([[json.dumps({**STATS, "total_ms": 30.0, "timeline_ms": timeline}).encode()]], dtype=np.object_)
+
+
+class Timed(FakeAsyncTransport):
+    """Its streams end with the statistics of its whole answer."""
+
+    async def stream(self, *arguments: Any, **options: Any) -> AsyncGenerator[Any, None]:
+        async for chunk in super().stream(*arguments, **options):
+            yield {**chunk, "stats": self.sync.result["stats"]} if chunk["is_last"] else chunk
+
+
+@pytest.mark.parametrize("how", ["stream", "speak"])
+def test_the_engine_s_work_is_below_the_call(how: str) -> None:
+    exported = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exported))
+    timeline = {"queue": [0.0, 2.0], "prefill": [2.0, 5.0], "decode": [5.0, 20.0], "vocode": [9.0, 28.0]}
+    transport = Timed({**spoken(), "stats": timed(timeline)})
+    gateway = create(transport, Settings(), Tracing(provider))
+    call(gateway, "POST", "/v1/audio/speech", json={**SPEECH, "voice": None, "stream": how == "stream"})
+    *parts, triton, _ = exported.get_finished_spans()
+    assert [span.name for span in parts] == [f"engine.{name}" for name in timeline]
+    assert {span.parent.span_id for span in parts} == {triton.context.span_id}
+    arrived = parts[0].start_time
+    assert {span.name[7:]: [(span.start_time - arrived) / 1e6, (span.end_time - arrived) / 1e6] for span in parts} == (
+        timeline
+    )
 
 
 def test_what_failed_is_an_error_of_both_spans() -> None:

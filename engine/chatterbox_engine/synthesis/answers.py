@@ -22,13 +22,13 @@ class WholeAnswer:
         self._parts: dict[int, tuple[Samples, tuple[int, ...]]] = {}
         self._sums = _Sums()
 
-    def add(self, chunk: Chunk, wave: Samples, seconds: float) -> SynthesisResult | None:
+    def add(self, chunk: Chunk, wave: Samples, vocoding: tuple[float, float]) -> SynthesisResult | None:
         """The answer, once the last segment has come.
 
-        wave: [960 tokens of the window], watermarked; seconds: that the vocoder took and that no other chunk of the
-        request counts.
+        wave: [960 tokens of the window], watermarked; vocoding: from when to when the vocoder worked for it and for no
+        other chunk of the request, by time.monotonic().
         """
-        self._sums.add(chunk, seconds)
+        self._sums.add(chunk, vocoding)
         self._parts[chunk.segment] = wave[: SAMPLES_PER_TOKEN * chunk.span.end], chunk.kept
         segments = chunk.job.segments
         if len(self._parts) < len(segments):
@@ -48,9 +48,9 @@ class StreamAnswer:
         self._samples = 0
         self._sums = _Sums()
 
-    def add(self, chunk: Chunk, wave: Samples, seconds: float) -> SynthesisChunk:
+    def add(self, chunk: Chunk, wave: Samples, vocoding: tuple[float, float]) -> SynthesisChunk:
         """What is sent of a chunk, with statistics when it is the last. The arguments are `WholeAnswer.add`'s."""
-        self._sums.add(chunk, seconds)
+        self._sums.add(chunk, vocoding)
         samples = self._joiner.add(wave, chunk.span)
         self._sums.audible()
         self._samples += len(samples)
@@ -67,13 +67,17 @@ class _Sums:
         self._tokens = 0
         self._at_limit = False
         self._vocoder_seconds = 0.0
+        self._vocoding: tuple[float, float] | None = None
         self._decoded: float | None = None
         self._first_audio: float | None = None
 
-    def add(self, chunk: Chunk, seconds: float) -> None:
+    def add(self, chunk: Chunk, vocoding: tuple[float, float]) -> None:
+        begun, ended = vocoding
         self._tokens += len(chunk.kept)
         self._at_limit |= chunk.finish == "length"
-        self._vocoder_seconds += seconds
+        self._vocoder_seconds += ended - begun
+        first, last = self._vocoding or vocoding
+        self._vocoding = min(first, begun), max(last, ended)
         self._decoded = self._decoded or chunk.times.decoded
 
     def audible(self) -> None:
@@ -102,12 +106,28 @@ class _Sums:
             "s3gen_ms": _ms(self._vocoder_seconds),
             "ttfa_ms": _ms(first_audio - job.arrived),
             "total_ms": _ms(total),
+            "timeline_ms": self._timeline(chunk, now),
             "audio_seconds": round(audio, 3),
             "rtf": round(total / audio, 4) if audio else None,
             # as the well-known Chatterbox servers name it
             "real_time_factor": round(total / audio, 4) if audio else None,
             "inference_speedup": round(audio / total, 2) if total else None,
         }
+
+    def _timeline(self, chunk: Chunk, now: float) -> dict[str, tuple[float, float]]:
+        """Begin and end of each part of the work, from the request's arrival."""
+        assert self._vocoding is not None, "a chunk was added"
+        times, (begun, vocoded) = chunk.times, self._vocoding
+        arrived, decoded = chunk.job.arrived, self._decoded or now
+        parts = {
+            "voice": (arrived, times.voiced),
+            "queue": (times.voiced, times.started),
+            "prefill": (times.started, times.prefilled),
+            "decode": (times.prefilled, decoded),
+            "vocode": (begun, vocoded),
+            "finish": (vocoded, now),
+        }
+        return {name: (_ms(start - arrived), _ms(end - arrived)) for name, (start, end) in parts.items()}
 
 
 def _ms(seconds: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakKeyDictionary
@@ -49,9 +50,11 @@ class Finisher:
         """
         lane = THREADS if chunk.job.batch else chunk.job.number % THREADS
 
+        vocoded = time.monotonic()
+
         def finish() -> None:
             try:
-                self._finish(chunk, wave, seconds, self._answers[lane], send)
+                self._finish(chunk, wave, (vocoded - seconds, vocoded), self._answers[lane], send)
             except BaseException as error:
                 crashed(error)
 
@@ -62,11 +65,11 @@ class Finisher:
         for thread in self._threads:
             thread.shutdown()
 
-    def _finish(self, chunk: Chunk, wave: Samples, seconds: float, answers: Answers, send: Send) -> None:
+    def _finish(self, chunk: Chunk, wave: Samples, vocoding: tuple[float, float], answers: Answers, send: Send) -> None:
         """Watermarks a chunk, alone, so that a stream and a whole answer are marked alike; sends what is complete."""
         job = chunk.job
         if job not in answers:
             answers[job] = StreamAnswer(job, self._served) if chunk.streamed else WholeAnswer(self._served)
-        done = answers[job].add(chunk, self._watermarker.apply(wave), seconds)
+        done = answers[job].add(chunk, self._watermarker.apply(wave), vocoding)
         if done is not None:
             send(job, done)

@@ -69,6 +69,8 @@ class Times:
     """Its voice was found."""
     started: float
     """Its first utterance got a slot."""
+    prefilled: float
+    """Its first token was drawn."""
     decoded: float | None
     """All of its tokens were drawn; None before."""
 

@@ -29,12 +29,17 @@ class Speech:
         self._found = found
         self._voiced = voiced
         self._started: float | None = None
+        self._prefilled: float | None = None
         self._decoded: float | None = None
         self._cursor = None if job.policy is None else Cursor(job.policy, family.cropped)
 
     def start(self) -> None:
         """Notes that an utterance has got a slot."""
         self._started = self._started or time.monotonic()
+
+    def drew(self) -> None:
+        """Notes that a token was drawn."""
+        self._prefilled = self._prefilled or time.monotonic()
 
     def end(self) -> bool:
         """Notes that an utterance has ended; True when all have."""
@@ -64,6 +69,7 @@ class Speech:
 
     def _chunk(self, utterance: Utterance, number: int, span: Span) -> Chunk:
         assert self._started is not None, "an utterance with tokens has been started"
+        assert self._prefilled is not None, "and has drawn the first of them"
         return Chunk(
             job=self.job,
             found=self._found,
@@ -72,7 +78,7 @@ class Speech:
             span=span,
             tokens=tuple(utterance.tokens[span.start : span.stop]),
             finish=utterance.finish if span.last else None,
-            times=Times(self._voiced, self._started, self._decoded),
+            times=Times(self._voiced, self._started, self._prefilled, self._decoded),
         )
 
 
@@ -126,6 +132,7 @@ class Utterance:
 
     def take(self, token: int, stop: int) -> bool:
         """Adds a drawn token; True when the utterance ends with it."""
+        self.speech.drew()
         if token == stop:
             self.finish = "stop"
         else:
