@@ -26,8 +26,9 @@ SPEECH_TOKENS = 6561
 NORMALIZATIONS = ("none", "plain", "spoken")
 """Of a request's text: as upstream reads it; Markdown, addresses and emoji made speakable; numbers in words as well."""
 
-MARKUPS = ("none", "auto")
-"""Of a request's text: `auto` takes SSML where the text is a document of it, else tags in square brackets."""
+MARKUPS = ("none", "auto", "auto_rate")
+"""Of a request's text: `auto` takes SSML where the text is a document of it, else tags in square brackets; with
+`auto_rate` SSML may ask for other rates of speech, which the caller gives the audio."""
 
 PRIORITIES = ("live", "batch")
 """Of a request: somebody waits for it, or it fills what live requests leave free."""
@@ -147,6 +148,8 @@ class SynthesisChunk:
     speech_tokens: npt.NDArray[np.int32]  # [tokens] that the samples were made from
     stats: dict[str, Any] | None
     """Statistics of the whole request, in its last chunk; else None."""
+    rate: float = 1.0
+    """How many times as fast the caller is to play it."""
 
     @property
     def last(self) -> bool:

@@ -10,7 +10,7 @@ second of Opus. PyAV's FFmpeg is built without soxr, which is used directly.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, BinaryIO
@@ -111,9 +111,12 @@ class Encoder:
         self._pipe = _Pipe()
         self._chain = _Chain(output, sample_rate, self._pipe)
 
-    def encode(self, samples: bytes) -> bytes:
-        """Takes raw little-endian samples and returns the bytes that are ready, which may be none."""
-        self._chain.write(np.frombuffer(samples, dtype="<i2"))
+    def encode(self, samples: bytes, rate: float = 1.0) -> bytes:
+        """Takes raw little-endian samples and returns the bytes that are ready, which may be none.
+
+        rate: how many times as fast these samples are played, beside the output's speed.
+        """
+        self._chain.write(np.frombuffer(samples, dtype="<i2"), rate)
         return self._take()
 
     def finish(self) -> bytes:
@@ -127,10 +130,18 @@ class Encoder:
         return taken
 
 
-def encode_file(output: Output, sample_rate: int, samples: bytes) -> bytes:
-    """Makes a file of raw little-endian mono 16-bit samples."""
+def encode_file(
+    output: Output, sample_rate: int, samples: bytes, rates: Sequence[tuple[int, float]] | None = None
+) -> bytes:
+    """Makes a file of raw little-endian mono 16-bit samples. rates: of runs of samples, as `Encoder.encode` takes them;
+    None: 1 for all."""
     buffer = io.BytesIO()
-    write_file(output, sample_rate, [samples], buffer)
+    chain = _Chain(output, sample_rate, buffer)
+    left = np.frombuffer(samples, dtype="<i2")
+    for length, rate in rates or [(len(left), 1.0)]:
+        chain.write(left[:length], rate)
+        left = left[length:]
+    chain.close()
     return buffer.getvalue()
 
 
@@ -159,18 +170,30 @@ class _Chain:
     def __init__(self, output: Output, sample_rate: int, sink: object) -> None:
         format = FORMATS[output.format]
         rate = output.sample_rate or format.sample_rate or sample_rate
-        self._tempo = None if output.speed == 1 else _Tempo(output.speed, sample_rate)
+        self._sample_rate = sample_rate
+        self._output_speed = output.speed
+        self._speed = 1.0
+        self._tempo: _Tempo | None = None
         self._resampler = (
             None if rate == sample_rate else soxr.ResampleStream(sample_rate, rate, 1, dtype="int16", quality="HQ")
         )
         self._writer = _Writer(format, rate, sink, output.bit_rate or format.bit_rate)
 
-    def write(self, samples: Samples) -> None:
+    def write(self, samples: Samples, rate: float = 1.0) -> None:
+        self._set_speed(self._output_speed * rate)
         self._resample(self._tempo.process(samples) if self._tempo else samples, last=False)
 
     def close(self) -> None:
         self._resample(self._tempo.finish() if self._tempo else np.empty(0, np.int16), last=True)
         self._writer.close()
+
+    def _set_speed(self, speed: float) -> None:
+        if speed == self._speed:
+            return
+        if self._tempo is not None:
+            self._resample(self._tempo.finish(), last=False)
+        self._speed = speed
+        self._tempo = None if speed == 1 else _Tempo(speed, self._sample_rate)
 
     def _resample(self, samples: Samples, *, last: bool) -> None:
         if self._resampler is not None:

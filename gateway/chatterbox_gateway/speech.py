@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chatterbox_client.audio import Audio, Chunk
@@ -100,15 +100,17 @@ class Speaker:
         """What `speak` would speak, stage by stage. Raises the client's errors."""
         client = self._clients[self.served(request.model)]
         record.model, record.voice = request.model, request.voice or "default"
-        return await client.show_text(request.text, voice=request.voice, **{**self._text, **request.options})
+        rated = self._rated(request)
+        return await client.show_text(rated.text, voice=rated.voice, **{**self._text, **rated.options})
 
     async def stream_file(self, request: SpeechRequest, output: Output, record: Record) -> AsyncGenerator[bytes, None]:
         """An audio file in pieces, as they are spoken. Raises what `stream` does."""
         encoder: Encoder | None = None
-        async with contextlib.aclosing(self.stream(request, record)) as chunks:
+        async with contextlib.aclosing(self.stream(self._rated(request), record)) as chunks:
             async for chunk in chunks:
                 encoder = encoder or Encoder(output, chunk.sample_rate)
-                if piece := await asyncio.to_thread(encoder.encode, chunk.to_bytes()):
+                rate = chunk.stats.get("rate", 1.0)
+                if piece := await asyncio.to_thread(encoder.encode, chunk.to_bytes(), rate):
                     record.audio_is_ready()
                     yield piece
         if encoder is not None and (piece := await asyncio.to_thread(encoder.finish)):
@@ -117,10 +119,18 @@ class Speaker:
 
     async def file(self, request: SpeechRequest, output: Output, record: Record) -> tuple[bytes, Audio]:
         """A whole audio file, whose header has its length, and what the server answered. Raises what `stream` does."""
-        audio = await self.speak(request, record)
-        file = await asyncio.to_thread(encode_file, output, audio.sample_rate, audio.to_bytes("s16"))
+        audio = await self.speak(self._rated(request), record)
+        samples, rates = audio.to_bytes("s16"), audio.stats.get("rates")
+        file = await asyncio.to_thread(encode_file, output, audio.sample_rate, samples, rates)
         record.audio_is_ready()
         return file, audio
+
+    def _rated(self, request: SpeechRequest) -> SpeechRequest:
+        """The request, whose SSML may ask for other rates of speech: what is encoded here can have them."""
+        markup = request.options.get("markup", self._text["markup"])
+        if markup != "auto":
+            return request
+        return replace(request, options={**request.options, "markup": "auto_rate"})
 
     async def stored_voice(self, names: Iterable[str]) -> str | None:
         """The first of the names under which a voice is stored."""

@@ -97,7 +97,14 @@ def test_the_text_is_shown_stage_by_stage(client: Client) -> None:
     )
     assert [stage["stage"] for stage in shown["stages"]] == ["clean", "markup", "plain", "lexicon", "spoken"]
     (segment,) = shown["segments"]
-    assert segment == {"text": "Ask win at ten thirty.", "start": 1, "end": 25, "language": "en", "pause": 1.0}
+    assert segment == {
+        "text": "Ask win at ten thirty.",
+        "start": 1,
+        "end": 25,
+        "language": "en",
+        "pause": 1.0,
+        "rate": 1.0,
+    }
 
 
 def test_a_changed_lexicon_file_is_used_without_a_restart(front: Front, client: Client, lexicon_file: Path) -> None:
@@ -153,3 +160,18 @@ def test_bad_markup_is_refused_with_its_place(
         refused = httpx.post(f"http://{front.address}/v1/{route}", json=sent)
         assert refused.status_code == 400
         assert reason in refused.json()["error"]["message"]
+
+
+def test_the_gateway_speaks_slowly_where_ssml_says_so(front: Front) -> None:
+    def length(text: str, **options: Any) -> int:
+        body = {"input": text, "seed": 3, "max_seconds": 1, "response_format": "pcm", **options}
+        answer = httpx.post(f"http://{front.address}/v1/audio/speech", json=body, timeout=120)
+        assert answer.status_code == 200, answer.text
+        return len(answer.content) // 2
+
+    plain = length("<speak>One two three.</speak>")
+    for stream in (True, False):
+        slow = '<speak><prosody rate="50%">One two three.</prosody></speak>'
+        assert length(slow, stream=stream) == 2 * plain
+        half = '<speak><prosody rate="50%">One two three.</prosody><break time="1s"/>One two three.</speak>'
+        assert length(half, stream=stream) == pytest.approx(2 * plain + RATE + length("One two three."), abs=RATE // 2)

@@ -151,5 +151,5 @@ def asked(transport: FakeAsyncTransport) -> tuple[str, dict[str, Any]]:
     """The one request that reached it: model and values, without the gateway's own way to read texts."""
     [(model, tensors, _, _)] = transport.sync.calls
     values = {name: tensor.item() for name, tensor in tensors.items()}
-    assert (values.pop("text_normalization"), values.pop("markup")) == (b"plain", b"auto")
+    assert (values.pop("text_normalization"), values.pop("markup")) == (b"plain", b"auto_rate")
     return model, values

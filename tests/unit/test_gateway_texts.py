@@ -12,7 +12,7 @@ from chatterbox_client import InvalidRequest
 from tests.unit.client_fakes import FakeAsyncTransport, spoken
 from tests.unit.gateway_fakes import call, gateway_of
 
-PART = {"text": "Ask win.", "start": 0, "end": 11, "language": "en", "pause": 1.0}
+PART = {"text": "Ask win.", "start": 0, "end": 11, "language": "en", "pause": 1.0, "rate": 1.0}
 SHOWN = {"stages": [{"stage": "clean", "passages": [PART]}], "segments": [PART], "lead": 0.0, "notes": ["left out"]}
 LEXICONS = {"words": {"Nguyen": "win"}, "voices": {"anna": {"York": "yoark"}}, "error": None}
 

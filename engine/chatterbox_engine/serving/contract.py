@@ -209,12 +209,14 @@ def text_outputs(script: Script) -> dict[str, npt.NDArray[Any]]:
 
 def _shown(part: Passage | Segment) -> dict[str, Any]:
     start, end = part.text.source()
-    return {"text": part.text.string, "start": start, "end": end, "language": part.language, "pause": part.pause}
+    place = {"start": start, "end": end, "language": part.language}
+    return {"text": part.text.string, **place, "pause": part.pause, "rate": part.rate}
 
 
 def chunk_outputs(chunk: SynthesisChunk, audio_format: str) -> dict[str, npt.NDArray[Any]]:
-    """A chunk's tensors. Only the last one's statistics have entries."""
-    result = SynthesisResult(chunk.samples, chunk.speech_tokens, chunk.stats or {})
+    """A chunk's tensors. Only the last one's statistics have entries, but for `rate`."""
+    rate = {"rate": chunk.rate} if chunk.rate != 1 else {}
+    result = SynthesisResult(chunk.samples, chunk.speech_tokens, {**(chunk.stats or {}), **rate})
     return {
         **outputs(result, audio_format),
         "chunk_index": np.array([[chunk.index]], dtype=np.int32),

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from chatterbox_engine.metrics import Served
-from chatterbox_engine.synthesis.jobs import Chunk, Job
-from chatterbox_engine.synthesis.join import join
+from chatterbox_engine.synthesis.jobs import Chunk, Job, TokenSegment
+from chatterbox_engine.synthesis.join import join, silence
 from chatterbox_engine.synthesis.streaming import Joiner
 from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, Samples, SynthesisChunk, SynthesisResult
 
@@ -35,8 +35,12 @@ class WholeAnswer:
             return None
         parts = [self._parts[index] for index in range(len(segments))]
         samples = join([part for part, _ in parts], [segment.pause for segment in segments], segments[0].lead)
+        stats = self._sums.stats(chunk, len(samples))
+        if any(segment.rate != 1 for segment in segments):
+            lengths = (_length(part, segment) for (part, _), segment in zip(parts, segments, strict=True))
+            stats["rates"] = [(length, segment.rate) for length, segment in zip(lengths, segments, strict=True)]
         tokens = np.asarray([token for _, kept in parts for token in kept], dtype=np.int32)
-        return SynthesisResult(samples, tokens, {**self._sums.stats(chunk, len(samples)), **self._served.about})
+        return SynthesisResult(samples, tokens, {**stats, **self._served.about})
 
 
 class StreamAnswer:
@@ -57,7 +61,13 @@ class StreamAnswer:
         stats = None
         if chunk.last:
             stats = {**self._sums.stats(chunk, self._samples), "chunks": chunk.number + 1, **self._served.about}
-        return SynthesisChunk(chunk.number, samples, np.asarray(chunk.kept, dtype=np.int32), stats)
+        rate = chunk.job.segments[chunk.segment].rate
+        return SynthesisChunk(chunk.number, samples, np.asarray(chunk.kept, dtype=np.int32), stats, rate)
+
+
+def _length(part: Samples, segment: TokenSegment) -> int:
+    """Samples of a segment and its silences, as `join` makes them."""
+    return len(silence(segment.lead)) + len(part) + len(silence(segment.pause))
 
 
 class _Sums:

@@ -36,6 +36,8 @@ class TokenSegment:
     """Seconds of silence after it."""
     lead: float = 0.0
     """Seconds of silence before it; only the first segment has some."""
+    rate: float = 1.0
+    """How many times as fast the caller is to play it; its silences are so much longer."""
     spans: Sequence[CharSpan] = ()
     """[tokens] Characters [start, end) of the request's text that each token stands for; an empty span: none."""
 

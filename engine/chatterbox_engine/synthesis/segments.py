@@ -52,9 +52,10 @@ class Segmenter:
         for segment in script.segments:
             tokens = self._tokens(segment)
             if tokens is not None:
-                segments.append(self._measured(tokens, max_tokens, segment.pause, 0.0 if segments else lead))
+                segments.append(self._measured(tokens, max_tokens, segment, 0.0 if segments else lead))
             elif segment.ends_passage and segments:
-                segments[-1] = replace(segments[-1], pause=max(segments[-1].pause, segment.pause))
+                last = segments[-1]
+                segments[-1] = replace(last, pause=max(last.pause, segment.pause * last.rate))
             elif segment.ends_passage:
                 lead += segment.pause
         if not segments:
@@ -72,7 +73,7 @@ class Segmenter:
             raise InvalidRequest(f"a sentence has {number} text tokens; the model takes {self._dims.max_text_tokens}")
         return tokens
 
-    def _measured(self, text: Tokens, max_tokens: int, pause: float, lead: float) -> TokenSegment:
+    def _measured(self, text: Tokens, max_tokens: int, segment: Segment, lead: float) -> TokenSegment:
         before, after = self._dims.text_frame
         tokens = (*before, *text.ids, *after)
         spans = text.spans or [(0, 0)]
@@ -81,7 +82,8 @@ class Segmenter:
             tokens,
             prompt_length=self._dims.prefix + len(tokens) + self._dims.bos,
             max_tokens=min(max_tokens, self._dims.max_speech_tokens),
-            pause=pause,
-            lead=lead,
+            pause=segment.pause * segment.rate,
+            lead=lead * segment.rate,
+            rate=segment.rate,
             spans=(*[(first, first)] * len(before), *text.spans, *[(last, last)] * len(after)),
         )

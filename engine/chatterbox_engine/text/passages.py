@@ -120,6 +120,8 @@ class Passage:
     language: str
     pause: float | None = None
     """Seconds of silence after it; None leaves it to the punctuation."""
+    rate: float = 1.0
+    """How many times as fast as usual it is to be played."""
 
 
 @dataclass

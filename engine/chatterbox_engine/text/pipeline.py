@@ -30,6 +30,8 @@ class Segment:
     """Seconds of silence after it."""
     ends_passage: bool
     """Its pause was asked for, and stays when there is nothing to speak in it."""
+    rate: float
+    """How many times as fast as usual it is to be played."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,9 @@ class Reader:
         from chatterbox_engine.text import ssml, tags
         from chatterbox_engine.text.say_as import say_as
 
+        rates = request.markup == "auto_rate"
         if ssml.is_ssml(text.string):
-            return ssml.parse(text, request.language, self.languages, say_as, request.text), True
+            return ssml.parse(text, request.language, self.languages, say_as, request.text, rates=rates), True
         return tags.parse(text, request.language, self.sounds, self.model, request.text), False
 
     def _split(self, passages: Sequence[Passage]) -> Sequence[Segment]:
@@ -100,12 +103,12 @@ class Reader:
         for number, passage in enumerate(passages, 1):
             parts = split(passage.text, passage.language, self.max_chars)
             for part in parts:
-                segments.append(Segment(part.text, passage.language, part.pause, ends_passage=False))
+                segments.append(Segment(part.text, passage.language, part.pause, ends_passage=False, rate=passage.rate))
             last = segments[-1]
             pause = passage.pause
             if pause is None:
                 pause = pause_after(last.text.string) if number < len(passages) else 0.0
-            segments[-1] = Segment(last.text, last.language, pause, ends_passage=True)
+            segments[-1] = replace(last, pause=pause, ends_passage=True)
         return segments
 
 

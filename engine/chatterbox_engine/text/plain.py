@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from chatterbox_engine.text import markdown
 from chatterbox_engine.text.links import spoken_links
@@ -35,8 +36,7 @@ def plain(passage: Passage, *, marked_up: bool) -> tuple[list[Passage], list[str
     """
     language = passage.language
     if marked_up:
-        shown = words(passage.text, language)
-        return ([Passage(shown, language, passage.pause)], [])
+        return [replace(passage, text=words(passage.text, language))], []
     found = markdown.parse(passage.text)
     passages = [Passage(words(block.text, language), language, block.pause) for block in found.blocks]
     passages = [block for block in passages if is_speakable(block.text.string)]

@@ -34,7 +34,10 @@ STRENGTHS = {"none": 0.0, "x-weak": 0.1, "weak": 0.2, "medium": 0.4, "strong": 0
 """Seconds of a break that has no time."""
 
 _PAUSES = {"p": PARAGRAPH_PAUSE, "s": SENTENCE_PAUSE}
-_RATES = ("default", "medium", "100%", "1", "1.0")
+_RATES = {"x-slow": 0.5, "slow": 0.75, "medium": 1.0, "default": 1.0, "fast": 1.25, "x-fast": 1.5}
+_RATE = re.compile(r"(?P<change>[+-])?(?P<number>\d+(?:\.\d+)?)(?P<percent>%)?")
+SLOWEST, FASTEST = 0.25, 4.0
+"""Rates of `prosody`."""
 _SPACES = re.compile(r"\s+")
 _DOCUMENT = re.compile(r"\s*(?:<\?xml\b[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:speak\b|!doctype)", re.IGNORECASE | re.DOTALL)
 
@@ -47,13 +50,15 @@ def is_ssml(text: str) -> bool:
     return _DOCUMENT.match(text) is not None
 
 
-def parse(text: Text, language: str, languages: Collection[str], say_as: SayAs, source: str) -> Passages:
-    """The passages of a document.
+def parse(
+    text: Text, language: str, languages: Collection[str], say_as: SayAs, source: str, *, rates: bool
+) -> Passages:
+    """The passages of a document. rates: whether `prosody` may ask for other rates than the usual one.
 
     Raises InvalidRequest, with line and column in `source`, for what is malformed, an element or an attribute that is
     not in ELEMENTS, a language that is not among `languages`.
     """
-    return _Reader(text, language, languages, say_as, source).read()
+    return _Reader(text, language, languages, say_as, source, rates=rates).read()
 
 
 @dataclass
@@ -63,17 +68,22 @@ class _Open:
     name: str
     attributes: Mapping[str, str]
     language: str
+    rate: float
     begins: int
     """The number of pieces before it."""
 
 
 class _Reader:
-    def __init__(self, text: Text, language: str, languages: Collection[str], say_as: SayAs, source: str) -> None:
+    def __init__(
+        self, text: Text, language: str, languages: Collection[str], say_as: SayAs, source: str, *, rates: bool
+    ) -> None:
         self._text = text
         self._languages = languages
         self._say_as = say_as
         self._source = source
         self._language = language
+        self._rates = rates
+        self._rate = 1.0
         self._open: list[_Open] = []
         self._pieces: list[Text] = []
         self._found = Passages()
@@ -111,14 +121,13 @@ class _Reader:
         if name in _PAUSES:
             self._flush(_PAUSES[name])
         language = self._language_of(name, attributes)
-        if language != self._language:
+        rate = self._rate_of(attributes["rate"]) if "rate" in attributes else self._rate
+        if (language, rate) != (self._language, self._rate):
             self._flush(None)
-        self._open.append(_Open(name, attributes, self._language, len(self._pieces)))
-        self._language = language
+        self._open.append(_Open(name, attributes, self._language, self._rate, len(self._pieces)))
+        self._language, self._rate = language, rate
         if name == "break":
             self._break(attributes)
-        elif name == "prosody" and attributes.get("rate", "default").strip() not in _RATES:
-            self._refuse(f"the rate is {quote(attributes['rate'])}; it must be one of {', '.join(_RATES)}")
 
     def _end(self, name: str) -> None:
         element = self._open.pop()
@@ -126,9 +135,9 @@ class _Reader:
             self._replace(element)
         if name in _PAUSES:
             self._flush(_PAUSES[name])
-        if element.language != self._language or name == "speak":
+        if (element.language, element.rate) != (self._language, self._rate) or name == "speak":
             self._flush(None)
-        self._language = element.language
+        self._language, self._rate = element.language, element.rate
 
     def _characters(self, data: str) -> None:
         at = self._at(self._parser.CurrentByteIndex)
@@ -165,6 +174,19 @@ class _Reader:
             self._flush(None)
             self._found.pause(seconds, more=True)
 
+    def _rate_of(self, given: str) -> float:
+        match = _RATE.fullmatch(given.strip())
+        rate = _RATES.get(given.strip())
+        if match is not None:
+            rate = float(match["number"]) / (100 if match["percent"] else 1)
+            rate = {"+": 1 + rate, "-": 1 - rate, None: rate}[match["change"]]
+        if rate is None or not SLOWEST <= rate <= FASTEST:
+            names = ", ".join(_RATES)
+            self._refuse(f"the rate is {quote(given)}; it must be one of {names}, or from 25% to 400%")
+        if rate != 1 and not self._rates:
+            self._refuse(f"the rate is {quote(given)}; other rates than medium need the gateway, or markup auto_rate")
+        return rate
+
     def _language_of(self, name: str, attributes: Mapping[str, str]) -> str:
         given = attributes.get("xml:lang")
         if given is None:
@@ -186,7 +208,7 @@ class _Reader:
             if self._due and self._found.passages:
                 self._found.pause(self._due)
             self._due = 0.0
-            self._found.add(Passage(text, self._language))
+            self._found.add(Passage(text, self._language, rate=self._rate))
         self._due = max(self._due, pause or 0.0)
 
     def _doctype(self, *_: object) -> None:

@@ -39,6 +39,8 @@ class Part(BaseModel):
     language: str
     pause: float | None
     """Seconds of silence after it; null: not decided yet."""
+    rate: float
+    """How many times as fast as usual it is played."""
 
 
 class Stage(BaseModel):
