@@ -33,8 +33,11 @@ def test_generate(url: str, emotion: str) -> None:
     answer = requests.post(f"{url}/generate", json=body | (SPEAKING if emotion == "happy" else {}), timeout=120)
     answer.raise_for_status()
     result = answer.json()
-    duration = seconds(base64.b64decode(result["audio_base64"]))
-    assert result["audio_duration"] == pytest.approx(duration, abs=0.001)
+    assert result["audio_base64"] == result["audio"]
+    duration = seconds(base64.b64decode(result["audio"]))
+    assert result["audio_duration"] == result["duration"] == pytest.approx(duration, abs=0.001)
+    assert result["queue_time"] >= 0
+    assert (result["emotion_used"], result["text_normalized"]) == (emotion, "Hello there.")
     assert result["rtf"] == pytest.approx(result["generation_time"] / duration, rel=0.01)
     assert (result["sample_rate"], result["seed"]) == (24_000, 3)
 

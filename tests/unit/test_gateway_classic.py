@@ -78,7 +78,10 @@ def test_generate_answers_with_json() -> None:
     spoken_ = answer.json()
     samples, rate = soundfile.read(io.BytesIO(base64.b64decode(spoken_["audio_base64"])))
     assert (len(samples), rate, spoken_["sample_rate"], spoken_["seed"]) == (len(SAMPLES), 24_000, 24_000, 7)
-    assert spoken_["audio_duration"] == pytest.approx(0.12)
+    assert spoken_["audio"] == spoken_["audio_base64"]
+    assert spoken_["audio_duration"] == spoken_["duration"] == pytest.approx(0.12)
+    told = (spoken_["queue_time"], spoken_["emotion_used"], spoken_["text_normalized"])
+    assert told == (0.0, "happy", "Hello.")
     assert spoken_["rtf"] == pytest.approx(spoken_["generation_time"] / 0.12)
     model, values = asked(transport)
     assert (model, values["preset"], values["voice"], values["seed"]) == ("chatterbox", b"happy", b"anna", 7)

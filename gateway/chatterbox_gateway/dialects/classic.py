@@ -46,14 +46,23 @@ class GenerateBody(Sampling):
 class Generated(BaseModel):
     """The audio and how long it took."""
 
+    audio: str
+    """A WAV file in base64."""
     audio_base64: str
-    """A WAV file."""
+    """The same, under another server's name."""
     rtf: float | None
     """Null without audio."""
     generation_time: float
     """Seconds."""
     audio_duration: float
     """Seconds."""
+    duration: float
+    """The same, under another server's name."""
+    queue_time: float
+    """Seconds that the request waited for its first step."""
+    emotion_used: str
+    text_normalized: str
+    """The text with single spaces."""
     sample_rate: int
     seed: int
 
@@ -210,7 +219,17 @@ def _add_speech(routes: APIRouter, speaker: Speaker) -> None:
         file, audio = await _generate(speaker, http.state.record, body)
         response.headers.update(parameters.warning(body.ignored()))
         timing = _timing(http.state.record, audio, body)
-        return Generated(audio_base64=_base64(file), seed=audio.seed, **timing)
+        encoded = _base64(file)
+        return Generated(
+            audio=encoded,
+            audio_base64=encoded,
+            duration=timing["audio_duration"],
+            queue_time=audio.stats.get("queue_ms", 0.0) / 1000,
+            emotion_used=body.emotion or "neutral",
+            text_normalized=" ".join(body.text.split()),
+            seed=audio.seed,
+            **timing,
+        )
 
     @routes.post("/generate/raw", response_class=Response, responses=audio_responses("wav") | speaking)
     async def generate_raw(http: Request, body: Annotated[GenerateBody, Body()]) -> Response:
