@@ -34,7 +34,10 @@ ProtocolName = Annotated[Literal["http", "grpc"], typer.Option(help="How to talk
 Model = Annotated[str, typer.Option(help="Which model of servers that have several.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for the audio of a part.")]
 Address = Annotated[
-    str | None, typer.Option(help="A Ray cluster, or `auto`; by default Ray is started on this machine.")
+    str | None,
+    typer.Option(
+        envvar="RAY_ADDRESS", help="A Ray cluster, or `auto`; by default Ray is started on this machine for the run."
+    ),
 ]
 Actors = Annotated[
     int | None, typer.Option(min=1, help="Processes that speak.", show_default="one per GPU; one with --url")
@@ -95,10 +98,10 @@ def speak(job: Job, speech: Speech, connect: Connect) -> Summary:
 
     @contextmanager
     def on_ray() -> Iterator[Executor]:
-        from chatterbox_batch import pipeline
-
         if isinstance(speaker, Servers):
             _check(speaker)
+        from chatterbox_batch import pipeline
+
         resources = pipeline.Resources(speech.actors, speech.concurrency, own_engine=bool(speech.checkpoint))
         try:
             with pipeline.cluster(speech.address, resources) as running:

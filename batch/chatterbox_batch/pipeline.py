@@ -60,7 +60,12 @@ def cluster(address: str | None, resources: Resources) -> Iterator[Cluster]:
     """A Ray cluster for one run: that at an address, or one of this machine. Raises ConnectionError when there is none
     at the address."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.init(address=address, include_dashboard=None if address else False, logging_level="error", log_to_driver=False)
+    ray.init(
+        address=address or "local",  # else Ray would join a cluster that happens to run here
+        include_dashboard=None if address else False,
+        logging_level="error",
+        log_to_driver=False,
+    )
     try:
         yield Cluster(resources)
     finally:
