@@ -22,8 +22,6 @@ Stream = Callable[[], Iterable[Samples]]
 
 _WINDOW = 30.0
 """Seconds that pyloudnorm gets at once."""
-_ENCODER_MARGIN = 0.5
-"""dB by which the limit is lower than the wanted peak, as AAC and MP3 overshoot."""
 _SILENCE = -70.0
 """dB: below it nothing is amplified (the absolute gate of BS.1770)."""
 
@@ -36,7 +34,7 @@ class Target:
     level: float
     """dB RMS of full scale, or LUFS."""
     peak: float
-    """Highest sample of the encoded file, in dB of full scale."""
+    """Highest sample, in dB of full scale."""
 
 
 PRESETS = {"acx": Target("rms", -20.0, -3.0), "podcast": Target("lufs", -16.0, -1.0)}
@@ -127,8 +125,8 @@ def _level(samples: Iterable[Samples], rate: int, target: Target) -> float:
 
 
 def limit(samples: Iterable[Samples], rate: int, gain: float, peak: float) -> Iterator[Samples]:
-    """The samples after a gain, in dB, without peaks above `peak`, less what an encoder overshoots."""
-    highest = 10 ** ((peak - _ENCODER_MARGIN) / 20)
+    """The samples after a gain, without peaks above `peak`, both in dB."""
+    highest = 10 ** (peak / 20)
     graph = av.filter.Graph()
     source = graph.add_abuffer(sample_rate=rate, format="flt", layout="mono", time_base=Fraction(1, rate))
     limiter = graph.add("alimiter", f"limit={highest:.6f}:attack=5:release=50:level=0:latency=1")

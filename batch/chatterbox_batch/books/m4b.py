@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -29,32 +30,34 @@ def write_m4b(
     tags: Mapping[str, str],
     cover: bytes = b"",
 ) -> None:
-    """Writes a file, which appears when it is whole. chapters: title and seconds, in order; tags: FFmpeg's names.
+    """Writes a file. chapters: title and seconds, in order; tags: FFmpeg's names.
 
     Raises BookError for a cover that is no picture, OSError when the file cannot be written.
     """
     picture = _Cover(cover) if cover else None
-    partial = path.with_name(path.name + ".partial")
     options = {"brand": "M4B ", "movflags": "faststart", "fflags": "bitexact"}  # bitexact: no encoder name
-    try:
-        with av.open(str(partial), "w", format="mp4", options=options) as container:
-            stream = container.add_stream("aac", rate=rate, layout="mono")
-            assert isinstance(stream, av.AudioStream)
-            stream.bit_rate = bit_rate
-            container.metadata.update({"genre": "Audiobook", **tags})
-            container.set_chapters(_marks(chapters))
-            if picture is not None:
-                picture.write(container)
-            written = 0
-            for piece in filter(len, samples):
-                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece)[None], format="fltp", layout="mono")
-                frame.sample_rate, frame.pts, frame.time_base = rate, written, Fraction(1, rate)
-                written += len(piece)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with av.open(str(path), "w", format="mp4", options=options) as container:
+        stream = container.add_stream("aac", rate=rate, layout="mono")
+        assert isinstance(stream, av.AudioStream)
+        stream.bit_rate = bit_rate
+        container.metadata.update({"genre": "Audiobook", **tags})
+        container.set_chapters(_marks(chapters))
+        if picture is not None:
+            picture.write(container)
+        written = 0
+        for piece in filter(len, samples):
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece)[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = rate, written, Fraction(1, rate)
+            written += len(piece)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def peak_of(path: Path) -> float:
+    """The highest sample of a file, in dB of full scale; -inf for silence."""
+    with av.open(str(path)) as container:
+        highest = max((float(np.abs(frame.to_ndarray()).max()) for frame in container.decode(audio=0)), default=0.0)
+    return 20 * math.log10(highest) if highest else -math.inf
 
 
 def _marks(chapters: Sequence[tuple[str, float]]) -> list[av.container.Chapter]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ import soxr
 
 from chatterbox_batch.books import Block, Book, BookError
 from chatterbox_batch.books.loudness import Samples, Target, levelled
-from chatterbox_batch.books.m4b import write_m4b
+from chatterbox_batch.books.m4b import peak_of, write_m4b
 from chatterbox_batch.folder import Folder
 from chatterbox_batch.parts import PART_CHARS, Part, parts_of
 from chatterbox_batch.records import Records
 from chatterbox_batch.rows import Row
 from chatterbox_batch.worker import FADE_SECONDS, fade
 
+_ENCODER_MARGIN = 1.0
+"""dB by which the first attempt's limit is lower than the wanted peak, as AAC overshoots."""
+_ATTEMPTS = 3
+"""To encode the file, each with the margin that the one before lacked."""
 _LEAD_SECONDS = 0.75
 """Silence at the start of a chapter: ACX wants half a second to one."""
 
@@ -85,19 +89,34 @@ def bind(narration: Narration, work: Folder, path: Path, binding: Binding) -> fl
     Raises BookError when some of it has not been spoken, OSError when the file cannot be written.
     """
     chapters = _chapters(narration, work, binding)
-    book = narration.book
-    tags = {"title": book.title, "album": book.title, "artist": book.author, "language": book.language}
     seconds = [chapter.samples() / binding.sample_rate for chapter in chapters]
+    draft, target, margin = path.with_name(path.name + ".partial"), binding.target, _ENCODER_MARGIN
+    try:
+        for _attempt in range(_ATTEMPTS):
+            limited = target and replace(target, peak=target.peak - margin)
+            pieces = (piece for chapter in chapters for piece in chapter.levelled(limited))
+            _write(draft, narration.book, pieces, seconds, binding)
+            excess = 0.0 if target is None else peak_of(draft) - target.peak
+            if excess <= 0:
+                break
+            margin += excess + 0.1
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return sum(seconds)
+
+
+def _write(path: Path, book: Book, pieces: Iterator[Samples], seconds: list[float], binding: Binding) -> None:
+    tags = {"title": book.title, "album": book.title, "artist": book.author, "language": book.language}
     write_m4b(
         path,
-        (piece for chapter in chapters for piece in chapter.levelled(binding.target)),
+        pieces,
         binding.sample_rate,
         [(chapter.title, length) for chapter, length in zip(book.chapters, seconds, strict=True)],
         bit_rate=binding.bit_rate,
         tags={name: value for name, value in tags.items() if value},
         cover=book.cover,
     )
-    return sum(seconds)
 
 
 def _chapters(narration: Narration, work: Folder, binding: Binding) -> list[_Chapter]:
