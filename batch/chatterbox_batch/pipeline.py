@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def cluster(address: str | None, resources: Resources) -> Iterator[Cluster]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(
         address=address or "local",  # else Ray would join a cluster that happens to run here
+        num_cpus=None if address else max(os.cpu_count() or 1, 2),  # one to read beside one that speaks
         include_dashboard=None if address else False,
         logging_level="error",
         log_to_driver=False,
@@ -84,8 +86,9 @@ class Cluster:
         context.enable_progress_bars = False
         context.max_errored_blocks = -1  # a part whose actors died; `run` makes a failure of it
         gpus = int(ray.cluster_resources().get("GPU", 0)) if self._resources.own_engine else 0
+        count = self._resources.actors or max(gpus, 1)
         actors = ActorPoolStrategy(
-            size=self._resources.actors or max(gpus, 1),
+            size=count,
             max_concurrent_calls_per_actor=self._resources.concurrency,
             enable_true_multi_threading=True,
         )
@@ -96,6 +99,7 @@ class Cluster:
             compute=actors,
             batch_size=None,
             batch_format="pyarrow",
+            num_cpus=_cores(count) if self._resources.own_engine and not gpus else 0,
             num_gpus=1 if gpus else None,
             ray_remote_args_fn=lambda: {"max_task_retries": ATTEMPTS - 1},
         )
@@ -106,6 +110,14 @@ class Cluster:
         """See `Executor.join`. Joins take no resources of their own: the actors may have them all."""
         future: Future[Record] = _join.remote(records, output, parts).future()
         return future
+
+
+def _cores(actors: int) -> int:
+    """Cores for each engine on CPUs, which Ray makes its number of threads: those of the smallest node, less one that
+    reads, shared by the actors of a node."""
+    nodes = [cores for node in ray.nodes() if node["Alive"] and (cores := node["Resources"].get("CPU", 0)) >= 1]
+    each = -(-actors // max(len(nodes), 1))
+    return max(1, int(min(nodes, default=1) - 1) // each)
 
 
 class _Actor:
