@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from chatterbox_batch import options
-from chatterbox_client.cli_common import fail, one_line_errors
+from chatterbox_client.cli_common import complain, fail, one_line_errors
 from chatterbox_client.client import DEFAULT_TIMEOUT, Client
 
 book_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -91,6 +91,7 @@ def book(
         narration = Narration(found, _inputs(voice, inputs), seed, part_chars)
         job = Job(narration, Records(Folder(str(work))), Form("flac"), retry_failed=True)
         options.speak(job, speech, context.obj or Client)
+        complain(f"making {output}: {len(found.chapters)} chapters")
         try:
             seconds = bind(narration, job.records.folder, output, Binding(pauses, target, sample_rate, bit_rate * 1000))
         except ValueError as error:  # not all has been spoken, or the cover is no picture
