@@ -30,10 +30,11 @@ def read_rows(location: str, ignored: Collection[str] = ()) -> Iterator[Row]:
 
     Raises InputError, and OSError where the file system does.
     """
-    is_file = PurePosixPath(location).suffix.lower() in KINDS
-    base = location.rpartition("/")[0] if is_file else location.rstrip("/")
+    plain, mark, query = location.partition("?") if "://" in location else (location, "", "")
+    is_file = PurePosixPath(plain).suffix.lower() in KINDS
+    base = (plain.rpartition("/")[0] if is_file else plain.rstrip("/")) or "."
     rows = (row for files, path, name in find(location) for row in _rows(files, path, name, ignored))
-    return _unique(_with_clip(row, base or ".") for row in rows)
+    return _unique(_with_clip(row, base, mark + query) for row in rows)
 
 
 def find(location: str) -> list[tuple[Any, str, str]]:
@@ -57,12 +58,12 @@ def find(location: str) -> list[tuple[Any, str, str]]:
     return [(files, it, str(PurePosixPath(it.removeprefix(root)).with_suffix(""))) for it in known]
 
 
-def _with_clip(row: Row, base: str) -> Row:
+def _with_clip(row: Row, base: str, query: str) -> Row:
     """A row whose clip's relative path is one beside the input: it is read in another process."""
     clip = row.inputs.get("reference_audio")
     if clip is None or "://" in clip or clip.startswith(("data:", "/")):
         return row
-    return replace(row, inputs={**row.inputs, "reference_audio": f"{base}/{clip}"})
+    return replace(row, inputs={**row.inputs, "reference_audio": f"{base}/{clip}{query}"})
 
 
 def _unique(rows: Iterable[Row]) -> Iterator[Row]:
