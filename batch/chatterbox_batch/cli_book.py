@@ -122,17 +122,25 @@ def _inputs(voice: str | None, entries: list[str] | None) -> dict[str, Any]:
     from chatterbox_batch.rows import make_row
 
     given = dict(entry.partition("=")[::2] for entry in entries or [])
+    if not all(given.values()):
+        raise typer.BadParameter("give NAME=VALUE", param_hint="--input")
+    if {"id", "text"} & given.keys():
+        raise typer.BadParameter("the texts are the book's", param_hint="--input")
     row = make_row({"text": "any", **given, **({"voice": voice} if voice else {})}, "")
-    if not all(given.values()) or row.error:
-        why = row.error if all(given.values()) else "give NAME=VALUE"
-        raise typer.BadParameter(why, param_hint="--input")
-    return dict(row.inputs)
+    if row.error:
+        raise typer.BadParameter(row.error, param_hint="--input")
+    clip = row.inputs.get("reference_audio")
+    if clip is None or "://" in clip:
+        return dict(row.inputs)
+    return {**row.inputs, "reference_audio": str(Path(clip).absolute())}  # it is read in other processes
 
 
 def _target(loudness: str, peak: float | None) -> Any:
     from chatterbox_batch.books.loudness import PRESETS, Target
 
     if loudness == "none":
+        if peak is not None:
+            raise typer.BadParameter("nothing is limited without --loudness", param_hint="--peak")
         return None
     try:
         target = PRESETS.get(loudness) or Target("lufs", float(loudness), -3.0)

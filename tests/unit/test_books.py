@@ -325,6 +325,8 @@ def run(*arguments: str) -> Iterator[Any]:
         (["{file}", "--loudness", "3"], "give -60 to 0"),
         (["{file}", "--input", "mood=glad"], "unknown column 'mood'"),
         (["{file}", "--input", "voice"], "give NAME=VALUE"),
+        (["{file}", "--input", "text=Other."], "the texts are the book's"),
+        (["{file}", "--loudness", "none", "--peak", "-3"], "nothing is limited"),
         (["{file}", "--checkpoint", "tiny", "--url", "localhost:8001"], "not both"),
     ],
 )
