@@ -114,6 +114,7 @@ def build(
         served=served,
         family=checkpoint.family,
         stop_token=model.dims.stop_speech,
+        aligned=runner.alignment is not None,
         device=device,
         max_queue=config.max_queue,
         max_batch_queue=config.max_batch_queue,

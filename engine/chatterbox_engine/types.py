@@ -134,8 +134,23 @@ class SynthesisRequest:
     """Words, and what is spoken for them."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_seconds: float = 40.0
+    word_times: bool = False
+    """Its answer says when each word is spoken."""
     priority: str = "live"
     """One of PRIORITIES."""
+
+
+@dataclass(frozen=True)
+class SpokenWord:
+    """A word of a request's text, and when it is spoken."""
+
+    word: str
+    """With its punctuation."""
+    start: float
+    """Seconds from the begin of the answer's audio."""
+    end: float
+    span: tuple[int, int]
+    """Characters [start, end) of the text."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +165,8 @@ class SynthesisChunk:
     """Statistics of the whole request, in its last chunk; else None."""
     rate: float = 1.0
     """How many times as fast the caller is to play it."""
+    words: Sequence[SpokenWord] = ()
+    """Those that end in this chunk, if the request wants word times."""
 
     @property
     def last(self) -> bool:
@@ -164,6 +181,8 @@ class SynthesisResult:
     samples: Samples  # [n] mono, SAMPLE_RATE, in [-1, 1]
     speech_tokens: npt.NDArray[np.int32]  # [tokens], all segments in order
     stats: dict[str, Any]
+    words: Sequence[SpokenWord] = ()
+    """All of the text, if the request wants word times."""
 
 
 class Encoder(Protocol):

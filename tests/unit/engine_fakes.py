@@ -35,6 +35,7 @@ from chatterbox_engine.text.passages import Text
 from chatterbox_engine.types import (
     SAMPLES_PER_TOKEN,
     FinishReason,
+    Reading,
     Samples,
     SynthesisChunk,
     SynthesisRequest,
@@ -67,6 +68,8 @@ class FakeRunner:
         self.threads: list[int] = []
         self.error: Exception | None = None
         self.drawn: dict[int, int] = {}
+        self.place: Callable[[int, int], float] = lambda step, _text: step + 1
+        """Where in a text of so many tokens T3 looks in a step."""
 
     def warm_up(self, report: Callable[[str], None]) -> None:
         report("warm")
@@ -91,12 +94,20 @@ class FakeRunner:
         assert len(self.batches) < self.hold_from or self.gate.wait(WAIT)
         if self.error is not None:
             raise self.error
-        tokens = []
+        tokens, readings = [], []
         for prompt in prompts:
             step = self.drawn[id(prompt)]
             self.drawn[id(prompt)] = step + 1
+            readings.append(reading(self.place(step, len(prompt.text)), len(prompt.text)))
             tokens.append(step if step < len(prompt.text) - 2 else STOP)
-        return SimpleNamespace(read=lambda: tokens)
+        wanted = any(prompt.aligned for prompt in prompts)
+        return SimpleNamespace(read=lambda: tokens, readings=lambda: readings if wanted else [])
+
+
+def reading(place: float, text: int, peak: float = 0.9) -> Reading:
+    """What is read of a step that looks at one place of a text of so many tokens."""
+    ends = [peak if place == text - back else 0.0 for back in (3, 2, 1)]
+    return Reading(place, place, 1.0, peak, place, peak if place < text - 5 else 0.0, *ends)
 
 
 class FakeS3Gen:
@@ -301,6 +312,7 @@ class FakeEngine:
         vocoder_threads: tuple[int, int] | None = None,
         t3_threads: tuple[int, int] | None = None,
         vocoder_batch: int = 8,
+        aligned: bool = True,
     ) -> None:
         self.runner, self.s3gen, self.watermarker = FakeRunner(), FakeS3Gen(), FakeWatermarker()
         self.voices, self.text = FakeVoices(), FakeText()
@@ -329,6 +341,7 @@ class FakeEngine:
             served=served,
             family=ENGLISH,
             stop_token=STOP,
+            aligned=aligned,
             device=CPU,
             max_queue=max_queue,
             max_batch_queue=max_batch_queue,

@@ -9,7 +9,7 @@ import base64
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,8 +70,8 @@ SAMPLING = {
 }
 
 TEXTS = ("text", "voice", "language", "text_normalization", "markup", "lexicon", "preset", "format", "priority")
-INPUTS = (*TEXTS, "reference_audio", *SAMPLING, "seed", "max_seconds")
-OUTPUTS = ("audio", "audio_base64", "sample_rate", "speech_tokens", "stats")
+INPUTS = (*TEXTS, "reference_audio", *SAMPLING, "seed", "max_seconds", "word_times")
+OUTPUTS = ("audio", "audio_base64", "sample_rate", "speech_tokens", "stats", "words")
 
 CHUNKING = {"first_chunk_tokens": "first", "chunk_tokens": "chunk"}
 """Inputs that only streams have, and the fields of ChunkPolicy that they set."""
@@ -153,6 +153,7 @@ def parse(tensors: Tensors, terms: Terms) -> Call:
         max_seconds=seconds.check("max_seconds", _number(tensors, "max_seconds"))
         if "max_seconds" in tensors
         else min(SynthesisRequest.max_seconds, terms.max_seconds),
+        word_times=_boolean(tensors, "word_times"),
         priority=_choice(tensors, "priority", PRIORITIES),
     )
     return Call(request, audio_format)
@@ -196,6 +197,7 @@ def outputs(result: SynthesisResult, audio_format: str) -> dict[str, npt.NDArray
         "sample_rate": np.array([[SAMPLE_RATE]], dtype=np.int32),
         "speech_tokens": result.speech_tokens.astype(np.int32)[None],
         "stats": np.array([[json.dumps(result.stats).encode()]], dtype=np.object_),
+        "words": np.array([[json.dumps(list(map(asdict, result.words))).encode()]], dtype=np.object_),
     }
 
 
@@ -216,7 +218,7 @@ def _shown(part: Passage | Segment) -> dict[str, Any]:
 def chunk_outputs(chunk: SynthesisChunk, audio_format: str) -> dict[str, npt.NDArray[Any]]:
     """A chunk's tensors. Only the last one's statistics have entries, but for `rate`."""
     rate = {"rate": chunk.rate} if chunk.rate != 1 else {}
-    result = SynthesisResult(chunk.samples, chunk.speech_tokens, {**(chunk.stats or {}), **rate})
+    result = SynthesisResult(chunk.samples, chunk.speech_tokens, {**(chunk.stats or {}), **rate}, chunk.words)
     return {
         **outputs(result, audio_format),
         "chunk_index": np.array([[chunk.index]], dtype=np.int32),
@@ -248,6 +250,11 @@ def _scalar(tensors: Tensors, name: str) -> Any:
 
 def _number(tensors: Tensors, name: str) -> float:
     return float(_scalar(tensors, name))
+
+
+def _boolean(tensors: Tensors, name: str) -> bool:
+    """False unless it is given."""
+    return name in tensors and bool(_scalar(tensors, name))
 
 
 def _bytes(tensors: Tensors, name: str) -> bytes:

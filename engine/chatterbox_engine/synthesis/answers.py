@@ -11,7 +11,15 @@ from chatterbox_engine.metrics import Served
 from chatterbox_engine.synthesis.jobs import Chunk, Job, TokenSegment
 from chatterbox_engine.synthesis.join import join, silence
 from chatterbox_engine.synthesis.streaming import Joiner
-from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, Samples, SynthesisChunk, SynthesisResult
+from chatterbox_engine.synthesis.word_times import Heard, WordClock
+from chatterbox_engine.types import (
+    SAMPLE_RATE,
+    SAMPLES_PER_TOKEN,
+    Samples,
+    SpokenWord,
+    SynthesisChunk,
+    SynthesisResult,
+)
 
 
 class WholeAnswer:
@@ -19,7 +27,7 @@ class WholeAnswer:
 
     def __init__(self, served: Served) -> None:
         self._served = served
-        self._parts: dict[int, tuple[Samples, tuple[int, ...]]] = {}
+        self._parts: dict[int, tuple[Samples, tuple[int, ...], Heard]] = {}
         self._sums = _Sums()
 
     def add(self, chunk: Chunk, wave: Samples, vocoding: tuple[float, float]) -> SynthesisResult | None:
@@ -29,18 +37,26 @@ class WholeAnswer:
         other chunk of the request, by time.monotonic().
         """
         self._sums.add(chunk, vocoding)
-        self._parts[chunk.segment] = wave[: SAMPLES_PER_TOKEN * chunk.span.end], chunk.kept
+        self._parts[chunk.segment] = wave[: SAMPLES_PER_TOKEN * chunk.span.end], chunk.kept, Heard.of(chunk)
         segments = chunk.job.segments
         if len(self._parts) < len(segments):
             return None
         parts = [self._parts[index] for index in range(len(segments))]
-        samples = join([part for part, _ in parts], [segment.pause for segment in segments], segments[0].lead)
+        samples = join([part for part, _, _ in parts], [segment.pause for segment in segments], segments[0].lead)
         stats = self._sums.stats(chunk, len(samples))
         if any(segment.rate != 1 for segment in segments):
-            lengths = (_length(part, segment) for (part, _), segment in zip(parts, segments, strict=True))
+            lengths = (_length(part, segment) for (part, _, _), segment in zip(parts, segments, strict=True))
             stats["rates"] = [(length, segment.rate) for length, segment in zip(lengths, segments, strict=True)]
-        tokens = np.asarray([token for _, kept in parts for token in kept], dtype=np.int32)
-        return SynthesisResult(samples, tokens, {**stats, **self._served.about})
+        tokens = np.asarray([token for _, kept, _ in parts for token in kept], dtype=np.int32)
+        return SynthesisResult(samples, tokens, {**stats, **self._served.about}, self._words(chunk.job))
+
+    def _words(self, job: Job) -> list[SpokenWord]:
+        clock, words, begin = WordClock(job), list[SpokenWord](), 0
+        for index, segment in enumerate(job.segments):
+            samples, _, heard = self._parts[index]
+            words += clock.add(heard, begin + len(silence(segment.lead)))
+            begin += _length(samples, segment)
+        return words
 
 
 class StreamAnswer:
@@ -50,11 +66,17 @@ class StreamAnswer:
         self._served = served
         self._joiner = Joiner([segment.pause for segment in job.segments], job.segments[0].lead)
         self._samples = 0
+        self._begin = 0
+        """Samples before the segment."""
+        self._clock = WordClock(job)
         self._sums = _Sums()
 
     def add(self, chunk: Chunk, wave: Samples, vocoding: tuple[float, float]) -> SynthesisChunk:
         """What is sent of a chunk, with statistics when it is the last. The arguments are `WholeAnswer.add`'s."""
         self._sums.add(chunk, vocoding)
+        if chunk.span.begin == 0:
+            self._begin = self._samples + len(silence(chunk.job.segments[chunk.segment].lead))
+        words = self._clock.add(Heard.of(chunk), self._begin)
         samples = self._joiner.add(wave, chunk.span)
         self._sums.audible()
         self._samples += len(samples)
@@ -62,7 +84,8 @@ class StreamAnswer:
         if chunk.last:
             stats = {**self._sums.stats(chunk, self._samples), "chunks": chunk.number + 1, **self._served.about}
         rate = chunk.job.segments[chunk.segment].rate
-        return SynthesisChunk(chunk.number, samples, np.asarray(chunk.kept, dtype=np.int32), stats, rate)
+        tokens = np.asarray(chunk.kept, dtype=np.int32)
+        return SynthesisChunk(chunk.number, samples, tokens, stats, rate, words)
 
 
 def _length(part: Samples, segment: TokenSegment) -> int:

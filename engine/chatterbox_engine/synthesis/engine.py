@@ -27,12 +27,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
 
 from chatterbox_engine.checkpoint.families import Family
-from chatterbox_engine.errors import Cancelled, RequestError
+from chatterbox_engine.errors import Cancelled, InvalidRequest, RequestError
 from chatterbox_engine.kernels.device import own_stream
 from chatterbox_engine.metrics import Metrics, NoMetrics, Status, resident_bytes
 from chatterbox_engine.synthesis.jobs import Answer, Chunk, ChunkAnswer, Job
@@ -46,6 +47,10 @@ from chatterbox_engine.t3.runner import Prompt
 from chatterbox_engine.text.pipeline import Script
 from chatterbox_engine.types import Samples, SynthesisRequest
 from chatterbox_engine.voices.library import Found
+
+UNKNOWN_HEADS = (
+    "which attention heads of this checkpoint follow the text is not known; `python -m tools.alignment` finds them"
+)
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,8 @@ class Engine:
         self, request: SynthesisRequest, answer: Callable[[Any], None], policy: ChunkPolicy | None = None
     ) -> int:
         arrived = time.monotonic()
+        if request.word_times and not self._parts.aligned:
+            raise InvalidRequest(f"word_times: {UNKNOWN_HEADS}")
         text = self._parts.segmenter.segments(request)
         job = Job(next(self._numbers), request, answer, text.segments, policy, arrived, text.notes)
         self._register.take(job)
@@ -283,18 +290,19 @@ class Engine:
         generator = torch.Generator().manual_seed(derive(speech.job.request.seed, utterance.index, T3_DRAWS))
         uniforms = torch.rand(utterance.segment.max_tokens + 1, generator=generator)
         text = torch.tensor(utterance.segment.tokens, dtype=torch.int64)
-        utterance.prompt = Prompt(place.slot, place.rows, text, utterance.sampling, uniforms)
+        utterance.prompt = Prompt(place.slot, place.rows, text, utterance.sampling, uniforms, aligned=utterance.aligned)
         return utterance.prompt
 
     def _publish(self, launched: Launched) -> None:
         """Publishes the tokens of the previous step, so that the device never waits for the host."""
         read, self._pending = self._pending, launched
         for utterances, drawn in read.batches:
-            for utterance, token in zip(utterances, drawn.read(), strict=True):
+            tokens, readings = drawn.read(), drawn.readings()
+            for utterance, token, reading in zip(utterances, tokens, readings or repeat(None), strict=False):
                 # it ended, was cancelled or preempted in the previous step; this token is surplus
                 if utterance.place is None:
                     continue
-                if utterance.take(token, self._parts.stop_token):
+                if utterance.take(token, self._parts.stop_token, reading):
                     self._end(utterance)
                 for chunk in utterance.speech.due(utterance):
                     self._parts.vocoder.put(chunk)

@@ -98,6 +98,9 @@ class Chunk:
     finish: FinishReason | None
     """Why the utterance ended, in its last chunk."""
     times: Times
+    places: tuple[float, ...] = ()
+    """[stop of the span] Where in the segment's text T3 looked at each token from the utterance's begin on, if the
+    request wants word times."""
 
     @property
     def streamed(self) -> bool:

@@ -23,7 +23,7 @@ from chatterbox_engine.synthesis.utterances import Utterance
 from chatterbox_engine.synthesis.vocoder import Requests
 from chatterbox_engine.t3.runner import Prompt
 from chatterbox_engine.text.pipeline import Script
-from chatterbox_engine.types import Samples, SynthesisRequest
+from chatterbox_engine.types import Reading, Samples, SynthesisRequest
 from chatterbox_engine.voices.cache import Voice
 from chatterbox_engine.voices.library import Found
 
@@ -72,6 +72,9 @@ class DrawnTokens(Protocol):
 
     def read(self) -> list[int]:
         """The tokens, in the order of the launch's utterances; waits for the device."""
+
+    def readings(self) -> Sequence[Reading]:
+        """Where T3 looked in each one's text; empty where no utterance of the launch wanted it. After `read`."""
 
 
 class StepRunner(Protocol):
@@ -142,6 +145,8 @@ class Parts:
     family: Family
     stop_token: int
     """T3's, which ends an utterance."""
+    aligned: bool
+    """The runner can read where T3 looks in the text."""
     device: torch.device
     max_queue: int
     max_batch_queue: int

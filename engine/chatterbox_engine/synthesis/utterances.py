@@ -11,7 +11,7 @@ from chatterbox_engine.checkpoint.families import Family
 from chatterbox_engine.synthesis.jobs import Chunk, Job, Times, TokenSegment
 from chatterbox_engine.synthesis.scheduler import Place
 from chatterbox_engine.synthesis.streaming import Cursor, Span
-from chatterbox_engine.types import SPEECH_TOKENS, FinishReason, SamplingParams
+from chatterbox_engine.types import SPEECH_TOKENS, FinishReason, Reading, SamplingParams
 
 if TYPE_CHECKING:
     from chatterbox_engine.t3.runner import Prompt
@@ -79,6 +79,7 @@ class Speech:
             tokens=tuple(utterance.tokens[span.start : span.stop]),
             finish=utterance.finish if span.last else None,
             times=Times(self._voiced, self._started, self._prefilled, self._decoded),
+            places=tuple(utterance.places[: span.stop]) if self.job.request.word_times else (),
         )
 
 
@@ -96,7 +97,14 @@ class Utterance:
     tokens: list[int] = field(default_factory=list)
     """The drawn tokens that are speech, and at the end those that the family appends. T3's vocabulary has more than
     S3Gen's; upstream drops the rest too."""
+    places: list[float] = field(default_factory=list)
+    """Where in the text T3 looked at each of `tokens`; those that are appended are spoken at the last place."""
     finish: FinishReason | None = None
+
+    @property
+    def aligned(self) -> bool:
+        """Its steps are read."""
+        return self.speech.job.request.word_times
 
     @property
     def sampling(self) -> SamplingParams:
@@ -128,10 +136,11 @@ class Utterance:
 
     def restart(self) -> None:
         """Drops all that was drawn; its seed gives the same tokens again."""
-        self.prompt, self.drawn, self.tokens = None, 0, []
+        self.prompt, self.drawn, self.tokens, self.places = None, 0, [], []
 
-    def take(self, token: int, stop: int) -> bool:
-        """Adds a drawn token; True when the utterance ends with it."""
+    def take(self, token: int, stop: int, reading: Reading | None = None) -> bool:
+        """Adds a drawn token; True when the utterance ends with it. reading: of the step that drew it, if it was
+        read; the prefill never is."""
         self.speech.drew()
         if token == stop:
             self.finish = "stop"
@@ -139,6 +148,7 @@ class Utterance:
             self.drawn += 1
             if token < SPEECH_TOKENS:
                 self.tokens.append(token)
+                self.places.append(0.0 if reading is None else reading.centre)
             if self.drawn == self.segment.max_tokens:
                 self.finish = "length"
         if self.finish is not None:
