@@ -6,7 +6,7 @@ with Client("localhost:8000") as client:
     client.speak("Hello there.").save("hello.wav")
 """
 
-from chatterbox_client.audio import Audio, Chunk, concatenate
+from chatterbox_client.audio import Audio, Chunk, Word, concatenate
 from chatterbox_client.client import AsyncClient, Client
 from chatterbox_client.errors import (
     ChatterboxClientError,
@@ -36,5 +36,6 @@ __all__ = [
     "Transport",
     "Unavailable",
     "VoiceInfo",
+    "Word",
     "concatenate",
 ]

@@ -26,6 +26,19 @@ _BLOCK = 65_536
 """Samples per write: libsndfile 1.2.2 overflows its stack when it gets ten minutes of Vorbis in one piece."""
 
 
+@dataclass(frozen=True)
+class Word:
+    """A word of the text, and when it is spoken."""
+
+    word: str
+    """With its punctuation."""
+    start: float
+    """Seconds from the begin of the audio."""
+    end: float
+    span: tuple[int, int]
+    """Its first character in the text, and the one after its last."""
+
+
 @dataclass(frozen=True, eq=False)
 class Audio:
     """What `speak` returns.
@@ -41,6 +54,8 @@ class Audio:
     speech_tokens: npt.NDArray[np.int32]  # [tokens] the S3 tokens that the samples were made from
     stats: Mapping[str, Any]
     """The server's account of the request: seed, tokens, finish_reason, times in milliseconds and more."""
+    words: Sequence[Word] = ()
+    """When each word is spoken, if the request asked for it (`word_times=True`)."""
 
     @property
     def duration(self) -> float:
@@ -90,6 +105,8 @@ class Chunk:
     is_last: bool
     stats: Mapping[str, Any]
     """The server's account of the whole request, in the last chunk; empty before."""
+    words: Sequence[Word] = ()
+    """The words that end in this chunk, if the request asked for them; their times are those of the whole audio."""
 
     @property
     def duration(self) -> float:
@@ -126,6 +143,7 @@ def concatenate(chunks: Sequence[Chunk]) -> Audio:
         sample_rate=chunks[-1].sample_rate,
         speech_tokens=np.concatenate([chunk.speech_tokens for chunk in chunks]),
         stats=chunks[-1].stats,
+        words=[word for chunk in chunks for word in chunk.words],
     )
 
 

@@ -25,6 +25,8 @@ from chatterbox_client.audio import Audio, Chunk, audio_file, concatenate, file_
 from chatterbox_client.cli_common import HeaderOption, Seconds, Url, complain, connect, one_line_errors, parse_headers
 from chatterbox_client.client import DEFAULT_TIMEOUT, Client
 from chatterbox_client.errors import InvalidRequest
+from chatterbox_client.subtitles import subtitle_format
+from chatterbox_client.subtitles import subtitles as of_words
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(cli_voices.app, name="voices")
@@ -64,6 +66,7 @@ def say(
     seed: options.Seed = None,
     max_seconds: options.MaxSeconds = None,
     priority: options.Priority = None,
+    subtitles: options.Subtitles = None,
     show_text: options.ShowText = False,
     stream: options.Streamed = False,
     model: options.Model = "chatterbox",
@@ -74,6 +77,7 @@ def say(
     """Say TEXT and write it to a file: `chatterbox say "Hello." -o hello.wav`."""
     if not show_text:
         _check_output(output)
+        _check_subtitles(subtitles)
     words = _words(text, file, stream=stream and not show_text)
     arguments: dict[str, Any] = {
         "voice": voice,
@@ -82,30 +86,26 @@ def say(
         "text_normalization": text_normalization,
         "markup": markup,
         "lexicon": _lexicon(lexicon),
-        "preset": preset,
-        "seed": seed,
-        "max_seconds": max_seconds,
-        "priority": priority,
-        "exaggeration": exaggeration,
-        "cfg_weight": cfg_weight,
-        "temperature": temperature,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "top_k": top_k,
+        "word_times": True if subtitles else None,
     }
+    arguments |= {"preset": preset, "seed": seed, "max_seconds": max_seconds, "priority": priority}
+    arguments |= {"exaggeration": exaggeration, "cfg_weight": cfg_weight, "temperature": temperature, "top_p": top_p}
+    arguments |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "top_k": top_k}
     protocol = protocol or ("grpc" if stream else "http")
     with one_line_errors(), connect(context, url, protocol, timeout, model=model) as client, _progress(words) as show:
         speak: Callable[..., str] = _show_text if show_text else _stream if stream else _speak
-        line = speak(client, words, arguments, output, show)
+        line = speak(client, words, arguments, output, show, subtitles)
     if line:
         typer.echo(line, err=True)
 
 
-def _speak(client: Client, words: str, arguments: dict[str, Any], output: str, _show: Show) -> str:
+def _speak(
+    client: Client, words: str, arguments: dict[str, Any], output: str, _show: Show, subtitles: str | None
+) -> str:
     """Writes the whole audio; returns what is said about it."""
     audio = client.speak(words, **arguments)
     _write(audio, output)
+    _write_subtitles(audio, subtitles)
     return _figures(audio, output)
 
 
@@ -113,7 +113,9 @@ def _figures(audio: Audio, output: str, first: str = "") -> str:
     return f"{output}: {audio.duration:.2f} s of audio, {first}RTF {audio.rtf:.3f}, seed {audio.seed}"
 
 
-def _show_text(client: Client, words: str, arguments: dict[str, Any], _output: str, _show: Show) -> str:
+def _show_text(
+    client: Client, words: str, arguments: dict[str, Any], _output: str, _show: Show, _subtitles: str | None
+) -> str:
     """Each stage's passages, then the segments with their pauses."""
     shown = client.show_text(words, **arguments)
     for stage in shown["stages"]:
@@ -148,6 +150,17 @@ def _check_output(output: str) -> None:
         raise typer.BadParameter(str(error), param_hint="--output") from error
     if not Path(output).absolute().parent.is_dir():
         raise typer.BadParameter(f"no such folder: {Path(output).parent}", param_hint="--output")
+
+
+def _check_subtitles(path: str | None) -> None:
+    if path is None:
+        return
+    try:
+        subtitle_format(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--subtitles") from error
+    if not Path(path).absolute().parent.is_dir():
+        raise typer.BadParameter(f"no such folder: {Path(path).parent}", param_hint="--subtitles")
 
 
 def _lexicon(entries: list[str] | None) -> dict[str, str] | None:
@@ -196,7 +209,14 @@ def _decoded(content: bytes, name: str, hint: str) -> str:
         raise typer.BadParameter(f"{name} is not UTF-8: {error}", param_hint=hint) from error
 
 
-def _stream(client: Client, words: str | Iterator[str], arguments: dict[str, Any], output: str, show: Show) -> str:
+def _stream(
+    client: Client,
+    words: str | Iterator[str],
+    arguments: dict[str, Any],
+    output: str,
+    show: Show,
+    subtitles: str | None,
+) -> str:
     """Writes chunks as they come, so that what was spoken is there when the rest is not; returns what is said about
     the audio."""
     began, first, kept = time.monotonic(), 0.0, list[Chunk]()
@@ -211,7 +231,9 @@ def _stream(client: Client, words: str | Iterator[str], arguments: dict[str, Any
             if kept and output != "-":
                 complain(f"{output} has the first {sum(it.duration for it in kept):.2f} s")
             raise
-    return _figures(concatenate(kept), output, f"the first after {first * 1000:.0f} ms, ")
+    audio = concatenate(kept)
+    _write_subtitles(audio, subtitles)
+    return _figures(audio, output, f"the first after {first * 1000:.0f} ms, ")
 
 
 @contextmanager
@@ -229,6 +251,11 @@ def _sink(output: str) -> Iterator[Callable[[Chunk], None]]:
             opened[0](chunk.samples)
 
         yield write
+
+
+def _write_subtitles(audio: Audio, path: str | None) -> None:
+    if path is not None:
+        Path(path).write_text(of_words(audio.words, subtitle_format(path)), encoding="utf-8")
 
 
 def _write(audio: Audio, output: str) -> None:

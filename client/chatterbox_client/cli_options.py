@@ -41,6 +41,9 @@ Lexicon = Annotated[
 ShowText = Annotated[
     bool, typer.Option("--show-text", help="Show what would be spoken, stage by stage, and speak nothing.")
 ]
+Subtitles = Annotated[
+    str | None, typer.Option(help="Also write a .srt or .vtt file that says when each word is spoken.")
+]
 Preset = Annotated[
     str | None, typer.Option(help="Named parameters: fast, calm, happy, dramatic ...", show_default="upstream")
 ]

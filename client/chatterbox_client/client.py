@@ -18,6 +18,7 @@ from chatterbox_client.request import (
     audio_of,
     chunks_of,
     chunks_of_async,
+    outputs_of,
     pieces_of,
     pieces_of_async,
     speech_request,
@@ -96,12 +97,15 @@ class Client:
         `exaggeration`, `cfg_weight`, `temperature` (0 is greedy), `top_p`, `min_p`, `repetition_penalty` and `top_k`
         are the model's own; the server refuses those that its model ignores. The same `seed`, text, voice and
         parameters give the same audio. `max_seconds` bounds the audio of each segment of the text. `priority` is `live`
-        or `batch`: work for which nobody waits, done in what live requests leave free.
+        or `batch`: work for which nobody waits, done in what live requests leave free. With `word_times` the audio has
+        `words`.
 
         Raises InvalidRequest, NotFound, Unavailable, Timeout, ConnectionFailed or ServerError, and OSError when the
         reference file cannot be read.
         """
-        return audio_of(self._transport.infer(self._model, request(), OUTPUTS, self._timeout, self._context))
+        tensors = request()
+        outputs = outputs_of(tensors, OUTPUTS)
+        return audio_of(self._transport.infer(self._model, tensors, outputs, self._timeout, self._context))
 
     @takes_arguments_of(speech_request)
     def show_text(self, request: Callable[[], Tensors]) -> dict[str, Any]:
@@ -137,7 +141,8 @@ class Client:
 
     def _stream(self, tensors: Tensors) -> Generator[Chunk, None, None]:
         model = f"{self._model}_stream"
-        return chunks_of(self._transport.stream(model, tensors, STREAM_OUTPUTS, self._timeout, self._context))
+        outputs = outputs_of(tensors, STREAM_OUTPUTS)
+        return chunks_of(self._transport.stream(model, tensors, outputs, self._timeout, self._context))
 
     def with_context(self, request_id: str = "", headers: Mapping[str, str] | None = None) -> Client:
         """This client, whose `speak` and `stream` send an id, which stands in the server's log, and more headers.
@@ -200,7 +205,9 @@ class AsyncClient:
 
         audio = await client.speak("Good evening.", voice="default", seed=7)
         """
-        return audio_of(await self._transport.infer(self._model, request(), OUTPUTS, self._timeout, self._context))
+        tensors = request()
+        outputs = outputs_of(tensors, OUTPUTS)
+        return audio_of(await self._transport.infer(self._model, tensors, outputs, self._timeout, self._context))
 
     @takes_arguments_of(speech_request)
     async def show_text(self, request: Callable[[], Tensors]) -> dict[str, Any]:
@@ -218,7 +225,8 @@ class AsyncClient:
 
     def _stream(self, tensors: Tensors) -> AsyncGenerator[Chunk, None]:
         model = f"{self._model}_stream"
-        return chunks_of_async(self._transport.stream(model, tensors, STREAM_OUTPUTS, self._timeout, self._context))
+        outputs = outputs_of(tensors, STREAM_OUTPUTS)
+        return chunks_of_async(self._transport.stream(model, tensors, outputs, self._timeout, self._context))
 
     def with_context(self, request_id: str = "", headers: Mapping[str, str] | None = None) -> AsyncClient:
         """See `Client.with_context`."""

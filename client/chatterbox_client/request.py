@@ -21,7 +21,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from chatterbox_client.audio import Audio, Chunk
+from chatterbox_client.audio import Audio, Chunk, Word
 from chatterbox_client.errors import InvalidRequest, ServerError, quote
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -41,6 +41,8 @@ NO_CONTEXT = RequestContext()
 
 OUTPUTS = ("audio", "sample_rate", "speech_tokens", "stats")
 STREAM_OUTPUTS = (*OUTPUTS, "chunk_index", "is_last")
+WORDS = "words"
+"""The output that only requests with `word_times` need."""
 
 P = ParamSpec("P")
 SelfT = TypeVar("SelfT")
@@ -67,6 +69,7 @@ def speech_request(
     seed: int | None = None,
     max_seconds: float | None = None,
     priority: str | None = None,
+    word_times: bool | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """The input tensors of one request, each [1, 1]; what is None is left out, so the server's default holds.
 
@@ -93,6 +96,7 @@ def speech_request(
         "seed": _integer("seed", seed, np.int64),
         "max_seconds": _float("max_seconds", max_seconds),
         "priority": _bytes("priority", priority),
+        "word_times": None if word_times is None else np.full((1, 1), bool(word_times)),
     }
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
@@ -117,6 +121,7 @@ def stream_request(
     seed: int | None = None,
     max_seconds: float | None = None,
     priority: str | None = None,
+    word_times: bool | None = None,
     first_chunk_tokens: int | None = None,
     chunk_tokens: int | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
@@ -143,6 +148,7 @@ def stream_request(
         seed=seed,
         max_seconds=max_seconds,
         priority=priority,
+        word_times=word_times,
     )
     sizes = {"first_chunk_tokens": first_chunk_tokens, "chunk_tokens": chunk_tokens}
     chunking = {name: _integer(name, size, np.int32) for name, size in sizes.items()}
@@ -180,6 +186,11 @@ def _piece(piece: object) -> str:
     if not isinstance(piece, str):
         raise InvalidRequest(f"a piece of the text must be a string, not {quote(piece)}")
     return piece
+
+
+def outputs_of(request: Tensors, outputs: Sequence[str]) -> tuple[str, ...]:
+    """Those that a request is answered with."""
+    return (*outputs, *([WORDS] if "word_times" in request else []))
 
 
 def text_request(request: Tensors) -> Tensors:
@@ -238,12 +249,23 @@ def _audio(answer: Tensors, outputs: Sequence[str]) -> dict[str, Any]:
         stats = json.loads(answer["stats"].item())
     except ValueError as error:
         raise ServerError(f"the answer's stats are not JSON: {error}") from error
+    try:
+        words = [Word(**{**word, "span": tuple(word["span"])}) for word in _listed(answer)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ServerError(f"the answer's words are not of this contract: {error}") from error
     return {
         "samples": answer["audio"].reshape(-1).copy(),  # what tritonclient hands out is read-only
         "sample_rate": int(answer["sample_rate"].item()),
         "speech_tokens": answer["speech_tokens"].reshape(-1).copy(),
         "stats": stats,
+        "words": words,
     }
+
+
+def _listed(answer: Tensors) -> list[dict[str, Any]]:
+    """The entries of the words; none where the request asked for none."""
+    listed: list[dict[str, Any]] = json.loads(answer[WORDS].item()) if WORDS in answer else []
+    return listed
 
 
 @dataclass(frozen=True)

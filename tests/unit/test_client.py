@@ -45,6 +45,7 @@ CONTRACT: list[tuple[str, Any, Any, Any]] = [
     ("seed", 2**62, np.int64, 2**62),
     ("max_seconds", 12.5, np.float32, np.float32(12.5)),
     ("priority", "batch", np.object_, b"batch"),
+    ("word_times", True, np.bool_, True),
 ]
 
 
@@ -284,6 +285,7 @@ def test_the_public_names_are_frozen() -> None:
         "Transport",
         "Unavailable",
         "VoiceInfo",
+        "Word",
         "concatenate",
     ]
     assert all(hasattr(chatterbox_client, name) for name in chatterbox_client.__all__)
@@ -298,7 +300,7 @@ def test_the_signature_of_speak_is_frozen_and_the_same_for_both_clients() -> Non
         "preset: str | None = None, exaggeration: float | None = None, cfg_weight: float | None = None, "
         "temperature: float | None = None, top_p: float | None = None, min_p: float | None = None, "
         "repetition_penalty: float | None = None, top_k: int | None = None, seed: int | None = None, "
-        "max_seconds: float | None = None, priority: str | None = None) -> Audio"
+        "max_seconds: float | None = None, priority: str | None = None, word_times: bool | None = None) -> Audio"
     )
     assert inspect.signature(Client.speak) == inspect.signature(AsyncClient.speak)
     assert [*inspect.signature(Client).parameters] == [*inspect.signature(AsyncClient).parameters]

@@ -21,6 +21,7 @@ from chatterbox_client.transports import convert
 HEADERS = {"Content-Type": "application/json", "Accept": "text/event-stream"}
 
 _FULL_SCALE = 32_767
+_TEXTS = ("stats", "words")
 _INTEGERS = {"sample_rate": np.int32, "speech_tokens": np.int32, "chunk_index": np.int32, "is_last": np.bool_}
 
 
@@ -91,6 +92,7 @@ def _tensors(line: bytes) -> dict[str, Any]:
         numbers = {name: np.atleast_2d(np.array(event[name], dtype=kind)) for name, kind in _INTEGERS.items()}
         samples = np.frombuffer(base64.b64decode(event["audio_base64"]), dtype="<i2")
         audio = samples.astype(np.float32)[None] / np.float32(_FULL_SCALE)
-        return {"audio": audio, "stats": np.array([[event["stats"].encode()]], dtype=np.object_), **numbers}
+        texts = {name: np.array([[event[name].encode()]], dtype=np.object_) for name in _TEXTS if name in event}
+        return {"audio": audio, **texts, **numbers}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ServerError(f"the answer is not of this contract: {error}") from error
