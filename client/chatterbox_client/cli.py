@@ -66,6 +66,8 @@ def say(
     seed: options.Seed = None,
     max_seconds: options.MaxSeconds = None,
     priority: options.Priority = None,
+    guard: options.Guard = None,
+    guard_retries: options.GuardRetries = None,
     subtitles: options.Subtitles = None,
     show_text: options.ShowText = False,
     stream: options.Streamed = False,
@@ -86,11 +88,11 @@ def say(
         "text_normalization": text_normalization,
         "markup": markup,
         "lexicon": _lexicon(lexicon),
-        "word_times": True if subtitles else None,
     }
     arguments |= {"preset": preset, "seed": seed, "max_seconds": max_seconds, "priority": priority}
     arguments |= {"exaggeration": exaggeration, "cfg_weight": cfg_weight, "temperature": temperature, "top_p": top_p}
     arguments |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "top_k": top_k}
+    arguments |= {"guard": guard, "guard_retries": guard_retries, "word_times": True if subtitles else None}
     protocol = protocol or ("grpc" if stream else "http")
     with one_line_errors(), connect(context, url, protocol, timeout, model=model) as client, _progress(words) as show:
         speak: Callable[..., str] = _show_text if show_text else _stream if stream else _speak

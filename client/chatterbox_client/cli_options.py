@@ -41,6 +41,11 @@ Lexicon = Annotated[
 ShowText = Annotated[
     bool, typer.Option("--show-text", help="Show what would be spoken, stage by stage, and speak nothing.")
 ]
+Guard = Annotated[
+    str | None,
+    typer.Option(help="off; stop: end speech that has gone wrong; retry: speak it again.", show_default="off"),
+]
+GuardRetries = Annotated[int | None, typer.Option(help="How often, 0 to 5.", show_default="2")]
 Subtitles = Annotated[
     str | None, typer.Option(help="Also write a .srt or .vtt file that says when each word is spoken.")
 ]

@@ -98,7 +98,7 @@ class Client:
         are the model's own; the server refuses those that its model ignores. The same `seed`, text, voice and
         parameters give the same audio. `max_seconds` bounds the audio of each segment of the text. `priority` is `live`
         or `batch`: work for which nobody waits, done in what live requests leave free. With `word_times` the audio has
-        `words`.
+        `words`. `guard` ends (`stop`) speech that has gone wrong, or speaks it again (`retry`, `guard_retries` times).
 
         Raises InvalidRequest, NotFound, Unavailable, Timeout, ConnectionFailed or ServerError, and OSError when the
         reference file cannot be read.

@@ -70,6 +70,8 @@ def speech_request(
     max_seconds: float | None = None,
     priority: str | None = None,
     word_times: bool | None = None,
+    guard: str | None = None,
+    guard_retries: int | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """The input tensors of one request, each [1, 1]; what is None is left out, so the server's default holds.
 
@@ -96,6 +98,8 @@ def speech_request(
         "seed": _integer("seed", seed, np.int64),
         "max_seconds": _float("max_seconds", max_seconds),
         "priority": _bytes("priority", priority),
+        "guard": _bytes("guard", guard),
+        "guard_retries": _integer("guard_retries", guard_retries, np.int32),
         "word_times": None if word_times is None else np.full((1, 1), bool(word_times)),
     }
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -122,6 +126,8 @@ def stream_request(
     max_seconds: float | None = None,
     priority: str | None = None,
     word_times: bool | None = None,
+    guard: str | None = None,
+    guard_retries: int | None = None,
     first_chunk_tokens: int | None = None,
     chunk_tokens: int | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
@@ -149,6 +155,8 @@ def stream_request(
         max_seconds=max_seconds,
         priority=priority,
         word_times=word_times,
+        guard=guard,
+        guard_retries=guard_retries,
     )
     sizes = {"first_chunk_tokens": first_chunk_tokens, "chunk_tokens": chunk_tokens}
     chunking = {name: _integer(name, size, np.int32) for name, size in sizes.items()}

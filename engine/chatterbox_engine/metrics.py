@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from chatterbox_engine.errors import Cancelled, RequestError
+from chatterbox_engine.types import GuardEvent
 
 PUBLISH_SECONDS = 1.0
 
@@ -34,6 +35,8 @@ COUNTERS = {
     "chatterbox_segments_total": "Segments in these answers",
     "chatterbox_cancellations_total": "Requests cancelled by their clients",
     "chatterbox_preemptions_total": "Batch utterances that lost their slot to a live one and start again",
+    "chatterbox_retries_total": "Segments that the guard had spoken again",
+    "chatterbox_trimmed_seconds_total": "Seconds of speech that the guard cut",
     "chatterbox_t3_steps_total": "Decode steps of T3",
     "chatterbox_t3_step_seconds_total": "Wall time of these steps",
     "chatterbox_t3_step_utterances_total": "Utterances decoded in these steps, summed over the steps",
@@ -67,6 +70,10 @@ VoiceSource = Literal["memory", "store", "encoded"]
 VOICES = ("chatterbox_voices_total", "Voices of requests, and those brought into memory, by where they came from")
 VOICE_SOURCES: tuple[VoiceSource, ...] = get_args(VoiceSource)
 """The values of its label `source`."""
+
+GUARD = ("chatterbox_guard_events_total", "Segments with speech that has gone wrong, by what the guard found")
+GUARD_EVENTS: tuple[GuardEvent, ...] = get_args(GuardEvent)
+"""The values of its label `event`."""
 
 ERRORS = ("chatterbox_errors_total", "Requests refused or ended without all of their audio, by kind of error")
 MEMORY = ("chatterbox_memory_bytes", "Memory of the engine's process: resident on the host, held by torch on the GPU")
@@ -171,6 +178,7 @@ class TritonMetrics:
         self._counters = {name: counters(name, text) for name, text in COUNTERS.items()}
         self._counters |= {kind: counters(*ERRORS, kind=kind) for kind in ERROR_KINDS}
         self._counters |= {source: counters(*VOICES, source=source) for source in VOICE_SOURCES}
+        self._counters |= {event: counters(*GUARD, event=event) for event in GUARD_EVENTS}
         self._histograms = {name: self._families.histogram(name, *rest) for name, rest in HISTOGRAMS.items()}
         self._gauges = {name: gauges(*rest) for name, rest in GAUGES.items()}
         self._gauges |= {name: gauges(*MEMORY, kind=kind) for name, kind in MEMORY_KINDS.items()}
@@ -225,6 +233,11 @@ class TritonMetrics:
         self._events.put(("chatterbox_audio_seconds_total", stats["audio_seconds"]))
         self._events.put(("chatterbox_speech_tokens_total", stats["tokens"]))
         self._events.put(("chatterbox_segments_total", stats["segments"]))
+        for event in stats.get("guard_events", ()):
+            self._events.put((event, 1))
+        if "retries" in stats:
+            self._events.put(("chatterbox_retries_total", stats["retries"]))
+            self._events.put(("chatterbox_trimmed_seconds_total", stats["trimmed_seconds"]))
         if stats["priority"] == "batch":
             self._events.put(("chatterbox_batch_requests_total", 1))
             return  # nobody waits for it, so its times say nothing about the service

@@ -33,6 +33,14 @@ MARKUPS = ("none", "auto", "auto_rate")
 PRIORITIES = ("live", "batch")
 """Of a request: somebody waits for it, or it fills what live requests leave free."""
 
+GUARDS = ("off", "stop", "retry", "upstream")
+"""Of a request's speech: none; it ends when it has gone wrong; it is spoken again then; as upstream's analyser of
+Multilingual does."""
+
+GuardEvent = Literal["tail", "stall", "loop", "repeat", "long", "skip", "score"]
+"""What the guard finds: speech after the text's end; a place that is spoken too long; tokens that repeat; text that is
+spoken again; speech that is too long for its characters; text that is not spoken; an alignment that is poor."""
+
 Head = tuple[int, int]
 """An attention head of T3: its layer and its number, both from 0."""
 
@@ -136,6 +144,10 @@ class SynthesisRequest:
     max_seconds: float = 40.0
     word_times: bool = False
     """Its answer says when each word is spoken."""
+    guard: str = "off"
+    """One of GUARDS."""
+    guard_retries: int = 2
+    """How often a segment may be spoken again."""
     priority: str = "live"
     """One of PRIORITIES."""
 

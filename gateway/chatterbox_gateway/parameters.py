@@ -49,6 +49,8 @@ class Sampling(Body):
     seed: int | None = Field(None, description="The same seed gives the same audio.")
     max_seconds: float | None = Field(None, description="Upper bound of the audio of each segment of the text.")
     priority: str | None = Field(None, description="`live`, or `batch`: work for which nobody waits.")
+    guard: str | None = Field(None, description="`off`, `stop` (ends speech that has gone wrong), `retry`.")
+    guard_retries: int | None = Field(None, description="How often, 0 to 5.")
     reference_audio: str | None = Field(None, description="A clip to clone: base64, or a `data:` URI.")
 
     def options(self) -> dict[str, Any]:

@@ -180,7 +180,7 @@ CONFIG_ORDER = (
     *("text", "voice", "reference_audio", "language", "text_normalization", "markup", "lexicon"),
     *("preset", "exaggeration", "cfg_weight"),
     *("temperature", "top_p", "min_p", "repetition_penalty", "top_k", "seed", "max_seconds"),
-    *("word_times", "format", "priority"),
+    *("word_times", "guard", "guard_retries", "format", "priority"),
 )
 
 

@@ -68,8 +68,12 @@ class FakeRunner:
         self.threads: list[int] = []
         self.error: Exception | None = None
         self.drawn: dict[int, int] = {}
-        self.place: Callable[[int, int], float] = lambda step, _text: step + 1
-        """Where in a text of so many tokens T3 looks in a step."""
+        self.attempts: dict[int, int] = {}
+        """How often a text of so many tokens has been begun."""
+        self.token: Callable[[int, int, int], int] = lambda _attempt, step, text: step if step < text - 2 else STOP
+        """What is drawn in an attempt, from 1, and a step for a text of so many tokens."""
+        self.place: Callable[[int, int, int], float] = lambda _attempt, step, _text: step + 1
+        """Where in the text T3 looks then."""
 
     def warm_up(self, report: Callable[[str], None]) -> None:
         report("warm")
@@ -82,6 +86,7 @@ class FakeRunner:
         self.given += [prefix.of for prefix in prefixes]
         for prompt in prompts:
             self.drawn[id(prompt)] = 0
+            self.attempts[len(prompt.text)] = self.attempts.get(len(prompt.text), 0) + 1
         return self._draw(prompts)
 
     def decode(self, prompts: Sequence[Any]) -> Any:
@@ -98,8 +103,9 @@ class FakeRunner:
         for prompt in prompts:
             step = self.drawn[id(prompt)]
             self.drawn[id(prompt)] = step + 1
-            readings.append(reading(self.place(step, len(prompt.text)), len(prompt.text)))
-            tokens.append(step if step < len(prompt.text) - 2 else STOP)
+            case = self.attempts[len(prompt.text)], step, len(prompt.text)
+            readings.append(reading(self.place(*case), len(prompt.text)))
+            tokens.append(self.token(*case))
         wanted = any(prompt.aligned for prompt in prompts)
         return SimpleNamespace(read=lambda: tokens, readings=lambda: readings if wanted else [])
 

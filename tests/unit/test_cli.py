@@ -36,6 +36,8 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "markup": ("--markup", "auto"),
     "preset": ("--preset", "calm"),
     "priority": ("--priority", "batch"),
+    "guard": ("--guard", "retry"),
+    "guard_retries": ("--guard-retries", 3),
     "exaggeration": ("--exaggeration", 0.75),
     "cfg_weight": ("--cfg-weight", 0.25),
     "temperature": ("--temperature", 0.5),

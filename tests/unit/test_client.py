@@ -46,6 +46,8 @@ CONTRACT: list[tuple[str, Any, Any, Any]] = [
     ("max_seconds", 12.5, np.float32, np.float32(12.5)),
     ("priority", "batch", np.object_, b"batch"),
     ("word_times", True, np.bool_, True),
+    ("guard", "retry", np.object_, b"retry"),
+    ("guard_retries", 1, np.int32, 1),
 ]
 
 
@@ -300,7 +302,8 @@ def test_the_signature_of_speak_is_frozen_and_the_same_for_both_clients() -> Non
         "preset: str | None = None, exaggeration: float | None = None, cfg_weight: float | None = None, "
         "temperature: float | None = None, top_p: float | None = None, min_p: float | None = None, "
         "repetition_penalty: float | None = None, top_k: int | None = None, seed: int | None = None, "
-        "max_seconds: float | None = None, priority: str | None = None, word_times: bool | None = None) -> Audio"
+        "max_seconds: float | None = None, priority: str | None = None, word_times: bool | None = None, "
+        "guard: str | None = None, guard_retries: int | None = None) -> Audio"
     )
     assert inspect.signature(Client.speak) == inspect.signature(AsyncClient.speak)
     assert [*inspect.signature(Client).parameters] == [*inspect.signature(AsyncClient).parameters]

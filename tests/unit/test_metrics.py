@@ -124,6 +124,16 @@ def test_batch_requests_are_counted_and_their_times_left_out(metrics: TritonMetr
     assert page["chatterbox_queue_seconds"] is None
 
 
+def test_what_the_guard_did_is_counted(metrics: TritonMetrics, page: Page) -> None:
+    metrics.answered({**STATS, "rtf": 0.25})
+    metrics.answered({**STATS, "rtf": 0.25, "guard_events": ["tail", "skip"], "retries": 2, "trimmed_seconds": 0.5})
+    metrics.publish()
+    assert page["chatterbox_guard_events_total|event=tail"] == 1
+    assert page["chatterbox_retries_total"] == 2
+    assert page["chatterbox_trimmed_seconds_total"] == 0.5
+    assert "chatterbox_guard_events_total|event=loop" in page.values
+
+
 def test_any_number_of_decode_steps_costs_three_calls(metrics: TritonMetrics, page: Page) -> None:
     metrics.publish()
     before = page.calls

@@ -123,7 +123,7 @@ def test_words_have_the_times_of_their_tokens_across_segments_and_pauses() -> No
 
 def test_words_that_are_not_spoken_have_no_length() -> None:
     with FakeEngine() as engine:
-        engine.runner.place = lambda step, _text: min(step + 1, 5)
+        engine.runner.place = lambda _attempt, step, _text: min(step + 1, 5)
         result = whole(engine, TEXT)
     duration = len(result.samples) / 24_000
     assert [(word.start, word.end) for word in result.words[1:]] == [(duration, duration)] * 6

@@ -25,6 +25,7 @@ from chatterbox_engine.text.clean import validate_text
 from chatterbox_engine.text.passages import Passage
 from chatterbox_engine.text.pipeline import Script, Segment
 from chatterbox_engine.types import (
+    GUARDS,
     MARKUPS,
     NORMALIZATIONS,
     PRIORITIES,
@@ -70,8 +71,10 @@ SAMPLING = {
 }
 
 TEXTS = ("text", "voice", "language", "text_normalization", "markup", "lexicon", "preset", "format", "priority")
-INPUTS = (*TEXTS, "reference_audio", *SAMPLING, "seed", "max_seconds", "word_times")
+INPUTS = (*TEXTS, "reference_audio", *SAMPLING, "seed", "max_seconds", "word_times", "guard", "guard_retries")
 OUTPUTS = ("audio", "audio_base64", "sample_rate", "speech_tokens", "stats", "words")
+
+RETRIES = Number(0, 5, kind=int)
 
 CHUNKING = {"first_chunk_tokens": "first", "chunk_tokens": "chunk"}
 """Inputs that only streams have, and the fields of ChunkPolicy that they set."""
@@ -154,6 +157,8 @@ def parse(tensors: Tensors, terms: Terms) -> Call:
         if "max_seconds" in tensors
         else min(SynthesisRequest.max_seconds, terms.max_seconds),
         word_times=_boolean(tensors, "word_times"),
+        guard=_choice(tensors, "guard", GUARDS),
+        guard_retries=_retries(tensors),
         priority=_choice(tensors, "priority", PRIORITIES),
     )
     return Call(request, audio_format)
@@ -250,6 +255,14 @@ def _scalar(tensors: Tensors, name: str) -> Any:
 
 def _number(tensors: Tensors, name: str) -> float:
     return float(_scalar(tensors, name))
+
+
+def _retries(tensors: Tensors) -> int:
+    if "guard_retries" not in tensors:
+        return SynthesisRequest.guard_retries
+    if _text(tensors, "guard", GUARDS[0]) != "retry":
+        raise InvalidRequest("guard_retries needs the guard retry")
+    return int(RETRIES.check("guard_retries", _number(tensors, "guard_retries")))
 
 
 def _boolean(tensors: Tensors, name: str) -> bool:

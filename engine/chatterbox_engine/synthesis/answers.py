@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from chatterbox_engine.metrics import Served
-from chatterbox_engine.synthesis.jobs import Chunk, Job, TokenSegment
+from chatterbox_engine.synthesis.jobs import Chunk, Guarded, Job, TokenSegment
 from chatterbox_engine.synthesis.join import join, silence
 from chatterbox_engine.synthesis.streaming import Joiner
 from chatterbox_engine.synthesis.word_times import Heard, WordClock
 from chatterbox_engine.types import (
     SAMPLE_RATE,
     SAMPLES_PER_TOKEN,
+    TOKENS_PER_SECOND,
     Samples,
     SpokenWord,
     SynthesisChunk,
@@ -102,6 +103,7 @@ class _Sums:
         self._vocoder_seconds = 0.0
         self._vocoding: tuple[float, float] | None = None
         self._decoded: float | None = None
+        self._guarded: list[Guarded] = []
         self._first_audio: float | None = None
 
     def add(self, chunk: Chunk, vocoding: tuple[float, float]) -> None:
@@ -112,6 +114,8 @@ class _Sums:
         first, last = self._vocoding or vocoding
         self._vocoding = min(first, begun), max(last, ended)
         self._decoded = self._decoded or chunk.times.decoded
+        if chunk.guarded is not None:
+            self._guarded.append(chunk.guarded)
 
     def audible(self) -> None:
         """Audio can be sent now."""
@@ -130,6 +134,7 @@ class _Sums:
             **({"notes": list(job.notes)} if job.notes else {}),
             "priority": job.request.priority,
             "finish_reason": "length" if self._at_limit else "stop",
+            **self._guard_stats(),
             "voice": job.request.voice if job.request.reference_audio is None else "reference_audio",
             "characters": len(job.request.text),
             "voice_from": chunk.found.source,
@@ -161,6 +166,19 @@ class _Sums:
             "finish": (vocoded, now),
         }
         return {name: (_ms(start - arrived), _ms(end - arrived)) for name, (start, end) in parts.items()}
+
+    def _guard_stats(self) -> dict[str, Any]:
+        """What the guard did, where there is one."""
+        if not self._guarded:
+            return {}
+        scores = [guarded.score for guarded in self._guarded if guarded.score is not None]
+        trimmed = sum(guarded.trimmed for guarded in self._guarded)
+        return {
+            "alignment_score": round(min(scores), 3) if scores else None,
+            "retries": sum(guarded.retries for guarded in self._guarded),
+            "trimmed_seconds": round(trimmed / TOKENS_PER_SECOND, 2),
+            "guard_events": [guarded.event for guarded in self._guarded if guarded.event is not None],
+        }
 
 
 def _ms(seconds: float) -> float:

@@ -40,7 +40,7 @@ from chatterbox_engine.synthesis.jobs import Answer, Chunk, ChunkAnswer, Job
 from chatterbox_engine.synthesis.parts import DrawnTokens, Parts
 from chatterbox_engine.synthesis.register import Register
 from chatterbox_engine.synthesis.scheduler import Plan
-from chatterbox_engine.synthesis.seeds import T3_DRAWS, derive
+from chatterbox_engine.synthesis.seeds import AGAIN, T3_DRAWS, derive
 from chatterbox_engine.synthesis.streaming import ChunkPolicy
 from chatterbox_engine.synthesis.utterances import Speech, Utterance
 from chatterbox_engine.t3.runner import Prompt
@@ -96,6 +96,7 @@ class Engine:
         self._running = True
         self._speeches: dict[int, Speech] = {}  # by the job's number, until all tokens are drawn
         self._pending = Launched()
+        self._again: list[Utterance] = []  # to be spoken again, once the step that is under way has been read
 
     # Any thread
 
@@ -131,8 +132,9 @@ class Engine:
         self, request: SynthesisRequest, answer: Callable[[Any], None], policy: ChunkPolicy | None = None
     ) -> int:
         arrived = time.monotonic()
-        if request.word_times and not self._parts.aligned:
-            raise InvalidRequest(f"word_times: {UNKNOWN_HEADS}")
+        wanted = "word_times" if request.word_times else "guard" if request.guard != "off" else ""
+        if wanted and not self._parts.aligned:
+            raise InvalidRequest(f"{wanted}: {UNKNOWN_HEADS}")
         text = self._parts.segmenter.segments(request)
         job = Job(next(self._numbers), request, answer, text.segments, policy, arrived, text.notes)
         self._register.take(job)
@@ -287,15 +289,25 @@ class Engine:
         speech, place = utterance.speech, utterance.place
         assert place is not None, "the scheduler gives a place"
         speech.start()
-        generator = torch.Generator().manual_seed(derive(speech.job.request.seed, utterance.index, T3_DRAWS))
+        use = AGAIN + utterance.attempt - 1 if utterance.attempt else T3_DRAWS
+        generator = torch.Generator().manual_seed(derive(speech.job.request.seed, utterance.index, use))
         uniforms = torch.rand(utterance.segment.max_tokens + 1, generator=generator)
         text = torch.tensor(utterance.segment.tokens, dtype=torch.int64)
-        utterance.prompt = Prompt(place.slot, place.rows, text, utterance.sampling, uniforms, aligned=utterance.aligned)
+        utterance.prompt = Prompt(
+            place.slot,
+            place.rows,
+            text,
+            utterance.sampling,
+            uniforms,
+            aligned=utterance.aligned,
+            holding=utterance.holding,
+        )
         return utterance.prompt
 
     def _publish(self, launched: Launched) -> None:
         """Publishes the tokens of the previous step, so that the device never waits for the host."""
         read, self._pending = self._pending, launched
+        again, self._again = self._again, []
         for utterances, drawn in read.batches:
             tokens, readings = drawn.read(), drawn.readings()
             for utterance, token, reading in zip(utterances, tokens, readings or repeat(None), strict=False):
@@ -306,12 +318,17 @@ class Engine:
                     self._end(utterance)
                 for chunk in utterance.speech.due(utterance):
                     self._parts.vocoder.put(chunk)
+        for utterance in again:  # its surplus token of this step has been skipped
+            if utterance.speech.job.number in self._speeches:
+                self._parts.scheduler.add(utterance)
         if launched.decoded:
             self._metrics.stepped(time.monotonic() - launched.began, launched.decoded)
 
     def _end(self, utterance: Utterance) -> None:
         self._parts.scheduler.release(utterance)
-        if utterance.speech.end():
+        if utterance.finish is None:  # the guard wants it spoken again
+            self._again.append(utterance)
+        elif utterance.speech.end():
             job = utterance.speech.job
             del self._speeches[job.number]
             self._register.decoded(job)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatterbox_engine.synthesis.streaming import ChunkPolicy, Span
 from chatterbox_engine.text.passages import CharSpan
-from chatterbox_engine.types import FinishReason, SynthesisChunk, SynthesisRequest, SynthesisResult
+from chatterbox_engine.types import FinishReason, GuardEvent, SynthesisChunk, SynthesisRequest, SynthesisResult
 
 if TYPE_CHECKING:
     from chatterbox_engine.errors import RequestError
@@ -77,6 +77,20 @@ class Times:
     """All of its tokens were drawn; None before."""
 
 
+@dataclass(frozen=True)
+class Guarded:
+    """What the guard did to an utterance."""
+
+    event: GuardEvent | None
+    """What it has found in what is sent."""
+    score: float | None
+    """Of the alignment, from 0 to 1; None where nothing scores it."""
+    retries: int
+    """How often it was spoken again."""
+    trimmed: int
+    """Tokens that were drawn and are not sent."""
+
+
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """A part of an utterance, or all of it, on its way from the tokens to the answer.
@@ -98,6 +112,8 @@ class Chunk:
     finish: FinishReason | None
     """Why the utterance ended, in its last chunk."""
     times: Times
+    guarded: Guarded | None = None
+    """What the guard did, in the utterance's last chunk."""
     places: tuple[float, ...] = ()
     """[stop of the span] Where in the segment's text T3 looked at each token from the utterance's begin on, if the
     request wants word times."""

@@ -6,6 +6,8 @@ import numpy as np
 
 T3_DRAWS = 0
 VOCODER_NOISE = 1
+AGAIN = 1000
+"""T3's draws when a segment is spoken again: this one and the following, one each time."""
 
 
 def derive(seed: int, segment: int, use: int) -> int:

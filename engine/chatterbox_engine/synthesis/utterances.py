@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chatterbox_engine.checkpoint.families import Family
-from chatterbox_engine.synthesis.jobs import Chunk, Job, Times, TokenSegment
+from chatterbox_engine.synthesis import guard
+from chatterbox_engine.synthesis.analyser import Analyser
+from chatterbox_engine.synthesis.guard import Guard
+from chatterbox_engine.synthesis.jobs import Chunk, Guarded, Job, Times, TokenSegment
 from chatterbox_engine.synthesis.scheduler import Place
 from chatterbox_engine.synthesis.streaming import Cursor, Span
 from chatterbox_engine.types import SPEECH_TOKENS, FinishReason, Reading, SamplingParams
@@ -62,7 +65,7 @@ class Speech:
             return
         while self._cursor.segment < len(self.utterances):
             number, current = self._cursor.number, self.utterances[self._cursor.segment]
-            span = self._cursor.take(len(current.tokens), complete=current.finish is not None)
+            span = self._cursor.take(current.settled, complete=current.finish is not None)
             if span is None:
                 return
             yield self._chunk(current, number, span)
@@ -79,6 +82,7 @@ class Speech:
             tokens=tuple(utterance.tokens[span.start : span.stop]),
             finish=utterance.finish if span.last else None,
             times=Times(self._voiced, self._started, self._prefilled, self._decoded),
+            guarded=utterance.guarded if span.last else None,
             places=tuple(utterance.places[: span.stop]) if self.job.request.word_times else (),
         )
 
@@ -101,10 +105,39 @@ class Utterance:
     """Where in the text T3 looked at each of `tokens`; those that are appended are spoken at the last place."""
     finish: FinishReason | None = None
 
+    guarded: Guarded | None = None
+    """What the guard did, once it has ended."""
+
+    def __post_init__(self) -> None:
+        request = self.speech.job.request
+        self._guard: Guard | None = None
+        self._analyser: Analyser | None = None
+        if request.guard in ("stop", "retry"):
+            text = guard.Text.of(self.segment, request.text)
+            self._guard = Guard(text, request.guard_retries if request.guard == "retry" else 0)
+        elif request.guard == "upstream":
+            self._analyser = Analyser(len(self.segment.tokens))
+
     @property
     def aligned(self) -> bool:
         """Its steps are read."""
-        return self.speech.job.request.word_times
+        request = self.speech.job.request
+        return request.word_times or request.guard != "off"
+
+    @property
+    def holding(self) -> bool:
+        """The stop token is not drawn before the text's end."""
+        return self._analyser is not None
+
+    @property
+    def attempt(self) -> int:
+        """How often it has been spoken before."""
+        return 0 if self._guard is None else self._guard.attempt
+
+    @property
+    def settled(self) -> int:
+        """Tokens that will not be dropped again."""
+        return len(self.tokens) if self._guard is None or self.finish is not None else self._guard.settled
 
     @property
     def sampling(self) -> SamplingParams:
@@ -137,23 +170,40 @@ class Utterance:
     def restart(self) -> None:
         """Drops all that was drawn; its seed gives the same tokens again."""
         self.prompt, self.drawn, self.tokens, self.places = None, 0, [], []
+        if self._guard is not None:
+            self._guard.restart()
+        if self._analyser is not None:
+            self._analyser = Analyser(len(self.segment.tokens))
 
     def take(self, token: int, stop: int, reading: Reading | None = None) -> bool:
-        """Adds a drawn token; True when the utterance ends with it. reading: of the step that drew it, if it was
-        read; the prefill never is."""
+        """Adds a drawn token; True when the utterance ends with it, or is spoken again: then `finish` is None. reading:
+        of the step that drew it, if it was read; the prefill never is."""
         self.speech.drew()
-        if token == stop:
-            self.finish = "stop"
-        else:
-            self.drawn += 1
-            if token < SPEECH_TOKENS:
-                self.tokens.append(token)
-                self.places.append(0.0 if reading is None else reading.centre)
-            if self.drawn == self.segment.max_tokens:
-                self.finish = "length"
-        if self.finish is not None:
-            self.tokens += self.family.appended
-        return self.finish is not None
+        if token == stop or (self._analyser is not None and self._analyser.ends(token, reading)):
+            return self._finish("stop", len(self.tokens))
+        self.drawn += 1
+        kept = None
+        if token < SPEECH_TOKENS:
+            self.tokens.append(token)
+            self.places.append(0.0 if reading is None else reading.centre)
+            kept = None if self._guard is None else self._guard.take(token, reading)
+        if kept is not None:
+            return self._finish("stop", kept)
+        return self.drawn == self.segment.max_tokens and self._finish("length", len(self.tokens))
+
+    def _finish(self, finish: FinishReason, kept: int) -> bool:
+        if self._analyser is not None:
+            self.guarded = Guarded(None, None, 0, 0)
+        if self._guard is not None:
+            best = self._guard.finish(kept, finish, begun=self.speech.has_begun(self))
+            if best is None:
+                self.prompt, self.drawn, self.tokens, self.places = None, 0, [], []
+                return True
+            self.tokens, self.places, finish = list(best.tokens), list(best.places), best.finish
+            self.guarded = Guarded(best.event, best.score, self._guard.attempt - 1, best.trimmed)
+        self.finish = finish
+        self.tokens += self.family.appended
+        return True
 
     @property
     def whole(self) -> Span:
