@@ -115,6 +115,7 @@ def build(
         family=checkpoint.family,
         stop_token=model.dims.stop_speech,
         aligned=runner.alignment is not None,
+        usual_peak=alignment_heads(config.alignment_heads, checkpoint).peak,
         device=device,
         max_queue=config.max_queue,
         max_batch_queue=config.max_batch_queue,
@@ -176,7 +177,7 @@ def make_runner(config: Config, checkpoint: Checkpoint, model: Transformer, repo
     graphs = Graphs(device, enabled=config.cuda_graphs)
     compile_mode = choose_compile_mode(config, graphs)
     heads = alignment_heads(config.alignment_heads, checkpoint)
-    return Runner(model, cache, max_slots, family=family, graphs=graphs, compile_mode=compile_mode, heads=heads)
+    return Runner(model, cache, max_slots, family=family, graphs=graphs, compile_mode=compile_mode, heads=heads.heads)
 
 
 def make_scheduler(config: Config, runner: Runner) -> Scheduler[Utterance]:

@@ -74,6 +74,8 @@ class FakeRunner:
         """What is drawn in an attempt, from 1, and a step for a text of so many tokens."""
         self.place: Callable[[int, int, int], float] = lambda _attempt, step, _text: step + 1
         """Where in the text T3 looks then."""
+        self.peak: Callable[[int], float] = lambda _attempt: 0.9
+        """How much attention is there."""
 
     def warm_up(self, report: Callable[[str], None]) -> None:
         report("warm")
@@ -104,7 +106,7 @@ class FakeRunner:
             step = self.drawn[id(prompt)]
             self.drawn[id(prompt)] = step + 1
             case = self.attempts[len(prompt.text)], step, len(prompt.text)
-            readings.append(reading(self.place(*case), len(prompt.text)))
+            readings.append(reading(self.place(*case), len(prompt.text), self.peak(case[0])))
             tokens.append(self.token(*case))
         wanted = any(prompt.aligned for prompt in prompts)
         return SimpleNamespace(read=lambda: tokens, readings=lambda: readings if wanted else [])
@@ -348,6 +350,7 @@ class FakeEngine:
             family=ENGLISH,
             stop_token=STOP,
             aligned=aligned,
+            usual_peak=0.9,
             device=CPU,
             max_queue=max_queue,
             max_batch_queue=max_batch_queue,

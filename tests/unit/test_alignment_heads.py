@@ -10,7 +10,7 @@ import pytest
 
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.checkpoint.families import ENGLISH, MULTILINGUAL_V3, TURBO
-from chatterbox_engine.checkpoint.heads import alignment_heads, keep, kept_path
+from chatterbox_engine.checkpoint.heads import TextHeads, alignment_heads, keep, kept_path
 from chatterbox_engine.errors import CheckpointError, ConfigError
 
 
@@ -23,12 +23,12 @@ def test_the_official_llama_models_have_upstreams_heads() -> None:
 
 
 def test_a_checkpoint_has_its_own_heads_unless_others_are_kept_or_named(tiny: Checkpoint, tmp_path: Path) -> None:
-    assert alignment_heads("auto", tiny, tmp_path) == ((0, 1), (1, 0)) == tiny.dims.alignment_heads
-    path = keep([(1, 1)], tiny, tmp_path)
+    assert alignment_heads("auto", tiny, tmp_path) == TextHeads(((0, 1), (1, 0)))
+    path = keep(TextHeads(((1, 1),), 0.25), tiny, tmp_path)
     assert path == kept_path(tiny.identity, tmp_path)
-    assert alignment_heads("auto", tiny, tmp_path) == ((1, 1),)
-    assert alignment_heads("0:0, 1:1", tiny, tmp_path) == ((0, 0), (1, 1))
-    assert alignment_heads("none", tiny, tmp_path) == ()
+    assert alignment_heads("auto", tiny, tmp_path) == TextHeads(((1, 1),), 0.25)
+    assert alignment_heads("0:0, 1:1", tiny, tmp_path) == TextHeads(((0, 0), (1, 1)))
+    assert alignment_heads("none", tiny, tmp_path) == TextHeads()
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,11 @@ def test_a_setting_that_names_no_heads_is_refused(tiny: Checkpoint, setting: str
         alignment_heads(setting, tiny)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[[9, 9]]", "[1, 0]"])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[[9, 9]]", '{"heads": [[9, 9]], "peak": 0.5}', '{"heads": [[0, 0]], "peak": "high"}']
+)
 def test_a_kept_file_that_names_no_heads_is_refused(tiny: Checkpoint, tmp_path: Path, content: str) -> None:
-    keep([(0, 0)], tiny, tmp_path).write_text(content)
+    keep(TextHeads(((0, 0),)), tiny, tmp_path).write_text(content)
     with pytest.raises(CheckpointError, match="not a list of heads"):
         alignment_heads("auto", tiny, tmp_path)
 

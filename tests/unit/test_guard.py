@@ -61,11 +61,6 @@ def ended_early(runner: Runner) -> None:
     runner.token = lambda _attempt, step, _text: step if step < 30 else STOP
 
 
-def wandering(runner: Runner) -> None:
-    """T3 looks everywhere, a little longer at each next place than elsewhere."""
-    runner.place = lambda _attempt, step, _text: step + 1 if step % 3 else (step * 37) % 60
-
-
 FAULTS = [no_stop, forced_repetition, same_token, stuck, spoken_twice, skipped, ended_early]
 ENDLESS = [no_stop, forced_repetition, same_token, stuck, spoken_twice]
 KINDS = {
@@ -166,6 +161,20 @@ def test_a_tail_is_cut_and_not_spoken_again() -> None:
     with FakeEngine() as engine:
         no_stop(engine.runner)
         assert speak(engine, guard="retry").stats["retries"] == 0
+
+
+def test_speech_of_which_t3_is_unsure_is_spoken_again_and_the_surest_is_taken() -> None:
+    with FakeEngine() as engine:
+        engine.runner.peak = lambda attempt: [0.5, 0.8, 0.7][attempt - 1]
+        engine.runner.token = lambda attempt, step, text: step + 1000 * attempt if step < text - 2 else STOP
+        unsure = speak(engine, guard="retry")
+    with FakeEngine() as engine:
+        engine.runner.peak = lambda attempt: [0.5, 0.85][attempt - 1]
+        sure = speak(engine, guard="retry")
+    assert unsure.speech_tokens[0] == 2000
+    assert (unsure.stats["retries"], unsure.stats["guard_events"]) == (2, ["score"])
+    assert unsure.stats["alignment_score"] == pytest.approx(0.8 / 0.9, abs=0.001)
+    assert (sure.stats["retries"], sure.stats["guard_events"]) == (1, [])
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])

@@ -30,6 +30,7 @@ DIMS = Dims(
     ),
     ReferenceDims(tokenizer_state=128, tokenizer_heads=2, tokenizer_layers=1),
     alignment_heads=((1, 1), (2, 1)),  # which `train_t3` guides
+    alignment_peak=0.74,  # python -m tools.alignment
 )
 
 LIVE_DIGITS = 7

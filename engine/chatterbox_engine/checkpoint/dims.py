@@ -191,6 +191,8 @@ class Dims:
     reference: ReferenceDims = field(default_factory=ReferenceDims)
     alignment_heads: tuple[Head, ...] = ()
     """Heads of T3 that attend to the text that is spoken; none where they are not known."""
+    alignment_peak: float = 0.0
+    """Their usual highest attention on one place of the text; 0 where it is not known."""
 
     def load(self, folder: Path) -> Dims:
         """These sizes, or those that `config.json` of a checkpoint folder states instead. The heads of another T3 are
@@ -202,11 +204,13 @@ class Dims:
         raw = _read(path)
         _refuse_unknown(path, raw, [part.name for part in dataclasses.fields(self)])
         heads = raw.pop(_HEADS, [] if "t3" in raw else self.alignment_heads)
+        peak = raw.pop("alignment_peak", 0.0)
         sized = {name: _edit(path, getattr(self, name), sizes) for name, sizes in raw.items()}
         loaded = dataclasses.replace(self, **sized, alignment_heads=())
         try:
-            return dataclasses.replace(loaded, alignment_heads=loaded.t3.checked_heads(heads))
-        except ValueError as error:
+            checked = loaded.t3.checked_heads(heads)
+            return dataclasses.replace(loaded, alignment_heads=checked, alignment_peak=float(peak))
+        except (ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: {_HEADS}: {error}") from error
 
     def with_s3gen(self, folder: Path) -> Dims:
@@ -214,7 +218,7 @@ class Dims:
         official ones, or those that its `config.json` states."""
         path = folder / "config.json"
         parts = {name: sizes for name, sizes in _read(path).items() if name in ("s3gen", "reference")}
-        fresh = Dims(self.t3, alignment_heads=self.alignment_heads)
+        fresh = Dims(self.t3, alignment_heads=self.alignment_heads, alignment_peak=self.alignment_peak)
         return dataclasses.replace(
             fresh, **{name: _edit(path, getattr(fresh, name), sizes) for name, sizes in parts.items()}
         )

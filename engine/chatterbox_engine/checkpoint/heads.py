@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
@@ -16,10 +16,20 @@ from chatterbox_engine.environment import cache_folder
 from chatterbox_engine.errors import CheckpointError, ConfigError
 from chatterbox_engine.types import Head
 
+
+@dataclass(frozen=True)
+class TextHeads:
+    """Heads of T3 that follow the text."""
+
+    heads: tuple[Head, ...] = ()
+    peak: float = 0.0
+    """Their usual highest attention on one place of the text; 0 where it is not known."""
+
+
 AUTO, NONE = "auto", "none"
 
 
-def alignment_heads(setting: str, checkpoint: Checkpoint, cache: Path | None = None) -> tuple[Head, ...]:
+def alignment_heads(setting: str, checkpoint: Checkpoint, cache: Path | None = None) -> TextHeads:
     """The heads that a setting means: `auto` (those found and kept, else the checkpoint's own), `none`, or a list like
     `12:15,13:11,9:2` of layers and heads.
 
@@ -27,25 +37,27 @@ def alignment_heads(setting: str, checkpoint: Checkpoint, cache: Path | None = N
     that cannot be used.
     """
     if setting == NONE:
-        return ()
+        return TextHeads()
     if setting == AUTO:
         path = kept_path(checkpoint.identity, cache)
-        return _read(path, checkpoint) if path.is_file() else checkpoint.dims.alignment_heads
+        own = TextHeads(checkpoint.dims.alignment_heads, checkpoint.dims.alignment_peak)
+        return _read(path, checkpoint) if path.is_file() else own
     pairs = [re.fullmatch(r"\s*(\d+):(\d+)\s*", part) for part in setting.split(",")]
     if not all(pairs):
         raise ConfigError(f"alignment_heads is {setting!r}; it must be auto, none, or a list like 12:15,13:11,9:2")
     try:
-        return checkpoint.dims.t3.checked_heads([[int(pair[1]), int(pair[2])] for pair in pairs if pair])
+        named = [[int(pair[1]), int(pair[2])] for pair in pairs if pair]
+        return TextHeads(checkpoint.dims.t3.checked_heads(named))
     except ValueError as error:
         raise ConfigError(f"alignment_heads: {error}") from error
 
 
-def keep(heads: Sequence[Head], checkpoint: Checkpoint, cache: Path | None = None) -> Path:
+def keep(heads: TextHeads, checkpoint: Checkpoint, cache: Path | None = None) -> Path:
     """Keeps the heads of a checkpoint for all engines that will serve it. Returns the file."""
     path = kept_path(checkpoint.identity, cache)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(heads) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(asdict(heads)) + "\n", encoding="utf-8")
     partial.rename(path)
     return path
 
@@ -55,8 +67,9 @@ def kept_path(identity: str, cache: Path | None = None) -> Path:
     return (cache or cache_folder()) / "alignment" / f"{identity}.json"
 
 
-def _read(path: Path, checkpoint: Checkpoint) -> tuple[Head, ...]:
+def _read(path: Path, checkpoint: Checkpoint) -> TextHeads:
     try:
-        return checkpoint.dims.t3.checked_heads(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return TextHeads(checkpoint.dims.t3.checked_heads(kept["heads"]), float(kept["peak"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: not a list of heads: {error}") from error

@@ -257,7 +257,7 @@ class Engine:
     def _begin(self, job: Job, found: Found, voiced: float) -> None:
         if job not in self._register:  # cancelled meanwhile
             return
-        speech = self._speeches[job.number] = Speech(job, found, voiced, self._parts.family)
+        speech = self._speeches[job.number] = Speech(job, found, voiced, self._parts.family, self._parts.usual_peak)
         for utterance in speech.utterances:
             self._parts.scheduler.add(utterance)
 

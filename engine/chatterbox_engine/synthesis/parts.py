@@ -147,6 +147,8 @@ class Parts:
     """T3's, which ends an utterance."""
     aligned: bool
     """The runner can read where T3 looks in the text."""
+    usual_peak: float
+    """The usual `Reading.peak` of clean speech; 0 where it is not known."""
     device: torch.device
     max_queue: int
     max_batch_queue: int

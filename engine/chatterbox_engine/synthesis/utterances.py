@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class Speech:
     """A request with its voice and its utterances."""
 
-    def __init__(self, job: Job, found: Found, voiced: float, family: Family) -> None:
-        """voiced: when the voice was found, by time.monotonic()."""
+    def __init__(self, job: Job, found: Found, voiced: float, family: Family, usual_peak: float = 0.0) -> None:
+        """voiced: when the voice was found, by time.monotonic(); usual_peak: as `Parts.usual_peak`."""
+        self.usual_peak = usual_peak
         self.job = job
         self.voice = found.voice
         self.utterances = [Utterance(self, index, segment, family) for index, segment in enumerate(job.segments)]
@@ -113,7 +114,7 @@ class Utterance:
         self._guard: Guard | None = None
         self._analyser: Analyser | None = None
         if request.guard in ("stop", "retry"):
-            text = guard.Text.of(self.segment, request.text)
+            text = guard.Text.of(self.segment, request.text, self.speech.usual_peak)
             self._guard = Guard(text, request.guard_retries if request.guard == "retry" else 0)
         elif request.guard == "upstream":
             self._analyser = Analyser(len(self.segment.tokens))
