@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from chatterbox_client.audio import Audio, Chunk
+from chatterbox_client.audio import Audio, Chunk, Word
 from chatterbox_client.client import AsyncClient
 from chatterbox_client.errors import NotFound, quote
 from chatterbox_client.transports import AsyncTransport
@@ -19,6 +19,7 @@ from chatterbox_client.voices import AsyncVoiceList
 from chatterbox_gateway.logs import Record
 from chatterbox_gateway.metrics import GatewayMetrics
 from chatterbox_gateway.output import Encoder, Output, encode_file
+from chatterbox_gateway.played import PlayedTimes
 from chatterbox_gateway.settings import Settings
 from chatterbox_gateway.tracing import CallSpan, Tracing
 
@@ -103,13 +104,20 @@ class Speaker:
         rated = self._rated(request)
         return await client.show_text(rated.text, voice=rated.voice, **{**self._text, **rated.options})
 
-    async def stream_file(self, request: SpeechRequest, output: Output, record: Record) -> AsyncGenerator[bytes, None]:
-        """An audio file in pieces, as they are spoken. Raises what `stream` does."""
+    async def stream_file(
+        self, request: SpeechRequest, output: Output, record: Record, *, words: list[Word] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """An audio file in pieces, as they are spoken. Raises what `stream` does. words: gets the words of the chunks
+        that have been spoken, if the request asks for them."""
         encoder: Encoder | None = None
+        played = PlayedTimes()
         async with contextlib.aclosing(self.stream(self._rated(request), record)) as chunks:
             async for chunk in chunks:
                 encoder = encoder or Encoder(output, chunk.sample_rate)
                 rate = chunk.stats.get("rate", 1.0)
+                played.add(chunk.duration, rate * output.speed)
+                if words is not None:
+                    words += played.of(chunk.words)
                 if piece := await asyncio.to_thread(encoder.encode, chunk.to_bytes(), rate):
                     record.audio_is_ready()
                     yield piece

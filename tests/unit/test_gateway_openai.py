@@ -9,15 +9,17 @@ import json
 import logging
 import socket
 import struct
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
 from chatterbox_client import InvalidRequest, NotFound, ServerError, Timeout, Unavailable
 from chatterbox_client.transports import open_async_transport
-from tests.unit.client_fakes import FakeAsyncTransport, fake_server
+from tests.unit.client_fakes import FakeAsyncTransport, fake_server, spoken_chunks
 from tests.unit.gateway_fakes import (
     PCM,
     SPEECH,
@@ -74,6 +76,40 @@ def test_events_carry_the_audio_and_the_counts() -> None:
     assert b"".join(base64.b64decode(event["audio"]) for event in deltas) == PCM
     usage = {"input_tokens": 6, "output_tokens": 3, "total_tokens": 9}
     assert done == {"type": "speech.audio.done", "usage": usage}
+
+
+class SpeakingWords(FakeAsyncTransport):
+    """Chunks of 40 ms, each with a word; the second one is played twice as fast."""
+
+    async def stream(self, *_: Any) -> AsyncGenerator[dict[str, Any], None]:
+        for index, chunk in enumerate(spoken_chunks()):
+            word = {"word": "abc"[index], "start": 0.04 * index, "end": 0.04 * index + 0.02, "span": [index, index + 1]}
+            stats = {**json.loads(chunk["stats"].item()), **({"rate": 2.0} if index == 1 else {})}
+            yield {**chunk, "words": bytes_of([word]), "stats": bytes_of(stats)}
+
+
+def bytes_of(value: Any) -> np.ndarray[Any, Any]:
+    return np.array([[json.dumps(value).encode()]], dtype=np.object_)
+
+
+def test_words_are_events_with_the_times_at_which_they_are_played() -> None:
+    with serving(SpeakingWords) as url:
+        body = {**SPEECH, "stream_format": "sse", "word_times": True, "speed": 0.5}
+        answer = httpx.post(f"{url}/audio/speech", json=body)
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n")[:-1]]
+    words = [word for event in events if event["type"] == "speech.audio.words" for word in event["words"]]
+    assert [(word["word"], word["start"], word["end"]) for word in words] == [
+        ("a", 0.0, 0.04),
+        ("b", 0.08, 0.1),
+        ("c", 0.12, 0.16),
+    ]
+    assert words[1]["span"] == [1, 2]
+
+
+def test_word_times_without_events_are_refused() -> None:
+    refused = call(gateway_of(FakeAsyncTransport()), "POST", "/v1/audio/speech", json={**SPEECH, "word_times": True})
+    assert refused.status_code == 400
+    assert "word_times needs stream_format: sse" in refused.text
 
 
 @pytest.mark.parametrize(("stored", "spoken"), [(("anna", "nova"), b"nova"), (("anna",), None), ((), None)])

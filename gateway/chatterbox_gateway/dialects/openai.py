@@ -10,12 +10,14 @@ import base64
 import contextlib
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, File, Form, Query, Request, UploadFile
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
+from chatterbox_client.audio import Word
 from chatterbox_client.errors import InvalidRequest, NotFound, quote
 from chatterbox_gateway import errors, parameters
 from chatterbox_gateway.audio_response import AudioResponse, begun
@@ -60,6 +62,7 @@ class SpeechFields(Sampling):
     preset: str | None = Field(None, description="A named set of sampling parameters.")
     first_chunk_tokens: int | None = Field(None, description="Size of a stream's first chunk, in tokens of 40 ms.")
     chunk_tokens: int | None = Field(None, description="Size of its second chunk.")
+    word_times: bool | None = Field(None, description="Events with the times of words; needs stream_format sse.")
     instructions: str | None = Field(None, description="Ignored.")
 
     def ignored(self) -> list[str]:
@@ -68,7 +71,7 @@ class SpeechFields(Sampling):
 
     def options(self) -> dict[str, Any]:
         """See `Sampling`."""
-        others = {"preset": self.preset, **self._chunking()}
+        others = {"preset": self.preset, "word_times": self.word_times or None, **self._chunking()}
         return super().options() | {name: value for name, value in others.items() if value is not None}
 
     def sent(self) -> Literal["whole", "stream", "events"]:
@@ -77,6 +80,8 @@ class SpeechFields(Sampling):
         events = self.stream_format == "sse"
         whole = self.response_format in _WITH_LENGTH and not chunking
         stream = self.stream if self.stream is not None else events or not whole
+        if self.word_times and not events:
+            raise InvalidRequest("word_times needs stream_format: sse")
         if events and not stream:
             raise InvalidRequest("stream_format: sse needs stream: true")
         if chunking and not stream:
@@ -230,10 +235,11 @@ async def _speak(
     if sent == "whole":
         file, _ = await speaker.file(request, output, record)
         return Response(file, media_type=output.content_type, headers=dict(headers))
-    pieces = await begun(speaker.stream_file(request, output, record))
+    words: list[Word] = []
+    pieces = await begun(speaker.stream_file(request, output, record, words=words))
     if sent == "stream":
         return AudioResponse(pieces, output.content_type, timeout=settings.timeout, headers=headers)
-    events = _events(pieces, record)
+    events = _events(pieces, words, record)
     return AudioResponse(
         events, "text/event-stream", timeout=settings.timeout, headers=headers, error_piece=_error_event
     )
@@ -248,14 +254,30 @@ async def _stored(speaker: Speaker, voice: str | None, options: dict[str, Any]) 
     return await speaker.stored_voice(dict.fromkeys((voice, voice.lower())))
 
 
-async def _events(pieces: AsyncGenerator[bytes, None], record: Record) -> AsyncGenerator[bytes, None]:
-    """OpenAI's events. Usage: characters of the input, speech tokens (40 ms each) of the output."""
+async def _events(
+    pieces: AsyncGenerator[bytes, None], words: list[Word], record: Record
+) -> AsyncGenerator[bytes, None]:
+    """OpenAI's events, and of ours those with words. Usage: characters of the input, speech tokens (40 ms each) of the
+    output. words: of what has been spoken, taken from it."""
     async with contextlib.aclosing(pieces):
         async for piece in pieces:
+            if shown := _words_event(words):
+                yield shown
             yield _event({"type": "speech.audio.delta", "audio": base64.b64encode(piece).decode()})
+    if shown := _words_event(words):
+        yield shown
     spoken, total = record.tokens, record.characters + record.tokens
     usage = {"input_tokens": record.characters, "output_tokens": spoken, "total_tokens": total}
     yield _event({"type": "speech.audio.done", "usage": usage})
+
+
+def _words_event(words: list[Word]) -> bytes | None:
+    """The words, which are then taken."""
+    if not words:
+        return None
+    shown = [asdict(word) for word in words]
+    words.clear()
+    return _event({"type": "speech.audio.words", "words": shown})
 
 
 def _error_event(refused: errors.Refusal) -> bytes:
