@@ -17,12 +17,12 @@ export class RunView {
     this.element = copy("run-template")
     const text = run.takes[0].request.input
     this.element.setAttribute("aria-label", text.slice(0, 80))
-    this.element.querySelector(".run-text").textContent = text
     const time = new Date(run.created).toLocaleString([], {dateStyle: "medium", timeStyle: "short"})
     this.element.querySelector(".run-about").textContent = `${run.voice} · ${time}`
     this.element.querySelector(".again").addEventListener("click", () => again(run))
     confirmed(this.element.querySelector(".remove"), () => remove(run))
-    this.#cards = new Map(run.takes.map((take, i) => [take, new TakeView(take, run, i + 1, useSeed)]))
+    const shown = new ShownText(this.element.querySelector(".run-text"), text)
+    this.#cards = new Map(run.takes.map((take, i) => [take, new TakeView(take, run, i + 1, useSeed, shown)]))
     this.element.querySelector(".takes").append(...[...this.#cards.values()].map(card => card.element))
   }
 
@@ -35,8 +35,35 @@ export class RunView {
   }
 }
 
+/** The text of a run, whose word that sounds is marked. */
+class ShownText {
+  #element
+  #letters
+  #marked = null
+
+  constructor(element, text) {
+    this.#element = element
+    this.#letters = [...text]  // as the server counts characters
+    element.textContent = text
+  }
+
+  /** Marks a word of a take, or none. */
+  mark(word) {
+    if (word === this.#marked) return
+    this.#marked = word
+    if (!word) {
+      this.#element.textContent = this.#letters.join("")
+      return
+    }
+    const [start, end] = word.span, part = (from, to) => this.#letters.slice(from, to).join("")
+    const mark = document.createElement("mark")
+    mark.textContent = part(start, end)
+    this.#element.replaceChildren(part(0, start), mark, part(end))
+  }
+}
+
 class TakeView {
-  constructor(take, run, number, useSeed) {
+  constructor(take, run, number, useSeed, shown) {
     this.take = take
     this.run = run
     this.element = copy("take-template")
@@ -45,7 +72,10 @@ class TakeView {
     this.find("h3").textContent = run.takes.length > 1 ? `${number}. ${preset}` : preset
     this.find(".seed-of").textContent = `seed ${seed}`
     this.find(".seed-of").addEventListener("click", () => useSeed(seed))
-    this.sound = new SoundView(this.find(".sound"), `take ${number}, ${preset}, seed ${seed}`)
+    this.sound = new SoundView(this.find(".sound"), `take ${number}, ${preset}, seed ${seed}`, position => {
+      const sounds = word => position !== null && word.start <= position && position < word.end
+      shown.mark(take.words.find(sounds) ?? null)
+    })
     this.sound.show(take.sound, take.expectedSeconds)
     this.find(".wav").addEventListener("click", () => download(take.sound.toWav(), `${this.fileName()}.wav`))
     this.find(".mp3").addEventListener("click", () => this.downloadMp3())

@@ -14,6 +14,8 @@ export class Take {
   ttfa = null
   rtf = null
   error = ""
+  /** {word, start, end, span: characters of the text}, as far as they are spoken, where the model can tell them. */
+  words = []
 
   /** request: fields of /v1/audio/speech, with the seed; preset: its name. */
   constructor(request, preset) {
@@ -33,7 +35,7 @@ export class Take {
     changed()
     try {
       signal.throwIfAborted()
-      for await (const samples of streamSpeech(this.request, clip, signal)) {
+      for await (const samples of streamSpeech(this.request, clip, signal, words => this.words.push(...words))) {
         this.ttfa ??= seconds()
         this.sound.push(samples)
         if (this.sound.length === samples.length) changed()
@@ -50,8 +52,8 @@ export class Take {
   }
 
   toRecord() {
-    const {request, preset, state, ttfa, rtf, error} = this
-    return {request, preset, state, ttfa, rtf, error, samples: this.sound.to16()}
+    const {request, preset, state, ttfa, rtf, error, words} = this
+    return {request, preset, state, ttfa, rtf, error, words, samples: this.sound.to16()}
   }
 
   static fromRecord({samples, ...fields}) {

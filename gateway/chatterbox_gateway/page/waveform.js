@@ -12,8 +12,12 @@ export class SoundView {
   #position = 0  // seconds
   #expected = 0  // seconds
 
-  /** host: an empty element; name: what the sound is, for screen readers. */
-  constructor(host, name) {
+  #moved
+
+  /** host: an empty element; name: what the sound is, for screen readers; moved: takes the position in seconds that is
+   *  played, and null when it stops. */
+  constructor(host, name, moved = () => {}) {
+    this.#moved = moved
     host.append(document.getElementById("sound-template").content.cloneNode(true))
     this.#button = host.querySelector(".play")
     this.#canvas = host.querySelector(".wave")
@@ -43,8 +47,12 @@ export class SoundView {
   play(from = 0) {
     this.#showState(true)
     play(this.#sound, from, {
-      moved: position => this.#move(position),
+      moved: position => {
+        this.#move(position)
+        this.#moved(position)
+      },
       stopped: () => {
+        this.#moved(null)
         this.#showState(false)
         if (this.#sound.done && this.#position > this.#sound.duration - 0.1) this.#move(0)
       },

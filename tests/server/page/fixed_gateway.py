@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import math
@@ -64,7 +65,9 @@ class FixedGateway:
     breaks: bool = False
     """Whether streams break off after their first half second."""
     spoken: list[dict[str, Any]] = field(default_factory=list)
-    """Bodies of the requests to speak."""
+    """Bodies of the requests to speak; without those that are refused because there are no words."""
+    words: list[dict[str, Any]] = field(default_factory=list)
+    """What streams say of their words, if anything."""
     voices: list[str] = field(default_factory=lambda: ["default", "anna"])
     released: threading.Event = field(default_factory=threading.Event)
     """Streams wait for it after their first half second."""
@@ -146,6 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, b"{}")
             return
         request = json.loads(body)
+        if request.get("word_times") and not self.server.gateway.words:
+            self._refuse(400, "word_times: which attention heads of this checkpoint follow the text is not known")
+            return
         self.server.gateway.spoken.append(request)
         if self.server.gateway.refusal:
             self._refuse(*self.server.gateway.refusal)
@@ -166,11 +172,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stream(self, seed: int) -> None:
         self.send_response(200)
-        self.send_header("Content-Type", "audio/pcm")
+        words = self.server.gateway.words
+        self.send_header("Content-Type", "text/event-stream" if words else "audio/pcm")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         try:
-            for piece in _pieces(tone(seed)):
+            for piece in _events(_pieces(tone(seed)), words) if words else _pieces(tone(seed)):
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                 self.wfile.flush()
                 self._wait()
@@ -203,6 +210,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+def _events(pieces: Iterator[bytes], words: list[dict[str, Any]]) -> Iterator[bytes]:
+    """The words before the audio, and the last event in two parts."""
+    events: list[dict[str, Any]] = [{"type": "speech.audio.words", "words": words}]
+    events += [{"type": "speech.audio.delta", "audio": base64.b64encode(piece).decode()} for piece in pieces]
+    lines = [f"data: {json.dumps(event)}\n\n".encode() for event in [*events, {"type": "speech.audio.done"}]]
+    yield from [b"".join(lines[:2]), *lines[2:-1], lines[-1][:9], lines[-1][9:]]
 
 
 def _pieces(samples: bytes) -> Iterator[bytes]:

@@ -50,6 +50,24 @@ def test_a_stream_is_heard_before_its_end(page: Page, gateway: FixedGateway) -> 
     expect(page.get_by_role("status").last).to_have_text("Done: 1.5 seconds of audio.")
 
 
+def test_the_word_that_sounds_is_marked(page: Page, gateway: FixedGateway) -> None:
+    times = {"The": (0.0, 0.05), "river": (0.05, 9.0)}
+    gateway.words = [
+        {"word": word, "start": start, "end": end, "span": [4 * number, 4 * number + len(word)]}
+        for number, (word, (start, end)) in enumerate(times.items())
+    ]
+    gateway.released.clear()
+    page.get_by_label("Text").fill("The river is wide.")
+    page.get_by_role("button", name="Speak").click()
+    expect_heard(page)
+    expect(page.locator(".run-text mark")).to_have_text("river")
+    expect(page.locator(".run-text")).to_have_text("The river is wide.")
+    gateway.released.set()
+    expect(takes(page, "done").locator(".length")).to_have_text("1.5 s")
+    expect(page.get_by_role("button", name="Play take 1")).to_be_visible()
+    expect(page.locator(".run-text mark")).to_have_count(0)
+
+
 def test_escape_stops_a_stream_and_its_request(page: Page, gateway: FixedGateway) -> None:
     gateway.released.clear()
     page.keyboard.press("Control+Enter")
