@@ -145,18 +145,23 @@ class Assembly:
 
     def __init__(self) -> None:
         self._chunks = self._tokens = 0
+        self._now = self._begin = 0.0  # seconds of the turn's audio; before the sentence
         self._last: Chunk | None = None
         self._stats: Mapping[str, Any] = {}
 
     def add(self, chunk: Chunk, silence: float) -> Chunk:
-        """The next chunk, after seconds of silence."""
+        """The next chunk, after seconds of silence. Words keep their characters in their sentence."""
         samples = chunk.samples
         if silence:
             samples = np.concatenate([np.zeros(round(silence * chunk.sample_rate), np.float32), samples])
         if chunk.is_last:
             self._stats = chunk.stats
             self._tokens += int(chunk.stats.get("tokens", 0))
-        added = replace(chunk, samples=samples, index=self._chunks, is_last=False, stats={})
+        if chunk.index == 0:
+            self._begin = self._now + silence
+        self._now += len(samples) / chunk.sample_rate
+        words = [replace(word, start=self._begin + word.start, end=self._begin + word.end) for word in chunk.words]
+        added = replace(chunk, samples=samples, index=self._chunks, is_last=False, stats={}, words=words)
         self._chunks += 1
         self._last = chunk
         return added
@@ -173,6 +178,7 @@ class Assembly:
             index=self._chunks,
             is_last=True,
             stats={**self._stats, "tokens": self._tokens},
+            words=(),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from chatterbox_client import Client, ServerError, Word, concatenate
 from chatterbox_client.cli import app
 from chatterbox_client.subtitles import Cue, cues, subtitles
+from chatterbox_client.turns import Assembly
 from tests.unit.client_fakes import FakeTransport, spoken, spoken_chunks
 
 ENTRIES = [
@@ -55,6 +57,19 @@ def test_the_words_of_a_streams_chunks_are_those_of_the_whole() -> None:
     got = list(Client(transport=Streaming(chunks)).stream("Good morning.", word_times=True))
     assert [chunk.words for chunk in got] == [[], WORDS[:1], WORDS[1:]]
     assert concatenate(got).words == WORDS
+
+
+def test_words_of_a_turn_have_the_times_of_the_whole_turn() -> None:
+    chunks = list(Client(transport=FakeTransport(spoken())).stream("Good morning."))
+    assembly, got = Assembly(), []
+    for _ in range(2):
+        for chunk in chunks:
+            silence = 0.5 if got and chunk.index == 0 else 0.0
+            words = [Word("Good", 0.01, 0.02, (0, 4))] if chunk.index == 1 else []
+            got += assembly.add(replace(chunk, words=words), silence).words
+    seconds = sum(chunk.duration for chunk in chunks)
+    assert [word.start for word in got] == [0.01, pytest.approx(seconds + 0.51)]
+    assert not assembly.last().words
 
 
 @pytest.mark.parametrize("entries", [[{"word": "Good"}], 7, [{"word": "a", "start": 0, "end": 0, "span": 3}]])
