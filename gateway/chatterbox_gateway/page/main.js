@@ -167,18 +167,20 @@ async function useAgain(run) {
 
 async function remove(run) {
   if (underWay?.run === run) stop()
-  views.get(run).element.remove()
+  const {element} = views.get(run)
   views.delete(run)
+  await deleteRun(run.id).catch(fail)  // what is out of sight is gone
+  element.remove()
   showCount()
-  await deleteRun(run.id)
 }
 
 async function clear() {
   stop()
+  const elements = [...views.values()].map(view => view.element)
   views.clear()
-  byId("runs").replaceChildren()
+  await deleteAllRuns().catch(fail)
+  for (const element of elements) element.remove()
   showCount()
-  await deleteAllRuns()
 }
 
 function useSeed(seed) {

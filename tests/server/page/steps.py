@@ -23,9 +23,12 @@ def takes(page: Page, state: str) -> Locator:
 
 def speak(page: Page, text: str = "The river is wide.") -> Locator:
     """The new take, once it is complete."""
+    runs = page.locator(".run")
+    before = runs.count()
     page.get_by_label("Text").fill(text)
     page.keyboard.press("Control+Enter")
-    take = page.locator(".run").first.locator(".take")
+    expect(runs).to_have_count(before + 1)
+    take = runs.first.locator(".take")
     expect(take).to_have_attribute("data-state", "done")
     return take
 

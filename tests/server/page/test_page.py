@@ -250,10 +250,12 @@ def test_what_was_spoken_is_kept_over_a_reload(page: Page, gateway: FixedGateway
         assert gateway.spoken[2][name] == gateway.spoken[0][name]
     page.get_by_role("article", name="The second.").get_by_role("button", name="Delete").click()
     page.get_by_role("button", name="Really delete?").click()
+    expect(page.locator(".run-text")).to_have_text(["The first.", "The first."])
     page.reload()
     expect(page.locator(".run-text")).to_have_text(["The first.", "The first."])
     page.get_by_role("button", name="Clear all").click()
     page.get_by_role("button", name="Really delete?").click()
+    expect(page.get_by_text("What you speak appears here")).to_be_visible()
     page.reload()
     expect(page.get_by_text("What you speak appears here")).to_be_visible()
 
