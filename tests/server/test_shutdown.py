@@ -143,8 +143,9 @@ def test_what_is_under_way_finishes_after_sigterm(tiny_path: Path, tmp_path: Pat
     check_nothing_is_lost(tiny_path, tmp_path, 4, 2)
 
 
-def test_streams_through_the_gateway_finish_after_sigterm(tiny_path: Path, tmp_path: Path) -> None:
-    begun = threading.Barrier(5)
+@pytest.mark.parametrize("streams", [4, pytest.param(32, marks=pytest.mark.full)])
+def test_streams_through_the_gateway_finish_after_sigterm(tiny_path: Path, tmp_path: Path, streams: int) -> None:
+    begun = threading.Barrier(streams + 1)
 
     def listen(seed: int) -> int:
         url = f"http://{served.addresses['gateway']}/v1/audio/speech"
@@ -155,8 +156,8 @@ def test_streams_through_the_gateway_finish_after_sigterm(tiny_path: Path, tmp_p
             begun.wait(600)
             return size + sum(map(len, pieces))  # one that is cut off raises
 
-    with serve(tiny_path, tmp_path, "--grace-seconds=600") as served, ThreadPoolExecutor(4) as pool:
-        sizes = [pool.submit(listen, seed) for seed in range(4)]
+    with serve(tiny_path, tmp_path, "--grace-seconds=600") as served, ThreadPoolExecutor(streams) as pool:
+        sizes = [pool.submit(listen, seed) for seed in range(streams)]
         begun.wait(600)
         served.process.send_signal(signal.SIGTERM)
         assert all(size.result() > 48_000 for size in sizes)
