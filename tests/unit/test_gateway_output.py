@@ -145,3 +145,14 @@ def test_silence_is_a_file_too(name: str, speed: float) -> None:
     encoder = Encoder(Output(name, speed=speed), RATE)
     for file in (encoder.encode(b"") + encoder.finish(), encode_file(Output(name, speed=speed), RATE, b"")):
         assert soundfile.info(io.BytesIO(file)).samplerate == RATE
+
+
+@pytest.mark.parametrize(("name", "rate"), rates())
+def test_a_stream_has_the_length_and_the_samples_of_the_whole_file(name: str, rate: int) -> None:
+    stream, played = decoded(name, b"".join(streamed(name, sample_rate=rate)), rate)
+    whole, _ = decoded(name, encode_file(Output(name, rate), RATE, SAMPLES), rate)
+    assert len(stream) == pytest.approx(len(whole), abs=2 * DELAY * played), "two frames of MP3 at 8 kHz"
+    # the head of a whole MP3 file tells its player to leave the encoder's delay out: more than two periods of the tone
+    moved = [stream[played // 4 + lag : played + lag] for lag in range(played // 200)]
+    middle = whole[played // 4 : played]
+    assert min(np.sqrt(np.mean((part - middle) ** 2)) for part in moved) < 0.12 * np.sqrt(np.mean(middle**2))
