@@ -216,6 +216,8 @@ def test_clients_that_leave_at_the_last_chunk_hold_no_model_and_an_unloaded_one_
             for chunk in client.stream("Hello.", seed=seed, max_seconds=0.4):
                 if chunk.is_last:
                     break
+        for what in ("unload", "load"):  # so soon that the old process's end is noticed after the new one's start
+            _control(server, "chatterbox_voices", what)
         for model in ("chatterbox_stream", "chatterbox"):
             processes = [psutil.Process(pid) for pid in _processes_of(server, model)]
             _control(server, model, "unload")

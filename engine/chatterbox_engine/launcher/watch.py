@@ -68,8 +68,10 @@ class Watch:
         """
         assert guard.stdout is not None
         self.stubs: dict[int, Stub] = {}
-        self._unloaded: set[str] = set()
-        """Names of models that are no longer there because somebody said so."""
+        self._unloaded: set[Stub] = set()
+        """Processes that end because somebody unloaded their model."""
+        self._ended: set[Stub] = set()
+        """Processes that have ended regularly while it is not known why."""
         self.failure: str | None = None
         self.ready = False
         self.settled = threading.Event()
@@ -177,13 +179,12 @@ class Watch:
             if self._on_output is not None:
                 self._tell(self._on_output)
                 self._on_output = None
-            if loaded := _LOADED.search(line):
-                self._unloaded.discard(loaded[1])
+            if _LOADED.search(line):
                 self._find_stubs()
                 if self.ready:
                     self._tell(self._on_ready)
             if unloaded := _UNLOADED.search(line):
-                self._unloaded.add(unloaded[1])
+                self._unloaded |= {it for it in (*self.stubs.values(), *self._ended) if it.model == unloaded[1]}
             if "Started Metrics Service" in line:  # the last port that is opened
                 self._check_ready()
         if self._reader.at_end:
@@ -216,6 +217,7 @@ class Watch:
         if not self.ready:  # most likely it did not load: then the server says why, and ends by itself
             self._alarms[functools.partial(self._fail_to_start, failure)] = time.monotonic() + _FAILURE_SECONDS
         elif how in _REGULAR_ENDS:  # most likely the model is unloaded: then the server says so
+            self._ended.add(stub)
             self._alarms[functools.partial(self._fail_unless_unloaded, stub, failure)] = (
                 time.monotonic() + _FAILURE_SECONDS
             )
@@ -223,8 +225,10 @@ class Watch:
             self._fail(failure)
 
     def _fail_unless_unloaded(self, stub: Stub, failure: str) -> None:
-        if stub.model not in self._unloaded:
+        self._ended.discard(stub)
+        if stub not in self._unloaded:
             self._fail(failure)
+        self._unloaded.discard(stub)
 
     def _fail_to_start(self, failure: str) -> None:
         self._fail(f"{failure}\n{self._reader.failure()}")
