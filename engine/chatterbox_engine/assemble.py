@@ -16,6 +16,7 @@ from chatterbox_engine.checkpoint.families import CANGJIE, Text
 from chatterbox_engine.checkpoint.heads import alignment_heads
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.gpu_share import GpuShare
 from chatterbox_engine.hardware import (
     Report,
     choose_device,
@@ -163,7 +164,8 @@ def make_runner(config: Config, checkpoint: Checkpoint, model: Transformer, repo
     for heads that are kept and cannot be read.
     """
     dims, family, device = checkpoint.dims.t3, checkpoint.family, model.device
-    max_slots = config.max_slots or choose_slots(dims, family.rows, config.max_cache_len, model.dtype, device)
+    share = GpuShare.parse(config.gpu_memory)
+    max_slots = config.max_slots or choose_slots(dims, family.rows, config.max_cache_len, model.dtype, device, share)
     positions = plan_positions(dims, family.rows * max_slots, config.max_cache_len)
     check_memory(
         positions * bytes_per_position(dims, model.dtype),
@@ -172,6 +174,7 @@ def make_runner(config: Config, checkpoint: Checkpoint, model: Transformer, repo
         rows=family.rows,
         max_cache_len=config.max_cache_len,
         report=report,
+        share=share,
     )
     cache = KVCache(dims, positions, device=device, dtype=model.dtype)
     graphs = Graphs(device, enabled=config.cuda_graphs)
@@ -202,7 +205,7 @@ def make_vocoder(config: Config, s3gen: S3Gen, cores: Cores, metrics: Metrics | 
         # each row is answered as soon as it is vocoded
         batch=config.vocoder_batch if s3gen.batching.together else 1,
         delay=config.vocoder_delay,
-        memory=vocoder_memory(s3gen.device),
+        memory=vocoder_memory(s3gen.device, GpuShare.parse(config.gpu_memory)),
         cores=cores,
         metrics=metrics,
     )

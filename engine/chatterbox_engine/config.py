@@ -17,6 +17,7 @@ import yaml
 
 from chatterbox_engine.environment import PREFIX, cache_folder
 from chatterbox_engine.errors import ConfigError
+from chatterbox_engine.gpu_share import GpuShare
 from chatterbox_engine.origins import parse_origins
 from chatterbox_engine.presets import PRESETS
 
@@ -32,6 +33,7 @@ _FOREIGN = {
     "TRITON_HOME",
     "MODEL_REPOSITORY",
     "INSTANCES",
+    "IDLE_UNLOAD",
     "URL",
     "GRPC_URL",
     "METRICS_URL",
@@ -145,6 +147,9 @@ class Config:
     """Attention heads of T3 that follow the text, for word times and the guard: a list of layers and heads like
     `12:15,13:11,9:2`, `none`, or `auto`: those that `python -m tools.alignment` has found for the checkpoint, else its
     own."""
+    gpu_memory: str = ""
+    """GPU memory that the engine plans with, where others use the GPU too: a fraction of it (`0.5`), or an amount
+    (`20GB`, `16GiB`). What CUDA needs for itself, about 0.5 GB, comes on top. Empty: what is free."""
     cpu_threads: int = 0
     """Threads of each network on a CPU. 0 shares the cores (at most `OMP_NUM_THREADS`) between T3 and S3Gen, which run
     at the same time."""
@@ -226,6 +231,7 @@ class Config:
         if self.voice_key and self.voice_key_file:
             raise ConfigError("voice_key and voice_key_file exclude each other")
         parse_origins(self.allowed_origins)
+        GpuShare.parse(self.gpu_memory)
         self.change_key()
 
     def change_key(self) -> bytes | None:

@@ -20,7 +20,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     for floor in (
         "errors types environment",
         "kernels",
-        "hardware metrics text checkpoint origins limits",
+        "hardware metrics text checkpoint origins limits gpu_share",
         "presets t3 s3gen voices",
         "config synthesis",
         "memory_plan serving",
