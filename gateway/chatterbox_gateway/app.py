@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from chatterbox_gateway import errors, metrics
 from chatterbox_gateway.dialects import classic, classic_socket, elevenlabs, elevenlabs_sockets, openai, texts
 from chatterbox_gateway.draining import Drain
 from chatterbox_gateway.errors import Refusal
+from chatterbox_gateway.idle import IdleModels, TritonControl, activity
 from chatterbox_gateway.keys import KeyGuard, Keys
 from chatterbox_gateway.logs import RequestLog
 from chatterbox_gateway.metrics import GatewayMetrics
@@ -63,8 +66,10 @@ def create(transport: AsyncTransport, settings: Settings, tracing: Tracing | Non
     Raises ValueError for keys that cannot be used.
     """
     counted, tracing = GatewayMetrics(), tracing or Tracing()
-    speaker = Speaker(transport, settings, counted, tracing)
-    api = _api(speaker, settings, counted)
+    status = ServerStatus(settings.metrics_urls)
+    idle = _idle(transport, settings, status) if settings.idle_unload else None
+    speaker = Speaker(transport, settings, counted, tracing, idle)
+    api = _api(speaker, settings, counted, status, idle)
     app: ASGIApp = KeyGuard(api, Keys(settings.keys, settings.limits, settings.batch_keys))
     app = OriginGuard(app, settings.origins)
     app = CORSMiddleware(
@@ -78,10 +83,28 @@ def create(transport: AsyncTransport, settings: Settings, tracing: Tracing | Non
     return Gateway(RequestLog(drain, counted, tracing), drain)
 
 
-def _api(speaker: Speaker, settings: Settings, counted: GatewayMetrics) -> FastAPI:
+def _idle(transport: AsyncTransport, settings: Settings, status: ServerStatus) -> IdleModels:
+    async def loaded() -> bool:
+        return all([await transport.ready(f"{model}_stream", settings.timeout) for model in settings.models])
+
+    return IdleModels(
+        TritonControl(settings.control_url, settings.control_headers),
+        settings.models,
+        settings.idle_unload,
+        loaded=loaded,
+        active=partial(activity, status, settings.models),
+    )
+
+
+def _api(
+    speaker: Speaker, settings: Settings, counted: GatewayMetrics, status: ServerStatus, idle: IdleModels | None
+) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        unloading = None if idle is None else asyncio.create_task(idle.run())
         yield
+        if unloading is not None:
+            unloading.cancel()
         await speaker.close()
 
     api = FastAPI(
@@ -96,7 +119,6 @@ def _api(speaker: Speaker, settings: Settings, counted: GatewayMetrics) -> FastA
     for kind in kinds:
         api.add_exception_handler(kind, _refuse)
     secured = [Security(HTTPBearer(auto_error=False))] if settings.keys else []
-    status = ServerStatus(settings.metrics_urls)
     dialects = [
         openai.router(speaker, settings),
         elevenlabs.router(speaker, settings, status),

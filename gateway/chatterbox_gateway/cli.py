@@ -12,7 +12,7 @@ import typer
 from chatterbox_client.cli_common import HeaderOption, Seconds, parse_headers
 from chatterbox_client.client import DEFAULT_TIMEOUT
 from chatterbox_client.errors import InvalidRequest
-from chatterbox_client.transports import open_async_transport
+from chatterbox_client.transports import AsyncTransport, open_async_transport
 from chatterbox_client.voices import KEY_VARIABLE
 from chatterbox_gateway import logs, options, tracing
 from chatterbox_gateway.app import create
@@ -42,6 +42,9 @@ def gateway(
     first_chunk_tokens: options.FirstChunkTokens = FIRST_CHUNK_TOKENS,
     log_format: options.LogFormat = "text",
     owner: options.Owner = None,
+    idle_unload: options.IdleUnload = 0.0,
+    control_url: options.ControlUrl = Settings.control_url,
+    control_header: options.ControlHeader = None,
     text_normalization: options.TextNormalization = Settings.text_normalization,
     markup: options.Markup = Settings.markup,
     timeout: Seconds = DEFAULT_TIMEOUT,
@@ -57,10 +60,9 @@ def gateway(
         Keys(key or (), limits, batch_key or ())
     with _naming("--cors"):
         origins = parse_origins(cors)
-    try:
-        transport = open_async_transport(url, "grpc", parse_headers(header or []))
-    except InvalidRequest as error:
-        raise typer.BadParameter(str(error), param_hint="--url") from error
+    transport = _connect(url, header)
+    if idle_unload and url is not None and "," in url:
+        raise typer.BadParameter("it is for one server, and --url names several", param_hint="--idle-unload")
     logs.configure(log_format)
     settings = Settings(
         models=model or Settings.models,
@@ -71,15 +73,30 @@ def gateway(
         change_voices=change_voices,
         origins=origins,
         metrics_urls=metrics_url or Settings.metrics_urls,
+        idle_unload=idle_unload,
+        control_url=control_url.removeprefix("http://"),
+        control_headers=parse_headers(control_header or []),
         timeout=timeout,
         first_chunk_tokens=first_chunk_tokens,
         text_normalization=text_normalization,
         markup=markup,
     )
+    with _one_line_errors(), listen(host, port) as listening:
+        made = create(transport, settings, tracing.from_environment())
+        asyncio.run(Server(made, grace_seconds=grace_seconds, owner=owner).serve([listening]))
+
+
+def _connect(url: str | None, header: list[str] | None) -> AsyncTransport:
     try:
-        with listen(host, port) as listening:
-            made = create(transport, settings, tracing.from_environment())
-            asyncio.run(Server(made, grace_seconds=grace_seconds, owner=owner).serve([listening]))
+        return open_async_transport(url, "grpc", parse_headers(header or []))
+    except InvalidRequest as error:
+        raise typer.BadParameter(str(error), param_hint="--url") from error
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         typer.echo(f"chatterbox-gateway: {error}", err=True)
         raise typer.Exit(1) from error

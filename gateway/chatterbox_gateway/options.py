@@ -66,6 +66,22 @@ Cors = Annotated[
         help="Other origins whose web pages are accepted, as in https://app.example.com, separated by commas.",
     ),
 ]
+IdleUnload = Annotated[
+    float,
+    typer.Option(
+        envvar="CHATTERBOX_IDLE_UNLOAD",
+        min=0,
+        help="Seconds without a request after which the server's models are unloaded, until the next one; 0: never.",
+    ),
+]
+ControlUrl = Annotated[
+    str,
+    typer.Option(
+        envvar="CHATTERBOX_URL",
+        help="host:port of the server's HTTP, through which --idle-unload unloads: it needs --open model-repository.",
+    ),
+]
+ControlHeader = Annotated[list[str] | None, typer.Option(envvar="CHATTERBOX_CONTROL_HEADERS", hidden=True)]
 FirstChunkTokens = Annotated[
     int, typer.Option(min=1, help="Size of a stream's first chunk, in tokens of 40 ms, unless a request says it.")
 ]

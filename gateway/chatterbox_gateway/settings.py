@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from chatterbox_client.client import DEFAULT_TIMEOUT
@@ -31,6 +31,10 @@ class Settings:
     origins: frozenset[str] = frozenset()
     """Other origins whose pages are accepted, in lower case."""
     metrics_urls: Sequence[str] = ("localhost:8002",)
+    idle_unload: float = 0.0
+    """Seconds without a request after which the models are unloaded; 0: never."""
+    control_url: str = "localhost:8000"
+    control_headers: Mapping[str, str] = field(default_factory=dict)
     timeout: float = DEFAULT_TIMEOUT
     first_chunk_tokens: int = FIRST_CHUNK_TOKENS
     text_normalization: TextNormalization = "plain"

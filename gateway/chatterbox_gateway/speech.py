@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from chatterbox_client.client import AsyncClient
 from chatterbox_client.errors import NotFound, quote
 from chatterbox_client.transports import AsyncTransport
 from chatterbox_client.voices import AsyncVoiceList
+from chatterbox_gateway.idle import IdleModels
 from chatterbox_gateway.logs import Record
 from chatterbox_gateway.metrics import GatewayMetrics
 from chatterbox_gateway.output import Encoder, Output, encode_file
@@ -37,12 +38,18 @@ class SpeechRequest:
 
 
 class Speaker:
-    """Speaks through one or many Triton servers. transport: gRPC transport to them."""
+    """Speaks through one or many Triton servers. transport: gRPC transport to them; idle: unloads their models."""
 
     def __init__(
-        self, transport: AsyncTransport, settings: Settings, metrics: GatewayMetrics, tracing: Tracing
+        self,
+        transport: AsyncTransport,
+        settings: Settings,
+        metrics: GatewayMetrics,
+        tracing: Tracing,
+        idle: IdleModels | None = None,
     ) -> None:
         self._transport = transport
+        self._idle = idle
         self._metrics = metrics
         self._tracing = tracing
         self._first_chunk_tokens = settings.first_chunk_tokens
@@ -73,7 +80,7 @@ class Speaker:
         """The server's audio, chunk by chunk. Raises Refusal where a limit of the key is reached, and the client's
         errors. in_turn: the request is a sentence of a `turn`."""
         options = {"first_chunk_tokens": self._first_chunk_tokens, **self._options(request, record)}
-        with self._call(request, record, "stream", in_turn=in_turn) as (client, span):
+        async with self._call(request, record, "stream", in_turn=in_turn) as (client, span):
             chunks = client.stream(request.text, voice=request.voice, **options)
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
@@ -92,7 +99,7 @@ class Speaker:
     async def speak(self, request: SpeechRequest, record: Record) -> Audio:
         """The server's whole audio. Raises what `stream` does."""
         options = self._options(request, record)
-        with self._call(request, record, "speak") as (client, span):
+        async with self._call(request, record, "speak") as (client, span):
             audio = await client.speak(request.text, voice=request.voice, **options)
             _note(record, span, audio)
         return audio
@@ -102,7 +109,8 @@ class Speaker:
         client = self._clients[self.served(request.model)]
         record.model, record.voice = request.model, request.voice or "default"
         rated = self._rated(request)
-        return await client.show_text(rated.text, voice=rated.voice, **{**self._text, **rated.options})
+        async with self._loaded():
+            return await client.show_text(rated.text, voice=rated.voice, **{**self._text, **rated.options})
 
     async def stream_file(
         self, request: SpeechRequest, output: Output, record: Record, *, words: list[Word] | None = None
@@ -156,7 +164,10 @@ class Speaker:
         return ["default", *stored]
 
     async def unready(self) -> str | None:
-        """A model that cannot speak now. Raises ConnectionFailed where no server can be reached."""
+        """A model that cannot speak now; one that a request would load can. Raises ConnectionFailed where no server can
+        be reached."""
+        if self._idle is not None and self._idle.asleep:
+            return None
         for name, client in self._clients.items():
             if not await client.ready():
                 return name
@@ -170,22 +181,27 @@ class Speaker:
         priority = record.caller.priority(request.options.get("priority"))
         return {**self._text, **request.options, **({"priority": priority} if priority else {})}
 
-    @contextlib.contextmanager
-    def _call(
+    def _loaded(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Keeps the models loaded."""
+        return contextlib.nullcontext() if self._idle is None else self._idle.used()
+
+    @contextlib.asynccontextmanager
+    async def _call(
         self, request: SpeechRequest, record: Record, method: str, *, in_turn: bool = False
-    ) -> Iterator[tuple[AsyncClient, CallSpan]]:
+    ) -> AsyncIterator[tuple[AsyncClient, CallSpan]]:
         """The client for a request, which counts as long as it is used, and the span of its call."""
         self.served(request.model)
         record.model = request.model
         record.characters += len(request.text)
         record.voice = request.voice or ("reference_audio" if "reference_audio" in request.options else "default")
-        with contextlib.ExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             if in_turn:
                 record.caller.charge(len(request.text))
             else:
                 stack.enter_context(record.caller.speaking(len(request.text)))
                 stack.enter_context(self._metrics.speaking())
             span = stack.enter_context(self._tracing.call(f"{request.model}.{method}", record.span))
+            await stack.enter_async_context(self._loaded())
             yield self._clients[request.model].with_context(record.id, span.headers), span
 
 

@@ -44,6 +44,7 @@ NOT_RUN = {
         "docker run --network host": DOCKER,
         "export POSTGRES_PASSWORD=": DOCKER,
         ".venv/bin/chatterbox-gateway": f"{SERVES}; the fixture `front` runs it",
+        ".venv/bin/chatterbox-serve --open": f"{SERVES}; tests/server/test_shutdown.py unloads and loads",
         "make loadtest HOST=server": LONG,
     },
     "docs/models.md": {

@@ -105,6 +105,7 @@ def test_it_ends_with_its_owner() -> None:
         (["--key", ":one"], "--key: is empty"),
         (["--key", "anna:one", "--key", "anna:two"], "the name anna stands twice"),
         (["--key", "anna:one", "--batch-key", "berta"], "--batch-key: no key has the name berta"),
+        (["--idle-unload", "60", "--url", "ipv4:10.0.0.1:8001,10.0.0.2:8001"], "--idle-unload: it is for one server"),
         (["--log-format", "xml"], "'text', 'json'"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from chatterbox_engine.launcher.access import Keys
 from chatterbox_engine.launcher.gateway import Gateway, environment
 from chatterbox_engine.launcher.options import Addresses
 
@@ -89,7 +90,9 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_it_is_told_the_server_and_its_models(repository: Path) -> None:
-    found = environment(ADDRESSES, repository, None, {"HOME": "/root", "CHATTERBOX_GRPC_URL": "elsewhere:8001"})
+    found = environment(
+        ADDRESSES, repository, Keys(None, "token"), {"HOME": "/root", "CHATTERBOX_GRPC_URL": "elsewhere:8001"}
+    )
     assert found == {
         "HOME": "/root",
         "CHATTERBOX_GATEWAY_MODEL": "chatterbox another",
@@ -100,6 +103,12 @@ def test_it_is_told_the_server_and_its_models(repository: Path) -> None:
 
 @pytest.mark.parametrize(("own", "expected"), [({}, "server:secret"), ({"CHATTERBOX_GATEWAY_KEYS": "a:b"}, "a:b")])
 def test_behind_a_server_with_a_key_it_asks_for_one_too(repository: Path, own: dict[str, str], expected: str) -> None:
-    found = environment(ADDRESSES, repository, "secret", own)
+    found = environment(ADDRESSES, repository, Keys("secret", "token"), own)
     assert found["CHATTERBOX_GATEWAY_KEYS"] == expected
     assert found["CHATTERBOX_HEADERS"] == "chatterbox-key:secret"
+
+
+def test_one_that_unloads_idle_models_is_let_into_the_servers_repository_api(repository: Path) -> None:
+    found = environment(ADDRESSES, repository, Keys("secret", "token"), {"CHATTERBOX_IDLE_UNLOAD": "600"})
+    assert found["CHATTERBOX_URL"] == "127.0.0.1:8000"
+    assert found["CHATTERBOX_CONTROL_HEADERS"] == "chatterbox-key:secret chatterbox-launcher:token"

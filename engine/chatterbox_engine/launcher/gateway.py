@@ -12,12 +12,15 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from chatterbox_engine.launcher.access import KEY_HEADER
+from chatterbox_engine.launcher.access import KEY_HEADER, Keys
 from chatterbox_engine.launcher.log import LogReader
 from chatterbox_engine.launcher.options import Addresses
 from chatterbox_engine.launcher.processes import describe_exit
 
 MODULE = "chatterbox_gateway.cli"
+
+IDLE_VARIABLE = "CHATTERBOX_IDLE_UNLOAD"
+"""Seconds without a request after which it unloads the models."""
 
 READY = "Running on "
 """How the line begins that it prints once it listens."""
@@ -36,19 +39,21 @@ def command(host: str, port: int, grace_seconds: float) -> list[str]:
     return [sys.executable, "-m", MODULE, *options]
 
 
-def environment(
-    addresses: Addresses, repository: Path, key: str | None, inherited: Mapping[str, str]
-) -> dict[str, str]:
+def environment(addresses: Addresses, repository: Path, keys: Keys, inherited: Mapping[str, str]) -> dict[str, str]:
     """Its environment: which server it is for, and what the variables `inherited` say beside that.
 
-    key: of `--key-file`. The gateway sends it, and asks its own callers for it unless they have keys of their own.
+    keys: the gateway sends the user's, of `--key-file`, and asks its own callers for it unless they have keys of their
+    own; the launcher's opens the model-repository API to a gateway that unloads idle models.
     """
     models = sorted(path.name for path in repository.iterdir() if (repository / f"{path.name}_stream").is_dir())
     defaults = {"CHATTERBOX_GATEWAY_MODEL": " ".join(sorted(models, key="chatterbox".__ne__))}
     server = {"CHATTERBOX_GRPC_URL": addresses.grpc, "CHATTERBOX_METRICS_URL": addresses.metrics}
-    if key is not None:
-        defaults["CHATTERBOX_GATEWAY_KEYS"] = f"server:{key}"
-        server["CHATTERBOX_HEADERS"] = f"{KEY_HEADER}:{key}"
+    if keys.user is not None:
+        defaults["CHATTERBOX_GATEWAY_KEYS"] = f"server:{keys.user}"
+        server["CHATTERBOX_HEADERS"] = f"{KEY_HEADER}:{keys.user}"
+    if inherited.get(IDLE_VARIABLE):
+        server["CHATTERBOX_URL"] = addresses.http
+        server["CHATTERBOX_CONTROL_HEADERS"] = " ".join(f"{name}:{value}" for name, value in keys.headers.items())
     return {**defaults, **inherited, **server}
 
 

@@ -192,7 +192,7 @@ class TritonServer:
     def _gateway(self, repository: Path, keys: Keys) -> Gateway:
         options, port = self._options, int((self.addresses.gateway or "").rpartition(":")[2])
         variables = gateway.environment(
-            self.addresses, repository, keys.user, inherited={**os.environ, **options.environment}
+            self.addresses, repository, keys, inherited={**os.environ, **options.environment}
         )
         return Gateway(gateway.command(options.host, port, options.grace_seconds), variables, options.say)
 
