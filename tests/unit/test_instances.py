@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,10 +24,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import ConfigError, InvalidRequest, Unavailable
 from chatterbox_engine.launcher.instances import arranged, gpu_count
-from chatterbox_engine.serving.codec import Tensors
+from chatterbox_engine.serving.channel import Channel
+from chatterbox_engine.serving.codec import Load, Ready, Tensors
 from chatterbox_engine.serving.instances import Instance, turn_to_load
 from chatterbox_engine.serving.links import Links
-from chatterbox_engine.serving.wire import Host, Outlet, socket_path
+from chatterbox_engine.serving.wire import Host, Outlet, _Session, socket_path
 
 WAIT = 20.0
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -170,6 +172,22 @@ def test_a_stream_goes_to_the_engine_with_the_fewest_utterances() -> None:
         drained(links)
         links.open(INPUTS, lambda _message: None)
         made[0].opened.get(timeout=WAIT)
+
+
+def test_a_front_hears_first_that_the_engine_is_ready() -> None:
+    front, peer = socket.socketpair()
+    with front, peer:
+        engine = Engine()
+        session = _Session(peer, engine.start, engine.load, 2)
+        session.announce()  # a whole request ends while the front connects
+        thread = threading.Thread(target=session.run)
+        thread.start()
+        channel = Channel(front)
+        assert channel.receive() == Ready(2)
+        assert channel.receive() == Load(0, 0)
+        channel.close()
+        thread.join(WAIT)
+        assert not thread.is_alive()
 
 
 def test_a_stream_is_cancelled_at_its_engine() -> None:

@@ -157,12 +157,15 @@ class _Session:
         self._instances = instances
         self._seen = 0  # number of the last stream that `start` has begun or refused
         self._announcing = threading.Lock()  # else an older load could be sent after a newer one
+        self._greeted = False  # guarded by that lock: the first message is Ready
         self._lock = threading.Lock()
         self._cancellations: dict[int, Callable[[], None]] = {}  # of streams that have not ended; guarded by the lock
 
     def run(self) -> None:
         """Serves until the front disconnects."""
-        self._channel.send(Ready(self._instances))
+        with self._announcing:
+            self._channel.send(Ready(self._instances))
+            self._greeted = True
         self.announce()
         while isinstance(message := self._channel.receive(), Open | Cancel):
             if isinstance(message, Open):
@@ -190,8 +193,8 @@ class _Session:
 
     def announce(self) -> None:
         """See `Host`."""
-        if self._instances > 1:
-            with self._announcing:
+        with self._announcing:
+            if self._instances > 1 and self._greeted:
                 self._channel.send(Load(self._load(), self._seen))
 
     def _cancel(self, number: int) -> None:
