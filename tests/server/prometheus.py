@@ -6,6 +6,7 @@ import json
 import subprocess
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,12 +22,14 @@ MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"
 class Prometheus:
     """Runs between `__enter__` and `__exit__`; what it says is in `prometheus.log`."""
 
-    def __init__(self, folder: Path, target: str) -> None:
+    def __init__(self, folder: Path, target: str | Sequence[Mapping[str, Any]]) -> None:
+        """target: `host:port` of a metrics page, or static configurations, as Prometheus has them, of several."""
         self._folder = folder
         config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
         config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(MONITORING / file) for file in config["rule_files"]]
-        config["scrape_configs"][0]["static_configs"][0]["targets"] = [target]
+        targets = [{"targets": [target]}] if isinstance(target, str) else list(target)
+        config["scrape_configs"] = [{"job_name": config["scrape_configs"][0]["job_name"], "static_configs": targets}]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         ports = ReservedPorts("127.0.0.1", [0])
         ports.release()
