@@ -9,7 +9,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from chatterbox_engine.s3gen.noise import _hash, source_noise, start_noise
+from chatterbox_engine.kernels.draws import mixed
+from chatterbox_engine.s3gen.noise import source_noise, start_noise
 
 CPU = torch.device("cpu")
 
@@ -62,4 +63,4 @@ def test_the_hash_is_that_of_splitmix64() -> None:
     counters = torch.tensor([(1234567 + step * n + 2**63) % 2**64 - 2**63 for n in (1, 2, 3)])
     # the first numbers of the reference implementation (Vigna, splitmix64.c) from the seed 1234567
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert [number % 2**64 for number in _hash(counters).tolist()] == expected
+    assert [number % 2**64 for number in mixed(counters).tolist()] == expected

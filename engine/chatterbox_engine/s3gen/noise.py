@@ -1,9 +1,8 @@
 """The random numbers of utterances: each is a function of its utterance's seed and of its index, and of nothing else.
 
 So a frame's noise does not depend on how many frames follow, and a window in the middle of an utterance draws its part
-without the frames before it. All rows of a batch are drawn at once, on the device. The numbers are SplitMix64's
-(Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), whose n-th is a hash of the seed and n
-times a constant, made normal two by two (Box and Muller 1958).
+without the frames before it. All rows of a batch are drawn at once, on the device. The numbers are those of
+`kernels.draws`, made normal two by two (Box and Muller 1958).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chatterbox_engine.kernels.device import upload
+from chatterbox_engine.kernels.draws import STEP, fraction, mixed, signed
 
 HARMONICS = 9
 """The fundamental and eight overtones that the vocoder's source is made of."""
@@ -23,16 +23,6 @@ HARMONICS = 9
 SAMPLES_PER_FRAME = 480
 
 _START, _SAMPLES, _PHASES = 0, 1, 2
-
-
-def _signed(number: int) -> int:
-    """The 64-bit number with these bits, as torch's integers have it."""
-    return (number + 2**63) % 2**64 - 2**63
-
-
-_STEP = _signed(0x9E3779B97F4A7C15)
-_FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
-_FRACTION = 2**24
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,7 @@ def source_noise(seeds: Sequence[int], first: Sequence[int], frames: int, device
     pairs = SAMPLES_PER_FRAME // 2
     places = upload(first, device)[:, None] * pairs + torch.arange(pairs * frames, device=device)
     samples = _normal(_keys(seeds, _SAMPLES, device)[:, None], places)
-    turns = _fraction(_hash(_keys(seeds, _PHASES, device)[:, None] + _STEP * torch.arange(HARMONICS, device=device)))
+    turns = fraction(mixed(_keys(seeds, _PHASES, device)[:, None] + STEP * torch.arange(HARMONICS, device=device)))
     phases = math.pi * (2.0 * turns - 1.0)
     phases[:, 0].zero_()
     return SourceNoise(phases, samples)
@@ -78,24 +68,12 @@ def source_noise(seeds: Sequence[int], first: Sequence[int], frames: int, device
 
 def _keys(seeds: Sequence[int], purpose: int, device: torch.device) -> Tensor:
     """Where each row's numbers for one purpose begin: [rows] int64."""
-    return _hash(upload([_signed(seed + (purpose + 1) * _STEP) for seed in seeds], device))
+    return mixed(upload([signed(seed + (purpose + 1) * STEP) for seed in seeds], device))
 
 
 def _normal(keys: Tensor, pairs: Tensor) -> Tensor:
     """Standard normal float32 numbers, two for each place: [..., n] to [..., 2 n]."""
-    bits = _hash(keys + _STEP * pairs)
-    radius = torch.sqrt(-2.0 * torch.log(1.0 - _fraction(bits >> 40)))
-    angle = 2 * math.pi * _fraction(bits)
+    bits = mixed(keys + STEP * pairs)
+    radius = torch.sqrt(-2.0 * torch.log(1.0 - fraction(bits >> 40)))
+    angle = 2 * math.pi * fraction(bits)
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(-2)
-
-
-def _fraction(bits: Tensor) -> Tensor:
-    """The lowest 24 bits as a number of [0, 1), exact in float32."""
-    return (bits & (_FRACTION - 1)).float() / _FRACTION
-
-
-def _hash(number: Tensor) -> Tensor:
-    """SplitMix64's mix of 64-bit numbers. Products wrap around; shifts fill with the sign, which is masked away."""
-    number = (number ^ ((number >> 30) & (2**34 - 1))) * _FIRST
-    number = (number ^ ((number >> 27) & (2**37 - 1))) * _SECOND
-    return number ^ ((number >> 31) & (2**33 - 1))
