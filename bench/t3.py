@@ -26,7 +26,8 @@ from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.t3.extents import ExtentAllocator
 from chatterbox_engine.t3.kv_cache import KVCache, bytes_per_position
 from chatterbox_engine.t3.llama import T3
-from chatterbox_engine.t3.runner import Prompt, Runner
+from chatterbox_engine.t3.prompts import Prompt
+from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.t3.transformer import Transformer
 from tests.fidelity import upstream
 

@@ -16,8 +16,9 @@ from chatterbox_engine.synthesis.scheduler import Place, Scheduler
 from chatterbox_engine.t3.attention import Context
 from chatterbox_engine.t3.extents import Extent
 from chatterbox_engine.t3.kv_cache import KVCache
+from chatterbox_engine.t3.prompts import Prompt
 from chatterbox_engine.t3.quantize import quantize
-from chatterbox_engine.t3.runner import Drawn, Prompt, Runner
+from chatterbox_engine.t3.runner import Drawn, Runner
 from chatterbox_engine.t3.transformer import Transformer
 from chatterbox_engine.types import SamplingParams, T3Conditionals
 from chatterbox_engine.voices.cache import Memo
@@ -119,7 +120,7 @@ class Loop:
 
     def _publish(self, pending: list[tuple[list[Request], Drawn]]) -> None:
         for requests, drawn in pending:
-            for request, token in zip(requests, drawn.read(), strict=True):
+            for request, (token,) in zip(requests, drawn.read(), strict=True):
                 if request.ending is not None:
                     continue
                 if token == self.model.dims.stop_speech:

@@ -16,7 +16,8 @@ from chatterbox_engine.t3.attention import Context
 from chatterbox_engine.t3.extents import Extent
 from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.llama import T3
-from chatterbox_engine.t3.runner import Prompt, Runner
+from chatterbox_engine.t3.prompts import Prompt
+from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.types import Conditionals, SamplingParams, T3Conditionals
 from tests.conftest import CheckpointOf
 from tests.fidelity import upstream
@@ -98,9 +99,9 @@ def our_tokens(pair: Pair, text: Tensor, params: SamplingParams, uniforms: Tenso
     runner = Runner(model, cache, 3, graphs=Graphs(CPU, enabled=False))
     rows = (Extent(2 * EXTENT, EXTENT), Extent(EXTENT, EXTENT))[: 2 if params.cfg_weight else 1]
     prompt = Prompt(1, rows, text, params, uniforms)
-    tokens = runner.prefill([prompt], [model.prefix(pair.voice.t3, params.exaggeration)]).read()
+    tokens = runner.prefill([prompt], [model.prefix(pair.voice.t3, params.exaggeration)]).read()[0]
     while tokens[-1] != model.dims.stop_speech and len(tokens) < len(uniforms) - 1:
-        tokens += runner.decode([prompt]).read()
+        tokens += runner.decode([prompt]).read()[0]
     return tokens[:-1] if tokens[-1] == model.dims.stop_speech else tokens
 
 

@@ -13,7 +13,8 @@ from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.t3.extents import Extent
 from chatterbox_engine.t3.kv_cache import KVCache
-from chatterbox_engine.t3.runner import Prompt, Runner
+from chatterbox_engine.t3.prompts import Prompt
+from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.types import Reading
 from tests.conftest import CheckpointOf
 from tests.fidelity import upstream
@@ -54,11 +55,11 @@ class Case:
     def speak(self, prompts: list[Prompt]) -> tuple[list[list[int]], list[list[Reading]]]:
         """Tokens of each prompt, and what was read of each decode step."""
         prefixes = [self.served.model.prefix(self.served.voice, 0.5) for _ in prompts]
-        tokens = [[token] for token in self.runner.prefill(prompts, prefixes).read()]
+        tokens = self.runner.prefill(prompts, prefixes).read()
         readings: list[list[Reading]] = [[] for _ in prompts]
         for _ in range(STEPS):
             drawn = self.runner.decode(prompts)
-            for own, token in zip(tokens, drawn.read(), strict=True):
+            for own, (token,) in zip(tokens, drawn.read(), strict=True):
                 own.append(token)
             for own_readings, one in zip(readings, drawn.readings(), strict=False):
                 own_readings.append(one)

@@ -14,7 +14,8 @@ from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.t3.extents import Extent
 from chatterbox_engine.t3.gpt2 import GPT2
 from chatterbox_engine.t3.kv_cache import KVCache
-from chatterbox_engine.t3.runner import Prompt, Runner
+from chatterbox_engine.t3.prompts import Prompt
+from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.types import Conditionals, SamplingParams
 from tests.conftest import CheckpointOf
 from tests.fidelity import upstream
@@ -86,9 +87,9 @@ def our_tokens(pair: Pair, text: Tensor, params: SamplingParams, uniforms: Tenso
     cache = KVCache(model.dims, 3 * EXTENT, device=CPU, dtype=torch.float32)
     runner = Runner(model, cache, 3, family=TURBO, graphs=Graphs(CPU, enabled=False))
     prompt = Prompt(1, (Extent(EXTENT, EXTENT),), text, params, uniforms)
-    tokens = runner.prefill([prompt], [model.prefix(pair.voice.t3, 0.0)]).read()
+    tokens = runner.prefill([prompt], [model.prefix(pair.voice.t3, 0.0)]).read()[0]
     while tokens[-1] != model.dims.stop_speech and len(tokens) < len(uniforms) - 1:
-        tokens += runner.decode([prompt]).read()
+        tokens += runner.decode([prompt]).read()[0]
     return tokens[:-1] if tokens[-1] == model.dims.stop_speech else tokens
 
 

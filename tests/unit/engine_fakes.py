@@ -109,7 +109,7 @@ class FakeRunner:
             readings.append(reading(self.place(*case), len(prompt.text), self.peak(case[0])))
             tokens.append(self.token(*case))
         wanted = any(prompt.aligned for prompt in prompts)
-        return SimpleNamespace(read=lambda: tokens, readings=lambda: readings if wanted else [])
+        return SimpleNamespace(read=lambda: [[token] for token in tokens], readings=lambda: readings if wanted else [])
 
 
 def reading(place: float, text: int, peak: float = 0.9) -> Reading:

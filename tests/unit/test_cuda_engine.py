@@ -16,7 +16,7 @@ from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.config import Config
 from chatterbox_engine.synthesis.engine import Engine
 from chatterbox_engine.synthesis.streaming import ChunkPolicy
-from chatterbox_engine.t3 import runner
+from chatterbox_engine.t3 import prompts
 from chatterbox_engine.types import SynthesisChunk, SynthesisRequest, SynthesisResult
 from tests.conftest import CheckpointOf
 from tests.pretend_cuda import PretendCuda, pretend_cuda
@@ -34,7 +34,7 @@ def config_of(checkpoint: Checkpoint, folder: Path, **changes: Any) -> Config:
 @contextmanager
 def started(config: Config) -> Iterator[tuple[Engine, PretendCuda]]:
     """A warm engine, on a GPU that is so small that S3Gen captures one size."""
-    few = mock.patch.object(runner, "PREFILL_LENGTHS", runner.PREFILL_LENGTHS[:1])  # the others are captured alike
+    few = mock.patch.object(prompts, "PREFILL_LENGTHS", prompts.PREFILL_LENGTHS[:1])  # the others are captured alike
     with pretend_cuda(540_000_000, free=80 << 30) as cuda, few:
         engine = assemble.build(config)
         engine.start()

@@ -14,10 +14,11 @@ import torch
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.kernels.device import own_stream
 from chatterbox_engine.kernels.graphs import Graphs
-from chatterbox_engine.t3 import runner
+from chatterbox_engine.t3 import prompts
 from chatterbox_engine.t3.extents import Extent
 from chatterbox_engine.t3.kv_cache import KVCache
-from chatterbox_engine.t3.runner import Drawn, Prompt, Runner
+from chatterbox_engine.t3.prompts import Prompt
+from chatterbox_engine.t3.runner import Drawn, Runner
 from chatterbox_engine.types import SamplingParams
 from tests.conftest import CheckpointOf
 from tests.fidelity.t3_loop import Served
@@ -31,7 +32,7 @@ GREEDY = SamplingParams(temperature=0.0, top_k=3)
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
-    monkeypatch.setattr(runner, "PREFILL_LENGTHS", runner.PREFILL_LENGTHS[:1])  # the others are captured alike
+    monkeypatch.setattr(prompts, "PREFILL_LENGTHS", prompts.PREFILL_LENGTHS[:1])  # the others are captured alike
     with pretend_cuda() as device:
         yield device
 
@@ -79,7 +80,8 @@ class T3:
     @property
     def state(self) -> set[int]:
         batches = self.runner._prefill_batch, self.runner._decode_batch
-        return memory_of(self.runner, self.runner.slots, self.runner.cache, self.runner.alignment, *batches)
+        runner = self.runner
+        return memory_of(runner, runner._prompts, runner.slots, runner.cache, runner.alignment, *batches)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_no_step_waits_for_the_device(checkpoint_of: CheckpointOf, cuda: Pretend
         [t3.prompt(0, 20, PLAIN), t3.prompt(1, 9, UNGUIDED)], [t3.prompt(2, 20, GREEDY)], [t3.prompt(3, 300, PLAIN)]
     )
     assert not cuda.waits
-    assert [tokens.read() for tokens in drawn] == [[0] * count for count in (2, 2, 2, 1, 3, 3, 1, 4, 4)]
+    assert [tokens.read() for tokens in drawn] == [[[0]] * count for count in (2, 2, 2, 1, 3, 3, 1, 4, 4)]
     assert t3.state == state, "graphs use memory that stays where it is"
     assert {memory for graph in cuda.graphs for memory, write in graph.uses if write} <= state
 
@@ -160,4 +162,4 @@ def test_no_step_of_a_quantised_model_waits_for_the_device(
     cuda.waits.clear()
     drawn = t3.speak([t3.prompt(0, 20, PLAIN), t3.prompt(1, 300, UNGUIDED)])
     assert not cuda.waits
-    assert [tokens.read() for tokens in drawn] == [[0, 0]] * 3
+    assert [tokens.read() for tokens in drawn] == [[[0], [0]]] * 3

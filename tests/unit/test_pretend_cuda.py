@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatterbox_engine.kernels.device import own_stream, upload
+from chatterbox_engine.kernels.device import Download, own_stream, upload
 from chatterbox_engine.kernels.graphs import Graphs
-from chatterbox_engine.t3.runner import Drawn
 from tests.pretend_cuda import NOT_THERE_YET, PretendCuda, pretend_cuda
 
 
@@ -61,7 +60,7 @@ def test_what_waits_for_nothing_is_not(cuda: PretendCuda) -> None:
     tensor = upload(torch.ones(3), cuda.device)
     tensor[1:] = 2.0
     tensor[0].fill_(1)
-    Drawn(tensor * 2 + torch.ones(3, device="cuda"))
+    Download(tensor * 2 + torch.ones(3, device="cuda"))
     assert not cuda.waits
 
 
@@ -75,9 +74,9 @@ def test_what_cannot_be_captured_raises(cuda: PretendCuda, function: Callable[[T
 
 
 def test_tokens_are_there_once_they_are_read(cuda: PretendCuda) -> None:
-    drawn = Drawn(torch.zeros(2, dtype=torch.int64, device="cuda"))
-    assert drawn._tokens.tolist() == [NOT_THERE_YET] * 2
-    assert drawn.read() == [0, 0]
+    download = Download(torch.zeros(2, dtype=torch.int64, device="cuda"))
+    assert download._values.tolist() == [NOT_THERE_YET] * 2
+    assert download.read() == [0, 0]
 
 
 def test_a_graph_whose_memory_is_gone_raises(cuda: PretendCuda) -> None:

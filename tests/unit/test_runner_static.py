@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from chatterbox_engine.kernels import linear
-from chatterbox_engine.t3.attention import Context
-from chatterbox_engine.t3.runner import PREFILL_LENGTHS, Runner
+from chatterbox_engine.t3.prompts import PREFILL_LENGTHS, Prompts
+from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.types import SamplingParams
 from tests.conftest import CheckpointOf
 from tests.fidelity.t3_loop import SLOTS, Request, Served, relative_error, teacher_forced
@@ -48,9 +48,8 @@ def test_padded_buckets_over_static_buffers_change_no_tokens(served: Served, wan
 @pytest.mark.parametrize("length", PREFILL_LENGTHS)
 def test_the_mask_of_a_captured_prefill_suits_the_memory_efficient_kernel(served: Served, length: int) -> None:
     """Others it copies in every layer (aten/src/ATen/native/transformers/attention.cpp, `preprocess_mask`)."""
-    runner = Runner(served.model, served.loop().cache, SLOTS, family=served.family, graphs=PretendGraphs())
-    _, places = runner._prompt_tensors(2, length)
-    mask = Context.of(runner.cache, *places, length=length, reach=runner._captured_reach(length)).mask
+    cache = served.loop().cache
+    mask = Prompts(served.model, cache, PretendGraphs()).empty(2, length).context(cache).mask
     assert all(stride % 8 == 0 for stride in mask.stride()[:-1])
 
 

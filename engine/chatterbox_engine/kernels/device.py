@@ -123,6 +123,26 @@ def upload(values: Tensor | Sequence[int], device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+class Download:
+    """A tensor on its way to the host."""
+
+    def __init__(self, values: Tensor) -> None:
+        """The device may overwrite the tensor afterwards."""
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._ready: Event | None = cuda().record()
+        else:
+            self._values = values.clone()
+            self._ready = None
+
+    def read(self) -> Any:
+        """The tensor as lists; waits for the device."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        return self._values.tolist()
+
+
 def reserved_bytes(device: torch.device) -> int:
     """GPU memory that torch holds; 0 for a CPU."""
     return cuda().reserved_memory(device) if device.type == "cuda" else 0

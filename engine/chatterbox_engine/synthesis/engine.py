@@ -43,7 +43,7 @@ from chatterbox_engine.synthesis.scheduler import Plan
 from chatterbox_engine.synthesis.seeds import AGAIN, T3_DRAWS, derive
 from chatterbox_engine.synthesis.streaming import ChunkPolicy
 from chatterbox_engine.synthesis.utterances import Speech, Utterance
-from chatterbox_engine.t3.runner import Prompt
+from chatterbox_engine.t3.prompts import Prompt
 from chatterbox_engine.text.pipeline import Script
 from chatterbox_engine.types import Samples, SynthesisRequest
 from chatterbox_engine.voices.library import Found
@@ -290,8 +290,8 @@ class Engine:
         assert place is not None, "the scheduler gives a place"
         speech.start()
         use = AGAIN + utterance.attempt - 1 if utterance.attempt else T3_DRAWS
-        generator = torch.Generator().manual_seed(derive(speech.job.request.seed, utterance.index, use))
-        uniforms = torch.rand(utterance.segment.max_tokens + 1, generator=generator)
+        seed = derive(speech.job.request.seed, utterance.index, use)
+        uniforms = torch.rand(utterance.segment.max_tokens + 1, generator=torch.Generator().manual_seed(seed))
         text = torch.tensor(utterance.segment.tokens, dtype=torch.int64)
         utterance.prompt = Prompt(
             place.slot,
@@ -299,6 +299,7 @@ class Engine:
             text,
             utterance.sampling,
             uniforms,
+            seed=seed,
             aligned=utterance.aligned,
             holding=utterance.holding,
         )
@@ -309,12 +310,12 @@ class Engine:
         read, self._pending = self._pending, launched
         again, self._again = self._again, []
         for utterances, drawn in read.batches:
-            tokens, readings = drawn.read(), drawn.readings()
-            for utterance, token, reading in zip(utterances, tokens, readings or repeat(None), strict=False):
-                # it ended, was cancelled or preempted in the previous step; this token is surplus
+            drawn_rows, readings = drawn.read(), drawn.readings()
+            for utterance, tokens, reading in zip(utterances, drawn_rows, readings or repeat(None), strict=False):
+                # it ended, was cancelled or preempted in the previous step; these tokens are surplus
                 if utterance.place is None:
                     continue
-                if utterance.take(token, self._parts.stop_token, reading):
+                if any(utterance.take(token, self._parts.stop_token, reading) for token in tokens):
                     self._end(utterance)
                 for chunk in utterance.speech.due(utterance):
                     self._parts.vocoder.put(chunk)

@@ -21,7 +21,7 @@ from chatterbox_engine.synthesis.scheduler import Scheduler
 from chatterbox_engine.synthesis.segments import Segmented
 from chatterbox_engine.synthesis.utterances import Utterance
 from chatterbox_engine.synthesis.vocoder import Requests
-from chatterbox_engine.t3.runner import Prompt
+from chatterbox_engine.t3.prompts import Prompt
 from chatterbox_engine.text.pipeline import Script
 from chatterbox_engine.types import Reading, Samples, SynthesisRequest
 from chatterbox_engine.voices.cache import Voice
@@ -70,24 +70,24 @@ class VoiceFinder(Protocol):
 class DrawnTokens(Protocol):
     """Tokens of one launch on their way to the host."""
 
-    def read(self) -> list[int]:
-        """The tokens, in the order of the launch's utterances; waits for the device."""
+    def read(self) -> list[list[int]]:
+        """The new tokens of each of the launch's utterances, in their order; waits for the device."""
 
     def readings(self) -> Sequence[Reading]:
         """Where T3 looked in each one's text; empty where no utterance of the launch wanted it. After `read`."""
 
 
 class StepRunner(Protocol):
-    """`t3.runner.Runner`."""
+    """`t3.runner.Runner`, or `t3.block_runner.BlockRunner` for models that predict a block of tokens at a time."""
 
     def warm_up(self, report: Report, /) -> None:
         """Makes the first step as fast as the next."""
 
     def prefill(self, prompts: Sequence[Prompt], prefixes: Sequence[Tensor], /) -> DrawnTokens:
-        """Starts utterances and draws their first tokens."""
+        """Starts utterances; some models draw their first tokens."""
 
     def decode(self, prompts: Sequence[Prompt], /) -> DrawnTokens:
-        """Draws the next token of running utterances."""
+        """One step of running utterances, which gives each of them new tokens or none."""
 
 
 class ChunkVocoder(Protocol):

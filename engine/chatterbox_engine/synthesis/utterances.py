@@ -17,7 +17,7 @@ from chatterbox_engine.synthesis.streaming import Cursor, Span
 from chatterbox_engine.types import SPEECH_TOKENS, FinishReason, Reading, SamplingParams
 
 if TYPE_CHECKING:
-    from chatterbox_engine.t3.runner import Prompt
+    from chatterbox_engine.t3.prompts import Prompt
     from chatterbox_engine.voices.library import Found
 
 

@@ -8,7 +8,8 @@ transformers' Llama.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,7 @@ class T3(Transformer):
         self.dims = dims
         self.text_embedding = nn.Parameter(torch.empty(dims.text_vocab, dims.hidden))
         self.text_position = nn.Parameter(torch.empty(dims.text_positions, dims.hidden))
-        self.speech_embedding = nn.Parameter(torch.empty(dims.speech_vocab, dims.hidden))
+        self.speech_embedding = nn.Parameter(torch.empty(dims.speech_embeddings, dims.hidden))
         self.speech_position = nn.Parameter(torch.empty(dims.speech_positions, dims.hidden))
         self.speaker = nn.Linear(dims.speaker_embed, dims.hidden)
         self.emotion = nn.Linear(1, dims.hidden, bias=False)
@@ -129,14 +130,23 @@ class T3(Transformer):
         return torch.stack([torch.cat([embedded, bos]), torch.cat([positions.to(embedded.dtype), bos])])
 
     def prefill(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:
-        rotation = self.rotation[context.position][:, :, None, None]
+        x = self.through_prompt(x, context, cache)
+        return self.logits(x[torch.arange(len(x), device=x.device), context.last])
+
+    def through_prompt(self, x: Tensor, context: Context, cache: KVCache) -> Tensor:
+        """All blocks: what `prefill` computes the logits of."""
+        return self.through(x, context.position, cache, partial(prompt_attention, context=context))
+
+    def through(self, x: Tensor, position: Tensor, cache: KVCache, attend: Callable[..., Tensor]) -> Tensor:
+        """Takes inputs [rows, length, hidden] at positions [rows, length] through all blocks; `attend` gets query, key,
+        value and the layer's pool."""
+        rotation = self.rotation[position][:, :, None, None]
         for index, block in enumerate(self.layers):
             qkv = self.qkv(block, x)  # [rows, length, 3, heads, head_dim]
             # query and key together, which is half the kernels
             q, k, v = *rotate(qkv[:, :, :2], rotation).unbind(2), qkv[:, :, 2]
-            mixed = prompt_attention(q, k, v, cache.data[index], context)
-            x = block.finish(x, mixed.flatten(2))
-        return self.logits(x[torch.arange(len(x), device=x.device), context.last])
+            x = block.finish(x, attend(q, k, v, cache.data[index]).flatten(2))
+        return x
 
     def decode(
         self,

@@ -8,48 +8,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from chatterbox_engine.checkpoint.families import ENGLISH, Family
-from chatterbox_engine.kernels.device import Event, cuda, upload
+from chatterbox_engine.kernels.device import Download, upload
 from chatterbox_engine.kernels.graphs import Graphs, bucket, buckets
 from chatterbox_engine.t3.alignment import SHORT_TEXT, Alignment, hold_stop
-from chatterbox_engine.t3.attention import Context
 from chatterbox_engine.t3.extents import Extent, round_up
 from chatterbox_engine.t3.kv_cache import KVCache
+from chatterbox_engine.t3.prompts import PREFILL_ROWS, Placed, Prompt, Prompts
 from chatterbox_engine.t3.sampler import Sampler
 from chatterbox_engine.t3.slots import Batch, Slots
 from chatterbox_engine.t3.transformer import Queries, Transformer
-from chatterbox_engine.types import Head, Reading, SamplingParams
+from chatterbox_engine.types import Head, Reading
 
-PREFILL_LENGTHS = (32, 64, 96, 128, 160, 224, 288, 352, 416, 480)
-"""Lengths of a prompt (text and BOS) that graphs are captured for: in steps of 32 up to the length of most segments of
-300 characters, then in larger ones for the languages that have more tokens."""
-PREFILL_ROWS = (2, 8)
-"""Rows of prompts that graphs are captured for."""
 ROW_GRAIN = 4
 """Without graphs, decode rows are padded to a multiple of this. The fused kernels do not need it, but on a CPU the
 products of compiled steps are MKL's: a row's bits are the same in products of 4, 8, 12, ... rows, but differ for other
 numbers."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The inputs for starting one utterance."""
-
-    slot: int
-    rows: tuple[Extent, ...]  # conditional, then unconditional unless cfg_weight is 0
-    text: Tensor  # [n] int64, from T3Dims.frame
-    sampling: SamplingParams
-    uniforms: Tensor  # [max_tokens + 1] float32 of [0, 1), one per step
-    aligned: bool = False
-    """Its steps are read (`alignment`)."""
-    holding: bool = False
-    """The stop token is not drawn before the text's end; only of those whose steps are read."""
 
 
 class Drawn:
@@ -57,27 +36,15 @@ class Drawn:
 
     def __init__(self, tokens: Tensor, readings: Tensor | None = None) -> None:
         """tokens: [utterances] int64; readings: [utterances, READINGS] float32."""
-        self._tokens, self._readings = _to_host(tokens), None if readings is None else _to_host(readings)
-        self._ready: Event | None = cuda().record() if tokens.is_cuda else None
+        self._tokens, self._readings = Download(tokens), None if readings is None else Download(readings)
 
-    def read(self) -> list[int]:
-        """The tokens, in the order of the launch's utterances; waits for the device."""
-        if self._ready is not None:
-            self._ready.synchronize()
-        tokens: list[int] = self._tokens.tolist()
-        return tokens
+    def read(self) -> list[list[int]]:
+        """The new token of each utterance, in the order of the launch's; waits for the device."""
+        return [[token] for token in self._tokens.read()]
 
     def readings(self) -> list[Reading]:
         """Where T3 looked while it drew them, after `read`; empty where no utterance wanted it."""
-        return [] if self._readings is None else [Reading(*numbers) for numbers in self._readings.tolist()]
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    """A copy on the host, which on CUDA is under way."""
-    if not tensor.is_cuda:
-        return tensor.clone()
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return copy.copy_(tensor, non_blocking=True)
+        return [] if self._readings is None else [Reading(*numbers) for numbers in self._readings.read()]
 
 
 class Runner:
@@ -108,10 +75,8 @@ class Runner:
         rows = max(round_up(self.max_rows, ROW_GRAIN), PREFILL_ROWS[-1])
         self._logits = torch.zeros(rows, dims.speech_vocab, dtype=model.dtype, device=device)
         self.alignment = Alignment(model, cache, self.slots, heads, rows) if heads else None
-        self._prompt: tuple[Tensor, Tensor] | None = None
-        if graphs.enabled:
-            self._prompt = self._new_prompt_tensors(PREFILL_ROWS[-1], PREFILL_LENGTHS[-1])
-        self._prefill_batch = Batch("prefill", PREFILL_ROWS[-1] // family.rows if graphs.enabled else 1, self.slots)
+        self._prompts = Prompts(model, cache, graphs)
+        self._prefill_batch = Batch("prefill", self._prompts.group(family.rows), self.slots)
         self._decode_batch = Batch("decode", max_slots, self.slots)
         # of the decode batch: which slot and extent each row belongs to
         self._row_slot = torch.full((rows,), self.slots.dummy, device=device)
@@ -163,10 +128,9 @@ class Runner:
             return
         # Largest first: the graphs' shared memory pool is then large enough for all later captures.
         work: list[tuple[Hashable, Callable[[], None]]] = []
-        for rows in PREFILL_ROWS[::-1]:
-            for length in PREFILL_LENGTHS[::-1]:
-                prefill = partial(self._run_prefill, *self._prompt_tensors(rows, length), self._captured_reach(length))
-                work.append((("prefill", rows, length), prefill))
+        for rows, length in self._prompts.captured():
+            prefill = partial(self._run_prefill, self._prompts.empty(rows, length))
+            work.append((("prefill", rows, length), prefill))
         for rows in buckets(self.max_rows)[::-1]:
             work.append((("decode", rows), partial(self._run_decode, rows)))
             if self.alignment is not None:
@@ -183,10 +147,6 @@ class Runner:
             began = time.monotonic()
             self.graphs.capture(key, function)
             report(f"T3: CUDA graph {index} of {len(work)}, {time.monotonic() - began:.1f} s")
-
-    def _captured_reach(self, length: int) -> int:
-        """Positions of a row in a captured prefill: it may follow the longest prefix."""
-        return self.model.dims.prefix + length
 
     def _row_bucket(self, rows: int) -> int:
         return bucket(rows, self.max_rows) if self.graphs.enabled else round_up(rows, ROW_GRAIN)
@@ -238,10 +198,15 @@ class Runner:
         """Prefills a batch of prompts, each after its prefix, padded to the longest; returns the first tokens
         [prompts]."""
         prompts = [prompt for prompt, _ in starting]
-        rows, length, reach = self._prefill_size(starting)
-        x, places = self._prompt_tensors(rows, length)
-        self._place(starting, x, places)
-        self.graphs.run(("prefill", rows, length), partial(self._run_prefill, x, places, reach))
+        placed, lengths = self._prompts.place(starting)
+        for prompt, length in zip(prompts, lengths, strict=True):
+            self.slots.fill(
+                prompt.slot, prompt.sampling, prompt.uniforms, length=length, bos=self.model.dims.start_speech
+            )
+            if self.alignment is not None:
+                end = length - self.model.dims.bos
+                self.alignment.fill(prompt.slot, (end - len(prompt.text), end), holding=prompt.holding)
+        self.graphs.run(("prefill", placed.rows, placed.length), partial(self._run_prefill, placed))
         self._fill(self._prefill_batch, prompts)
         self._hold_stop(prompts)
         return self._sample(self._prefill_batch, prompts).clone()  # the next group's are written to the same memory
@@ -254,51 +219,5 @@ class Runner:
                 hold_stop(self._logits, range(row, row + len(prompt.rows)), self.model.dims.stop_speech)
             row += len(prompt.rows)
 
-    def _prefill_size(self, starting: Sequence[tuple[Prompt, Tensor]]) -> tuple[int, int, int]:
-        """Rows, inputs and positions of a row of a prefill: of a captured one if there is one that is large enough."""
-        rows = sum(len(prompt.rows) for prompt, _ in starting)
-        length = max(len(prompt.text) for prompt, _ in starting) + self.model.dims.bos
-        if self.graphs.enabled and length <= PREFILL_LENGTHS[-1]:
-            rows = next(size for size in PREFILL_ROWS if size >= rows)
-            length = next(size for size in PREFILL_LENGTHS if size >= length)
-            return rows, length, self._captured_reach(length)
-        return rows, length, max(prefix.shape[2] for _, prefix in starting) + length
-
-    def _place(self, starting: Sequence[tuple[Prompt, Tensor]], x: Tensor, places: Tensor) -> None:
-        """Fills the slots, the heads of the extents and the inputs of a prefill."""
-        device = self.model.device
-        placed: list[tuple[int, int, int]] = []
-        for prompt, prefix in starting:
-            embedded = self.model.prompt(upload(prompt.text, device))
-            past, own = prefix.shape[2], embedded.shape[1]
-            self.slots.fill(
-                prompt.slot, prompt.sampling, prompt.uniforms, length=past + own, bos=self.model.dims.start_speech
-            )
-            if self.alignment is not None:
-                self.alignment.fill(prompt.slot, (past, past + len(prompt.text)), holding=prompt.holding)
-            for extent, embedded_row in zip(prompt.rows, embedded, strict=False):
-                self.cache.fill(extent, prefix)
-                x[len(placed), :own] = embedded_row
-                placed.append((extent.start, past, own - 1))
-        placed += [(self.cache.scratch, 0, 0)] * (len(x) - len(placed))
-        places.copy_(upload(torch.tensor(placed), device).T)
-
-    def _prompt_tensors(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """Inputs of a prefill: embeddings [rows, length, hidden], and [3, rows] int64 with the start of each row's
-        extent, the positions of its prefix and its last input. Static where a graph may read them."""
-        if self._prompt is None or length > PREFILL_LENGTHS[-1]:
-            return self._new_prompt_tensors(rows, length)
-        x, places = self._prompt
-        return x[:rows, :length], places[:, :rows]
-
-    def _new_prompt_tensors(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        device = self.model.device
-        x = torch.zeros(rows, length, self.model.dims.hidden, dtype=self.model.stream_dtype, device=device)
-        places = torch.zeros(3, rows, dtype=torch.int64, device=device)
-        places[0] = self.cache.scratch
-        return x, places
-
-    def _run_prefill(self, x: Tensor, places: Tensor, reach: int) -> None:
-        start, past, last = places.unbind()
-        context = Context.of(self.cache, start, past, last, length=x.shape[1], reach=reach)
-        self._logits[: len(x)] = self.model.prefill(x, context, self.cache)
+    def _run_prefill(self, placed: Placed) -> None:
+        self._logits[: placed.rows] = self.model.prefill(placed.x, placed.context(self.cache), self.cache)

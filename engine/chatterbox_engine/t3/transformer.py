@@ -146,6 +146,10 @@ class Transformer(nn.Module, abc.ABC):
         self.prefill(x[None], context, cache)
         return cache.data[:, :, :length].clone()
 
+    def prefix_of_row(self, prefix: Tensor, row: int) -> Tensor:  # noqa: ARG002
+        """A row's part of `prefix`: the unconditional row (1) has the same."""
+        return prefix
+
     @abc.abstractmethod
     def conditioning(self, voice: T3Conditionals, exaggeration: float) -> Tensor:
         """Embeds what depends on voice and exaggeration alone: [at most dims.prefix, hidden], `stream_dtype`."""
