@@ -33,6 +33,7 @@ CheckpointOf = Callable[[str], Checkpoint]
 @pytest.fixture(scope="session")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> CheckpointOf:
     """The checkpoint of random weights called `tiny`, `tiny-turbo` or (for tests marked `full`) `full`, `full-nano` ...
+    All have a built-in voice.
 
     Full-size ones (English: 3.2 GB) are kept between sessions.
     """
@@ -45,7 +46,8 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> CheckpointOf:
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
             family = random_checkpoint.TINY[name.replace("full", "tiny")]
-            random_checkpoint.write_random_checkpoint(partial, "full" if full else "tiny", family=family)
+            size: random_checkpoint.Size = "full" if full else "tiny"
+            random_checkpoint.write_random_checkpoint(partial, size, family=family, voiced=True)
             partial.rename(folder)
         return Checkpoint.open(folder)
 

@@ -63,6 +63,10 @@ def say(
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
     top_k: options.TopK = None,
+    num_steps: options.NumSteps = None,
+    time_shift_tau: options.TimeShiftTau = None,
+    omnivoice_schedule_t_shift: options.OmnivoiceScheduleTShift = None,
+    position_temperature: options.PositionTemperature = None,
     seed: options.Seed = None,
     max_seconds: options.MaxSeconds = None,
     priority: options.Priority = None,
@@ -91,7 +95,9 @@ def say(
     }
     arguments |= {"preset": preset, "seed": seed, "max_seconds": max_seconds, "priority": priority}
     arguments |= {"exaggeration": exaggeration, "cfg_weight": cfg_weight, "temperature": temperature, "top_p": top_p}
-    arguments |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "top_k": top_k}
+    arguments |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "top_k": top_k, "num_steps": num_steps}
+    arguments |= {"time_shift_tau": time_shift_tau, "position_temperature": position_temperature}
+    arguments |= {"omnivoice_schedule_t_shift": omnivoice_schedule_t_shift}
     arguments |= {"guard": guard, "guard_retries": guard_retries, "word_times": True if subtitles else None}
     protocol = protocol or ("grpc" if stream else "http")
     with one_line_errors(), connect(context, url, protocol, timeout, model=model) as client, _progress(words) as show:

@@ -72,6 +72,16 @@ TopK = Annotated[
     int | None,
     typer.Option(help="Draw from this many tokens, 0 (all) to 1000000; Turbo and Nano.", show_default="1000"),
 ]
+NumSteps = Annotated[int | None, typer.Option(help="Flash: passes of a block at most, 1 to 32.", show_default="10")]
+TimeShiftTau = Annotated[
+    float | None, typer.Option(help="Flash: more tokens are kept early, 0 (none) to 10.", show_default="0.1")
+]
+OmnivoiceScheduleTShift = Annotated[
+    float | None, typer.Option(help="Flash: below 1 the last passes keep most tokens, 0 to 10.", show_default="0.5")
+]
+PositionTemperature = Annotated[
+    float | None, typer.Option(help="Flash: noise in the choice of kept tokens, 0 (none) to 10.", show_default="5")
+]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same audio.", show_default="random")]
 Priority = Annotated[str | None, typer.Option(help="live, or batch: work for which nobody waits.", show_default="live")]
 MaxSeconds = Annotated[

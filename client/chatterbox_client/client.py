@@ -94,8 +94,9 @@ class Client:
         `text_normalization` (`none`, `plain`, `spoken`) makes Markdown, addresses and emoji speakable, and puts numbers
         in words; `markup="auto"` reads SSML and tags like `[pause 0.5s]`; `lexicon` has words and what to say for them.
         `preset` names a set of sampling parameters (`fast`, `calm`, `happy`, ...), which explicit ones override.
-        `exaggeration`, `cfg_weight`, `temperature` (0 is greedy), `top_p`, `min_p`, `repetition_penalty` and `top_k`
-        are the model's own; the server refuses those that its model ignores. The same `seed`, text, voice and
+        `exaggeration`, `cfg_weight`, `temperature` (0 is greedy), `top_p`, `min_p`, `repetition_penalty`, `top_k` and,
+        of Flash, `num_steps`, `time_shift_tau`, `omnivoice_schedule_t_shift` and `position_temperature` are the model's
+        own; the server refuses those that its model ignores. The same `seed`, text, voice and
         parameters give the same audio. `max_seconds` bounds the audio of each segment of the text. `priority` is `live`
         or `batch`: work for which nobody waits, done in what live requests leave free. With `word_times` the audio has
         `words`. `guard` ends (`stop`) speech that has gone wrong, or speaks it again (`retry`, `guard_retries` times).

@@ -11,9 +11,9 @@ import torch
 
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint, choose, fetch, file_names, locate, locate_vocoder
 from chatterbox_engine.checkpoint.detect import PACK_BASE, PACKS, other_choices
-from chatterbox_engine.checkpoint.dims import GPT2Dims, LlamaDims, T3Dims
+from chatterbox_engine.checkpoint.dims import FlashDims, GPT2Dims, LlamaDims, T3Dims
 from chatterbox_engine.checkpoint.families import CANGJIE, Text
-from chatterbox_engine.checkpoint.heads import alignment_heads
+from chatterbox_engine.checkpoint.heads import AUTO, NONE, alignment_heads
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.gpu_share import GpuShare
@@ -41,13 +41,15 @@ from chatterbox_engine.synthesis.segments import Segmenter
 from chatterbox_engine.synthesis.utterances import Utterance
 from chatterbox_engine.synthesis.vocoder import Vocoder
 from chatterbox_engine.synthesis.watermark import make_watermarker
+from chatterbox_engine.t3.block_runner import BlockRunner
+from chatterbox_engine.t3.flash import FlashT3
 from chatterbox_engine.t3.gpt2 import GPT2
 from chatterbox_engine.t3.kv_cache import KVCache, bytes_per_position
 from chatterbox_engine.t3.llama import T3
 from chatterbox_engine.t3.quantize import check_quantization, quantize
 from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.t3.transformer import Transformer
-from chatterbox_engine.text.english import EnglishText, TextPreparation
+from chatterbox_engine.text.english import EnglishText, FlashText, TextPreparation
 from chatterbox_engine.text.gpt2 import GPT2Text
 from chatterbox_engine.text.lexicon_file import LexiconFile
 from chatterbox_engine.text.multilingual import MultilingualText
@@ -56,10 +58,11 @@ from chatterbox_engine.voices.clips import ClipLimits
 from chatterbox_engine.voices.service import Voices
 from chatterbox_engine.voices.store import VoiceStore
 
-BACKBONES: dict[type[T3Dims], type[Transformer]] = {LlamaDims: T3, GPT2Dims: GPT2}
+BACKBONES: dict[type[T3Dims], type[Transformer]] = {LlamaDims: T3, FlashDims: FlashT3, GPT2Dims: GPT2}
 
 TEXTS: dict[Text, Callable[[Checkpoint, Config], TextPreparation]] = {
     "english": lambda checkpoint, _config: EnglishText(checkpoint.tokenizer_path),
+    "flash": lambda checkpoint, _config: FlashText(checkpoint.tokenizer_path),
     "multilingual": lambda checkpoint, config: MultilingualText(
         checkpoint.tokenizer_path, cangjie=checkpoint.file(CANGJIE), dicta_model=config.dicta_model
     ),
@@ -157,11 +160,11 @@ def load_s3gen(config: Config, checkpoint: Checkpoint, device: torch.device, dty
     )
 
 
-def make_runner(config: Config, checkpoint: Checkpoint, model: Transformer, report: Report) -> Runner:
+def make_runner(config: Config, checkpoint: Checkpoint, model: Transformer, report: Report) -> Runner | BlockRunner:
     """T3's runner with as many slots as the settings or the memory allow.
 
-    Raises ConfigError when its cache does not fit, or the settings name a head that there is not, and CheckpointError
-    for heads that are kept and cannot be read.
+    Raises ConfigError when its cache does not fit, or the settings name a head that there is not or what the family
+    does not support, and CheckpointError for heads that are kept and cannot be read.
     """
     dims, family, device = checkpoint.dims.t3, checkpoint.family, model.device
     share = GpuShare.parse(config.gpu_memory)
@@ -179,11 +182,17 @@ def make_runner(config: Config, checkpoint: Checkpoint, model: Transformer, repo
     cache = KVCache(dims, positions, device=device, dtype=model.dtype)
     graphs = Graphs(device, enabled=config.cuda_graphs)
     compile_mode = choose_compile_mode(config, graphs)
+    if isinstance(model, FlashT3):
+        if compile_mode is not None:
+            raise ConfigError(f"compile is on, which {family.title} does not support")
+        if config.alignment_heads not in (AUTO, NONE):
+            raise ConfigError(f"alignment_heads is {config.alignment_heads!r}; {family.title} supports none")
+        return BlockRunner(model, cache, max_slots, graphs=graphs)
     heads = alignment_heads(config.alignment_heads, checkpoint)
     return Runner(model, cache, max_slots, family=family, graphs=graphs, compile_mode=compile_mode, heads=heads.heads)
 
 
-def make_scheduler(config: Config, runner: Runner) -> Scheduler[Utterance]:
+def make_scheduler(config: Config, runner: Runner | BlockRunner) -> Scheduler[Utterance]:
     """The scheduler of the runner's slots. Raises ConfigError when it could never admit batch work."""
     if config.live_slots >= runner.max_slots:
         raise ConfigError(
@@ -296,7 +305,7 @@ def choose_compile_mode(config: Config, graphs: Graphs) -> str | None:
     return _WITHOUT_GRAPHS.get(config.compile_mode, config.compile_mode) if graphs.enabled else config.compile_mode
 
 
-def describe(config: Config, checkpoint: Checkpoint, runner: Runner) -> dict[str, Any]:
+def describe(config: Config, checkpoint: Checkpoint, runner: Runner | BlockRunner) -> dict[str, Any]:
     """The constant entries of every response's statistics."""
     return {
         "model": config.checkpoint,

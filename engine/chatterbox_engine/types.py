@@ -118,6 +118,14 @@ class SamplingParams:
     repetition_penalty: float = 1.2
     top_k: int = 0
     """0 keeps all."""
+    num_steps: int = 10
+    """Flash: denoising passes of a block at most."""
+    time_shift_tau: float = 0.1
+    """Flash: how many tokens more than the schedule's a pass may keep; 0: none."""
+    omnivoice_schedule_t_shift: float = 0.5
+    """Flash: below 1 the schedule keeps few tokens in the first passes and more in the last."""
+    position_temperature: float = 5.0
+    """Flash: above 0, noise takes part in the choice of the tokens that a pass keeps."""
 
 
 @dataclass(frozen=True)

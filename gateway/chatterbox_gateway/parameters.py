@@ -46,6 +46,10 @@ class Sampling(Body):
     min_p: float | None = None
     repetition_penalty: float | None = None
     top_k: int | None = Field(None, description="Of Turbo and Nano.")
+    num_steps: int | None = Field(None, description="Of Flash: passes of a block at most, 1 to 32.")
+    time_shift_tau: float | None = Field(None, description="Of Flash: the higher, the more tokens are kept early.")
+    omnivoice_schedule_t_shift: float | None = Field(None, description="Of Flash: how tokens are spread over passes.")
+    position_temperature: float | None = Field(None, description="Of Flash: 0 keeps the best tokens without noise.")
     seed: int | None = Field(None, description="The same seed gives the same audio.")
     max_seconds: float | None = Field(None, description="Upper bound of the audio of each segment of the text.")
     priority: str | None = Field(None, description="`live`, or `batch`: work for which nobody waits.")

@@ -12,13 +12,16 @@ from chatterbox_engine.assemble import BACKBONES
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.checkpoint.families import ENGLISH, Family
 from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.synthesis.parts import DrawnTokens
 from chatterbox_engine.synthesis.scheduler import Place, Scheduler
 from chatterbox_engine.t3.attention import Context
+from chatterbox_engine.t3.block_runner import BlockRunner
 from chatterbox_engine.t3.extents import Extent
+from chatterbox_engine.t3.flash import FlashT3
 from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.prompts import Prompt
 from chatterbox_engine.t3.quantize import quantize
-from chatterbox_engine.t3.runner import Drawn, Runner
+from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.t3.transformer import Transformer
 from chatterbox_engine.types import SamplingParams, T3Conditionals
 from chatterbox_engine.voices.cache import Memo
@@ -61,7 +64,7 @@ class Request:
     def start(self) -> Prompt:
         assert self.place is not None
         uniforms = torch.rand(self.max_tokens + 1, generator=torch.Generator().manual_seed(self.seed))
-        self.prompt = Prompt(self.place.slot, self.place.rows, self.text(), self.sampling, uniforms)
+        self.prompt = Prompt(self.place.slot, self.place.rows, self.text(), self.sampling, uniforms, seed=self.seed)
         return self.prompt
 
 
@@ -82,14 +85,14 @@ class Loop:
         positions = slots * 2 * cache_len
         self.model, self.voice = model, voice
         self.cache = KVCache(model.dims, positions, device=CPU, dtype=model.dtype)
-        self.runner = Runner(model, self.cache, slots, family=family, graphs=Graphs(CPU, enabled=False))
+        self.runner = runner_of(family, model, self.cache, slots, Graphs(CPU, enabled=False))
         self.prefixes: Memo[Tensor] = Memo(prefixes, lambda prefix: prefix.nbytes)
         self.scheduler: Scheduler[Request] = Scheduler(max_slots=slots, positions=positions, max_prefills=2)
 
     def run(self, requests: list[Request]) -> None:
         """Runs every request to its end."""
         coming = sorted(requests, key=lambda request: request.arrives)
-        pending: list[tuple[list[Request], Drawn]] = []
+        pending: list[tuple[list[Request], DrawnTokens]] = []
         for step in range(10_000):
             while coming and coming[0].arrives <= step:
                 self.scheduler.add(coming.pop(0))
@@ -103,9 +106,9 @@ class Loop:
                 return
         raise AssertionError("did not end")
 
-    def _launch(self) -> list[tuple[list[Request], Drawn]]:
+    def _launch(self) -> list[tuple[list[Request], DrawnTokens]]:
         plan = self.scheduler.schedule()
-        launched: list[tuple[list[Request], Drawn]] = []
+        launched: list[tuple[list[Request], DrawnTokens]] = []
         if plan.decode:
             launched.append((plan.decode, self.runner.decode([r.prompt for r in plan.decode if r.prompt])))
         if plan.prefill:
@@ -118,21 +121,32 @@ class Loop:
         voice = replace(self.voice, prompt_tokens=self.voice.prompt_tokens[:kept])
         return self.prefixes.get((kept, exaggeration), lambda: self.model.prefix(voice, exaggeration))
 
-    def _publish(self, pending: list[tuple[list[Request], Drawn]]) -> None:
+    def _publish(self, pending: list[tuple[list[Request], DrawnTokens]]) -> None:
         for requests, drawn in pending:
-            for request, (token,) in zip(requests, drawn.read(), strict=True):
-                if request.ending is not None:
-                    continue
-                if token == self.model.dims.stop_speech:
-                    self._end(request, "stop")
-                    continue
-                request.tokens.append(token)
-                if len(request.tokens) == request.max_tokens:
-                    self._end(request, "length")
+            for request, tokens in zip(requests, drawn.read(), strict=True):
+                for token in tokens:
+                    self._take(request, token)
+
+    def _take(self, request: Request, token: int) -> None:
+        if request.ending is not None:
+            return
+        if token == self.model.dims.stop_speech:
+            self._end(request, "stop")
+            return
+        request.tokens.append(token)
+        if len(request.tokens) == request.max_tokens:
+            self._end(request, "length")
 
     def _end(self, request: Request, how: str) -> None:
         request.ending = how
         self.scheduler.release(request)
+
+
+def runner_of(family: Family, model: Transformer, cache: KVCache, slots: int, graphs: Graphs) -> Runner | BlockRunner:
+    """The runner that a family has."""
+    if isinstance(model, FlashT3):
+        return BlockRunner(model, cache, slots, graphs=graphs)
+    return Runner(model, cache, slots, family=family, graphs=graphs)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tests.conftest import CheckpointOf
 from tests.fidelity.t3_loop import CPU, SLOTS, Loop, Request, Served
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("tiny-turbo", marks=pytest.mark.full)])
+@pytest.fixture(scope="module", params=["tiny", "tiny-flash", pytest.param("tiny-turbo", marks=pytest.mark.full)])
 def served(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Served:
     return Served.of(checkpoint_of(request.param))
 
@@ -45,6 +45,10 @@ SAMPLING = st.builds(
     min_p=st.sampled_from([0.0, 0.05, 0.2]),
     repetition_penalty=st.sampled_from([1.0, 1.2, 1.8]),
     top_k=st.sampled_from([0, 5, 1000]),
+    num_steps=st.sampled_from([1, 3, 10, 20]),
+    time_shift_tau=st.sampled_from([0.0, 0.1, 1.0]),
+    omnivoice_schedule_t_shift=st.sampled_from([0.0, 0.5, 2.0]),
+    position_temperature=st.sampled_from([0.0, 5.0]),
 )
 REQUESTS = st.builds(
     Request,
@@ -74,7 +78,10 @@ def test_50_random_requests_give_the_tokens_that_each_gives_alone(
 
 
 @pytest.mark.full
-def test_compilation_changes_no_tokens(served: Served) -> None:
+@pytest.mark.parametrize("name", ["tiny", "tiny-turbo"])
+def test_compilation_changes_no_tokens(checkpoint_of: CheckpointOf, name: str) -> None:
+    served = Served.of(checkpoint_of(name))
+
     def requests() -> list[Request]:
         params = SamplingParams(top_p=0.9)
         return [served.supported(Request(5 + i, params, seed=i, max_tokens=40, arrives=3 * i)) for i in range(6)]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
-from chatterbox_engine.checkpoint.dims import GPT2Dims, LlamaDims, ReferenceDims, S3GenDims, T3Dims
+from chatterbox_engine.checkpoint.dims import FlashDims, GPT2Dims, LlamaDims, ReferenceDims, S3GenDims, T3Dims
 
 State = dict[str, torch.Tensor]
 
@@ -28,6 +28,17 @@ def t3(dims: T3Dims, state: State | None) -> Any:
         module.cond_enc.perceiver = Perceiver(dims.perceiver_queries, dims.hidden, dims.hidden, dims.perceiver_heads)
     if state is not None:
         module.load_state_dict(state, assign=True)
+    return module.eval()
+
+
+def flash_t3(dims: FlashDims, state: State) -> Any:
+    """Upstream's `ChatterboxFlashT3` in eval mode on the CPU, float32."""
+    from chatterbox.models.t3.modules.perceiver import Perceiver
+    from chatterbox_flash.model import ChatterboxFlashT3
+
+    module = ChatterboxFlashT3(_llama_config(dims), drf_block_size=dims.block)
+    module.cond_enc.perceiver = Perceiver(dims.perceiver_queries, dims.hidden, dims.hidden, dims.perceiver_heads)
+    module.load_state_dict(state, assign=True)
     return module.eval()
 
 

@@ -15,6 +15,7 @@ from chatterbox_client import Client
 from chatterbox_engine.checkpoint.families import Family
 from chatterbox_engine.checkpoint.random_checkpoint import TINY
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
+from chatterbox_engine.serving.contract import SAMPLING
 from tests import chromium
 from tests.conftest import CheckpointOf
 from tests.server.front import Front
@@ -51,7 +52,7 @@ class Spoken:
 
     def supported(self, options: dict[str, Any]) -> dict[str, Any]:
         """Those of the options that the family supports."""
-        refused = {"exaggeration", "cfg_weight", "min_p", "top_k"} - set(self.family.inputs)
+        refused = set(SAMPLING) - set(self.family.inputs)
         return {name: value for name, value in options.items() if name not in refused}
 
 
@@ -83,6 +84,7 @@ def server_of(
     params=[
         "tiny",
         "tiny-turbo",
+        "tiny-flash",
         pytest.param("tiny-multilingual", marks=pytest.mark.full),
         pytest.param("tiny-nano", marks=pytest.mark.full),
         pytest.param(f"tiny-nano{INT8}", marks=pytest.mark.full),

@@ -27,6 +27,7 @@ from chatterbox_engine.t3 import alignment_cuda, attention_cuda, sampling, sampl
 from chatterbox_engine.t3.alignment import NO_STOP, SHORT_TEXT
 from chatterbox_engine.t3.attention import decode_attention
 from chatterbox_engine.t3.attention_cuda import split_decode
+from chatterbox_engine.t3.block_attention_cuda import attend_blocks
 from chatterbox_engine.t3.kv_cache import SPLIT_PAIRS
 from chatterbox_engine.t3.slots import Slots
 from chatterbox_engine.types import Reading
@@ -59,6 +60,7 @@ PROJECT: list[tuple[int, int, int, Activation, str]] = [
     (6, 512, 260, "none", "gain shift residual"),
 ]
 NORM = [(1, 33, 256, True, 2), (3, 5, 256, False, 2), (2, 50, 24, True, 0)]
+BLOCKS = [(2, 32, [1, 64, 65]), (1, 64, [150, 16]), (2, 16, [17, 128])]
 SNAKE = [((2, 40, 64), "mask"), ((1, 33, 24), ""), ((2, 40, 64), "bias mask"), ((1, 50, 64), "bias change mask")]
 # float16 instead of the engine's bfloat16, which the interpreter cannot multiply
 ATTEND = [
@@ -163,6 +165,25 @@ def snake_error(shape: tuple[int, int, int], parts: str) -> float:
     assert total is x or torch.allclose(total, exact, atol=1e-6)
     exact = exact + torch.sin(exact * alpha).square() * inverse
     return float((active - (exact * mask if "mask" in parts else exact)).abs().max())
+
+
+def blocks_error(heads: int, size: int, ends: list[int], dtype: torch.dtype) -> float:
+    """The largest difference to torch's operator."""
+    generator = torch.Generator().manual_seed(ends[0])
+    rows, room = len(ends), max(ends) + 3
+    keys, values = torch.randn(2, rows * room, heads, size, generator=generator).to(dtype)
+    query = torch.randn(rows, 16, heads, size, generator=generator).to(dtype)
+    start = room * torch.arange(rows)
+    for row, end in enumerate(ends):  # positions that were never written
+        keys[row * room + end : (row + 1) * room] = values[row * room + end : (row + 1) * room] = torch.nan
+    out = attend_blocks(query, keys, values, start, torch.tensor(ends)).float()
+    worst = 0.0
+    for row, end in enumerate(ends):
+        held = slice(row * room, row * room + end)
+        parts = (part.float().transpose(0, 1)[None] for part in (query[row], keys[held], values[held]))
+        exact = F.scaled_dot_product_attention(*parts)[0].transpose(0, 1)
+        worst = max(worst, float((out[row] - exact).abs().max()))
+    return worst
 
 
 def sample_error(family: Family, count: int, use_top: bool) -> float:
@@ -271,6 +292,10 @@ if __name__ == "__main__":
         report("swiglu", (rows, width), swiglu_error(rows, width), 1e-5)
     for norm_case in NORM:
         report("norm", norm_case, norm_error(*norm_case), 2e-5)
+    for heads, size, ends in BLOCKS:
+        for dtype in (torch.float32, torch.float16):
+            error = blocks_error(heads, size, ends, dtype)
+            report("blocks", (heads, size, ends, dtype), error, 1e-5 if dtype == torch.float32 else 2e-3)
     for shape, parts in SNAKE:
         report("snake", (shape, parts), snake_error(shape, parts), 2e-5)
     for family in (ENGLISH, TURBO):

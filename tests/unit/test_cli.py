@@ -45,6 +45,10 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "min_p": ("--min-p", 0.125),
     "repetition_penalty": ("--repetition-penalty", 1.5),
     "top_k": ("--top-k", 40),
+    "num_steps": ("--num-steps", 6),
+    "time_shift_tau": ("--time-shift-tau", 0.25),
+    "omnivoice_schedule_t_shift": ("--omnivoice-schedule-t-shift", 0.75),
+    "position_temperature": ("--position-temperature", 1.5),
     "seed": ("--seed", 7),
     "max_seconds": ("--max-seconds", 8.0),
 }

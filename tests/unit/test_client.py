@@ -42,6 +42,10 @@ CONTRACT: list[tuple[str, Any, Any, Any]] = [
     ("min_p", 0.02, np.float32, np.float32(0.02)),
     ("repetition_penalty", 1.3, np.float32, np.float32(1.3)),
     ("top_k", 50, np.int32, 50),
+    ("num_steps", 6, np.int32, 6),
+    ("time_shift_tau", 0.25, np.float32, np.float32(0.25)),
+    ("omnivoice_schedule_t_shift", 0.75, np.float32, np.float32(0.75)),
+    ("position_temperature", 0, np.float32, np.float32(0)),
     ("seed", 2**62, np.int64, 2**62),
     ("max_seconds", 12.5, np.float32, np.float32(12.5)),
     ("priority", "batch", np.object_, b"batch"),
@@ -301,7 +305,10 @@ def test_the_signature_of_speak_is_frozen_and_the_same_for_both_clients() -> Non
         "lexicon: Mapping[str, str] | None = None, "
         "preset: str | None = None, exaggeration: float | None = None, cfg_weight: float | None = None, "
         "temperature: float | None = None, top_p: float | None = None, min_p: float | None = None, "
-        "repetition_penalty: float | None = None, top_k: int | None = None, seed: int | None = None, "
+        "repetition_penalty: float | None = None, top_k: int | None = None, "
+        "num_steps: int | None = None, time_shift_tau: float | None = None, "
+        "omnivoice_schedule_t_shift: float | None = None, position_temperature: float | None = None, "
+        "seed: int | None = None, "
         "max_seconds: float | None = None, priority: str | None = None, word_times: bool | None = None, "
         "guard: str | None = None, guard_retries: int | None = None) -> Audio"
     )

@@ -66,7 +66,9 @@ def request(engine: Engine) -> SynthesisRequest:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("name", "graphs"), [("tiny", True), ("tiny-turbo", True), ("tiny", False)])
+@pytest.mark.parametrize(
+    ("name", "graphs"), [("tiny", True), ("tiny-turbo", True), ("tiny-flash", True), ("tiny", False)]
+)
 def test_the_engine_waits_for_nothing_but_tokens_and_samples(
     checkpoint_of: CheckpointOf, tmp_path: Path, name: str, graphs: bool
 ) -> None:

@@ -22,10 +22,11 @@ from chatterbox_engine.kernels import linear_cuda
 from chatterbox_engine.kernels.shapes import FEW_ROWS
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
 from chatterbox_engine.s3gen import norm_cuda, snake_cuda
-from chatterbox_engine.t3 import alignment_cuda, attention_cuda, sampling_cuda
+from chatterbox_engine.t3 import alignment_cuda, attention_cuda, block_attention_cuda, sampling_cuda
 from chatterbox_engine.t3.alignment import NO_STOP, SHORT_TEXT
 
 BYTES = {"bf16": 2, "fp32": 4}
+KERNELS = {"decode", "read", "project", "swiglu", "norm", "blocks", "snake", "sample", "attend"}
 
 
 @pytest.mark.full
@@ -34,7 +35,7 @@ def test_the_kernels_agree_with_torchs_operators() -> None:
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
-    assert {line[0] for line in lines} == {"decode", "read", "project", "swiglu", "norm", "snake", "sample", "attend"}
+    assert {line[0] for line in lines} == KERNELS
     for line in lines:
         _, _, error, bound = line
         assert float(error) < float(bound), f"kernel, case, error, bound: {line}"
@@ -101,6 +102,20 @@ def test_the_kernels_that_read_where_t3_looks_compile_and_spill_nothing(dtype: s
     readings = compiled(alignment_cuda._reading_kernel, types, sizes, num_warps=4)
     assert not spilled(scores)
     assert not spilled(readings)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", BYTES)
+def test_the_attention_of_blocks_loads_keys_ahead_and_spills_nothing_in_bfloat16(dtype: str, capability: int) -> None:
+    types = dict.fromkeys(("query", "keys", "values", "out"), f"*{dtype}")
+    types |= {"start": "*i64", "end": "*i64", "scale": "fp32"}
+    tile, warps, stages = block_attention_cuda.TILES[BYTES[dtype]]
+    constants = {"heads": 16, "size": 64, "block": 16, "tile": tile, "precision": "ieee"}
+    options = {"num_warps": warps, "num_stages": stages}
+    kernel = compiled(block_attention_cuda._attend_blocks_kernel, types, constants, capability, **options)
+    assert "cp.async" in kernel.asm["ptx"]
+    assert kernel.metadata.shared <= 99 << 10
+    assert dtype == "fp32" or not spilled(kernel)
 
 
 @pytest.mark.parametrize("rows", [1, linear_cuda.FEWEST_ROWS])

@@ -13,6 +13,7 @@ from chatterbox_engine.checkpoint.dims import Dims, LlamaDims, S3GenDims
 from chatterbox_engine.checkpoint.families import (
     ENGLISH,
     FAMILIES,
+    FLASH,
     MULTILINGUAL_V2,
     MULTILINGUAL_V3,
     NANO,
@@ -72,9 +73,11 @@ def test_a_t3_with_a_mask_row_is_flash_and_never_english() -> None:
 
 
 @pytest.mark.parametrize("name", [ENGLISH.files.t3, "t3_flash.safetensors", "t3_mine.safetensors"])
-def test_flash_and_what_is_no_t3_are_refused_by_what_they_are(name: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"{name} is a T3 of Chatterbox-Flash; .* allow english, multilingual"):
-        detect([name, *ENGLISH.files.required], peek=kind("flash"))
+def test_flash_is_flash_whatever_its_file_is_called_and_what_is_no_t3_is_refused(name: str) -> None:
+    others = [file for file in FLASH.files.required if file != FLASH.files.t3]
+    assert detect([name, *others], peek=kind("flash")) == replace(FLASH, files=replace(FLASH.files, t3=name))
+    with pytest.raises(CheckpointError, match=rf"{name} is a T3 of Chatterbox Flash; .* allow english"):
+        detect([name, *others], among=[ENGLISH], peek=kind("flash"))
     with pytest.raises(CheckpointError, match=f"{name} is no T3"):
         detect([name], peek=kind())
 

@@ -15,7 +15,7 @@ from chatterbox_engine.serving import contract
 from tests.documents import PAGES, ROOT, blocks, page, rows, section
 from tools.docs import links, settings, words
 
-BASE_INPUTS = {"temperature", "top_p", "repetition_penalty"}
+BASE_INPUTS = {"temperature"}
 """Of every family."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from chatterbox_engine.assemble import describe_files, open_checkpoint
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint, locate_vocoder
@@ -103,14 +103,13 @@ def test_an_unnamed_fine_tune_of_multilingual_is_not_taken_for_english(
 
 
 @pytest.mark.parametrize("name", ["t3_cfg.safetensors", "t3_flash.safetensors"])
-def test_flash_is_refused_whatever_its_file_is_called(name: str, tiny_path: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(tiny_path, tmp_path / "flash"))
-    state = load_file(folder / "t3_cfg.safetensors")
-    state["speech_emb.weight"] = torch.zeros(8195, state["speech_emb.weight"].shape[1])
-    (folder / "t3_cfg.safetensors").unlink()
-    save_file(state, folder / name)
-    with pytest.raises(CheckpointError, match=rf"{name} is a T3 of Chatterbox-Flash"):
-        Checkpoint.open(folder)
+def test_flash_is_flash_whatever_its_file_is_called(name: str, checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint_of("tiny-flash").path, tmp_path / "flash"))
+    (folder / "t3_flash.safetensors").rename(folder / name)
+    opened = Checkpoint.open(folder)
+    assert (opened.family.name, opened.family.files.t3) == ("flash", name)
+    with pytest.raises(CheckpointError, match=rf"{name} is a T3 of Chatterbox Flash"):
+        Checkpoint.open(folder, family="english")
 
 
 def test_a_folder_with_v2_and_v3_says_which_is_served_and_how_to_choose(

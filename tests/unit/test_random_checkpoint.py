@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
+from chatterbox_engine.checkpoint.families import FLASH
 from chatterbox_engine.checkpoint.random_checkpoint import write_random_checkpoint
 from chatterbox_engine.types import SamplingParams
 from tests.fidelity.t3_loop import Request, Served
@@ -74,3 +75,9 @@ def test_the_built_in_voice_has_the_shapes_that_the_dimensions_say(tiny: Checkpo
     assert voice.s3gen.prompt_mel.shape == (2 * len(voice.s3gen.prompt_tokens), 80)
     assert voice.s3gen.embedding.shape == (192,)
     assert voice.exaggeration == 0.5
+
+
+def test_a_family_without_a_built_in_voice_has_none_unless_asked_for(tmp_path: Path) -> None:
+    for voiced in (None, True):
+        write_random_checkpoint(tmp_path / str(voiced), family=FLASH, voiced=voiced)
+        assert (Checkpoint.open(tmp_path / str(voiced)).conditionals() is None) == (voiced is None)

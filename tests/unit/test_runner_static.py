@@ -9,21 +9,26 @@ import torch
 
 from chatterbox_engine.kernels import linear
 from chatterbox_engine.t3.prompts import PREFILL_LENGTHS, Prompts
-from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.types import SamplingParams
 from tests.conftest import CheckpointOf
-from tests.fidelity.t3_loop import SLOTS, Request, Served, relative_error, teacher_forced
+from tests.fidelity.t3_loop import SLOTS, Request, Served, relative_error, runner_of, teacher_forced
 from tests.unit.static import PretendGraphs
 
 
-@pytest.fixture(scope="module", params=["tiny", "tiny-turbo"])
+@pytest.fixture(scope="module", params=["tiny", "tiny-turbo", "tiny-flash"])
 def served(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Served:
+    return Served.of(checkpoint_of(request.param))
+
+
+@pytest.fixture(scope="module", params=["tiny", "tiny-turbo"])
+def stepping(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Served:
+    """Models that draw a token at a time."""
     return Served.of(checkpoint_of(request.param))
 
 
 def request(length: int, arrives: int, cfg_weight: float, prompt_tokens: int | None = None) -> Request:
     sampling = SamplingParams(cfg_weight=cfg_weight)
-    return Request(length, sampling, seed=length, max_tokens=12, arrives=arrives, prompt_tokens=prompt_tokens)
+    return Request(length, sampling, seed=length, max_tokens=20, arrives=arrives, prompt_tokens=prompt_tokens)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +44,7 @@ def test_padded_buckets_over_static_buffers_change_no_tokens(served: Served, wan
     expected, got = ([served.supported(request(*w)) for w in wanted] for _ in range(2))
     served.loop(cache_len=512).run(expected)
     padded = served.loop(cache_len=512)
-    padded.runner = Runner(served.model, padded.cache, SLOTS, family=served.family, graphs=PretendGraphs())
+    padded.runner = runner_of(served.family, served.model, padded.cache, SLOTS, PretendGraphs())
     padded.runner.warm_up(lambda _line: None)
     padded.run(got)
     assert [r.tokens for r in got] == [r.tokens for r in expected]
@@ -54,16 +59,16 @@ def test_the_mask_of_a_captured_prefill_suits_the_memory_efficient_kernel(served
 
 
 def test_products_that_add_in_place_change_nothing_that_is_read_later(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    stepping: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = Request(text_length=8, sampling=SamplingParams(), seed=3, max_tokens=1).text()
     forced = torch.randint(0, 6561, (9,), generator=torch.Generator().manual_seed(1))
-    plain = teacher_forced(served.model, served.voice, text, forced)
+    plain = teacher_forced(stepping.model, stepping.voice, text, forced)
     with monkeypatch.context() as patch:
         patch.setattr(linear, "_plain_on_cuda", lambda _weight: True)  # torch's products as on a GPU, in float32
         patch.setattr(linear, "_suits_cpu_kernel", lambda _weight: False)
-        served.model.prepare()
-    on_gpu = teacher_forced(served.model, served.voice, text, forced)
-    served.model.prepare()
+        stepping.model.prepare()
+    on_gpu = teacher_forced(stepping.model, stepping.voice, text, forced)
+    stepping.model.prepare()
     error = relative_error(on_gpu, plain)
     assert 0 < error < 1e-3, f"{error:.2e}"  # a CPU's GELU within the product is another form than the tanh one

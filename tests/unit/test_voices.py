@@ -120,4 +120,6 @@ def test_what_is_damaged_in_the_store_is_computed_anew(desk: Desk, open_desk: Ca
 
 def test_a_checkpoint_without_a_built_in_voice_has_no_default(open_desk: Callable[..., Desk]) -> None:
     desk = open_desk(built_in=False).start()
-    assert isinstance(desk.ask(), NotFound)
+    refusal = desk.ask()
+    assert isinstance(refusal, NotFound)
+    assert "this checkpoint has no built-in voice: name a stored voice, or send a clip" in str(refusal)

@@ -30,9 +30,6 @@ PACKS = (
 )
 PACK_BASE = "ResembleAI/chatterbox"
 
-UNSERVED = {"flash": "Chatterbox-Flash"}
-"""Members that are recognised by their tensors but not in `FAMILIES`, so that none is taken for another."""
-
 _SUFFIXES = (".safetensors", ".pt")
 _PACK_NAME = re.compile(r"t3_([a-z]{2}(?:_[a-z]{2,3})?(?:_[a-z]+)?)\.safetensors")
 _ENGLISH_VOCABULARY, _MULTILINGUAL_VOCABULARY = 704, 2454
@@ -185,7 +182,7 @@ def _lacking(own: Collection[str], base: Collection[str]) -> Callable[[Family], 
 
 def _refusal(present: list[str], among: Collection[Family], peek: Peek) -> str:
     """Why none of the T3 files can be served."""
-    titles = {family.name: family.title for family in FAMILIES} | UNSERVED
+    titles = {family.name: family.title for family in FAMILIES}
     told = []
     for name in present:
         kinds = peek(name)

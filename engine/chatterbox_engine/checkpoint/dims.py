@@ -105,6 +105,11 @@ class LlamaDims(T3Dims):
         return self.max_speech_tokens + 4
 
     @property
+    def speech_embeddings(self) -> int:
+        """Rows of the table of speech tokens."""
+        return self.speech_vocab
+
+    @property
     def prefix(self) -> int:
         """Speaker, perceiver output, emotion."""
         return 1 + self.perceiver_queries + 1
@@ -119,6 +124,25 @@ class LlamaDims(T3Dims):
     @property
     def text_frame(self) -> tuple[list[int], list[int]]:
         return [self.start_text], [self.stop_text]
+
+
+@dataclass(frozen=True)
+class FlashDims(LlamaDims):
+    """The same decoder, which predicts a block of tokens at a time: one more input stands for a token that is not known
+    yet (chatterbox-flash 0.1.0, `model.py`)."""
+
+    block: int = 16
+
+    bos: ClassVar[int] = 1
+
+    @property
+    def mask(self) -> int:
+        """The token that is not known yet: an input, never an output."""
+        return self.speech_vocab
+
+    @property
+    def speech_embeddings(self) -> int:
+        return self.speech_vocab + 1
 
 
 @dataclass(frozen=True)

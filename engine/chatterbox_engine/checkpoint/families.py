@@ -4,7 +4,8 @@
 variants, and the module that computes it implements both; no other code depends on the family.
 
 Sources: chatterbox-tts 0.1.7 `tts.py`, `mtl_tts.py`, `tts_turbo.py`, `models/t3/t3.py`; Multilingual V3, its tail crop
-and Nano: the repository's main branch (commit 5de7a54), where `mtl_tts.py` has no alignment analyser any more.
+and Nano: the repository's main branch (commit 5de7a54), where `mtl_tts.py` has no alignment analyser any more; Flash:
+chatterbox-flash 0.1.0 `tts.py`, `model.py`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from chatterbox_engine.checkpoint.dims import Dims, GPT2Dims, LlamaDims, S3GenDims
+from chatterbox_engine.checkpoint.dims import Dims, FlashDims, GPT2Dims, LlamaDims, S3GenDims
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.types import SamplingParams
 
 Processor = Literal["penalty", "temperature", "min_p", "top"]
 """A step from logits to a distribution; `top` is top-k, then top-p."""
 
-Text = Literal["english", "multilingual", "gpt2"]
+Text = Literal["english", "flash", "multilingual", "gpt2"]
 """How a text is normalised and tokenised."""
 
 # fmt: off
@@ -76,6 +77,20 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How long an utterance may become, by the length of its text."""
+
+    tokens: int
+    """Speech tokens for each text token, start and stop included."""
+    least: int
+    """Speech tokens that every utterance may have."""
+
+    def of(self, text_tokens: int) -> int:
+        """Speech tokens of an utterance at most."""
+        return max(self.tokens * text_tokens, self.least)
+
+
+@dataclass(frozen=True)
 class Family:
     """One member of the family."""
 
@@ -101,6 +116,10 @@ class Family:
     """Speech tokens that are appended to T3's before vocoding."""
     cropped: int = 0
     """Speech tokens at the end that are vocoded and then cropped: they are noise."""
+    budget: Budget | None = None
+    """None: the request alone bounds an utterance."""
+    voiced: bool = True
+    """Its release has a built-in voice."""
 
     @property
     def guided(self) -> bool:
@@ -176,7 +195,28 @@ NANO = replace(
     dims=replace(TURBO.dims, t3=GPT2Dims(hidden=768, layers=12, heads=12, intermediate=3072)),
 )
 
-FAMILIES = (ENGLISH, MULTILINGUAL_V3, MULTILINGUAL_V2, TURBO, NANO)
+FLASH = Family(
+    name="flash",
+    title="Chatterbox Flash",
+    files=Files("t3_flash.safetensors", "s3gen.safetensors", "ve.safetensors", ("tokenizer.json",)),
+    dims=Dims(t3=FlashDims(), s3gen=S3GenDims(meanflow=True)),
+    inputs=(
+        "exaggeration",
+        "cfg_weight",
+        "temperature",
+        "num_steps",
+        "time_shift_tau",
+        "omnivoice_schedule_t_shift",
+        "position_temperature",
+    ),
+    sampling=SamplingParams(cfg_weight=1.0, temperature=0.6, min_p=0.0, repetition_penalty=1.0),
+    processors=(),
+    text="flash",
+    budget=Budget(tokens=6, least=300),
+    voiced=False,
+)
+
+FAMILIES = (ENGLISH, MULTILINGUAL_V3, MULTILINGUAL_V2, TURBO, NANO, FLASH)
 """In the order in which a folder that holds several is read: the official repository has the first three."""
 
 

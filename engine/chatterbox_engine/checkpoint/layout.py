@@ -91,7 +91,7 @@ def _llama(dims: LlamaDims) -> _Items:
     for name in ("to_q", "to_k", "to_v", "proj_out"):
         yield from _affine(f"cond_enc.perceiver.attn.{name}", width, width)
     yield "text_emb.weight", (dims.text_vocab, width)
-    yield "speech_emb.weight", (dims.speech_vocab, width)
+    yield "speech_emb.weight", (dims.speech_embeddings, width)
     yield "text_pos_emb.emb.weight", (dims.text_positions, width)
     yield "speech_pos_emb.emb.weight", (dims.speech_positions, width)
     yield "text_head.weight", (dims.text_vocab, width)

@@ -26,8 +26,16 @@ import torchaudio
 from safetensors.torch import save_file
 
 from chatterbox_engine.checkpoint import layout, random_text
-from chatterbox_engine.checkpoint.dims import Dims, GPT2Dims, LlamaDims, ReferenceDims, S3GenDims, T3Dims
-from chatterbox_engine.checkpoint.families import ENGLISH, FAMILIES, MULTILINGUAL_V3, NANO, TURBO, Family
+from chatterbox_engine.checkpoint.dims import (
+    Dims,
+    FlashDims,
+    GPT2Dims,
+    LlamaDims,
+    ReferenceDims,
+    S3GenDims,
+    T3Dims,
+)
+from chatterbox_engine.checkpoint.families import ENGLISH, FAMILIES, FLASH, MULTILINGUAL_V3, NANO, TURBO, Family
 
 Size = Literal["tiny", "full"]
 
@@ -37,7 +45,13 @@ FORMAT = 3
 MARK = "random_weights"
 """Metadata entry of the weight files that marks random weights."""
 
-TINY = {"tiny": ENGLISH, "tiny-multilingual": MULTILINGUAL_V3, "tiny-turbo": TURBO, "tiny-nano": NANO}
+TINY = {
+    "tiny": ENGLISH,
+    "tiny-multilingual": MULTILINGUAL_V3,
+    "tiny-turbo": TURBO,
+    "tiny-nano": NANO,
+    "tiny-flash": FLASH,
+}
 """Names of checkpoints that are generated at the start, and their families."""
 
 _TINY_LLAMA = {"hidden": 64, "layers": 2, "heads": 2, "head_dim": 32, "intermediate": 128}
@@ -45,6 +59,7 @@ _TINY_T3: dict[str, T3Dims] = {
     "english": LlamaDims(**_TINY_LLAMA),
     "multilingual-v2": LlamaDims(**_TINY_LLAMA, text_vocab=2454),
     "multilingual-v3": LlamaDims(**_TINY_LLAMA, text_vocab=2454),
+    "flash": FlashDims(**_TINY_LLAMA),
     "turbo": GPT2Dims(**_TINY_LLAMA, text_vocab=1024, positions=8196),
     "nano": GPT2Dims(**{**_TINY_LLAMA, "heads": 4, "head_dim": 16}, text_vocab=1024, positions=8196),
 }
@@ -80,6 +95,7 @@ _RAMP_ZERO = 20.0  # speech position from which on the stop logit rises
 _TEXT_LENGTH = 70  # text tokens for which the ramp begins at that position of speech with GPT-2
 _RAMP_LENGTH = 160.0  # positions over which the ramp rises by one unit of the residual stream
 _RAMP_READ = 16.0  # logit per unit, before the final norm's division by about 1.2
+_BLOCK_STOP = 5.5  # stop logit of a model whose positions start again with every block, before that division
 _UNUSED = 64.0  # logit by which unused tokens are held down, before that division
 _LOUDNESS = 0.7  # added to the vocoder's log magnitudes
 
@@ -122,12 +138,14 @@ def write_random_checkpoint(
     *,
     family: Family = ENGLISH,
     stops: bool = True,
+    voiced: bool | None = None,
 ) -> None:
     """Writes a complete checkpoint of random weights into `folder`, which is created if absent.
 
     `full` has the official sizes (English: 3.2 GB) and loads into upstream's own classes with `from_local`; `tiny`
     (English: 48 MB) states its sizes in `config.json`. `report` is called with a line per file. stops: whether
-    utterances end with a stop token, or only at the request's limit.
+    utterances end with a stop token, or only at the request's limit; voiced: whether there is a built-in voice, by
+    default where the family's release has one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     dims = tiny_dims(family) if size == "tiny" else family.dims
@@ -145,9 +163,11 @@ def write_random_checkpoint(
             torch.save(make(), folder / name)
         else:
             save_file(make(), folder / name, metadata={MARK: f"size={size} seed={seed}"})
-    tell(f"random weights: {', '.join(files.text)}, {files.conditionals}")
+    tell(f"random weights: {', '.join(files.text)}")
     random_text.write(family, dims.t3, folder)
-    torch.save(_conditionals(dims, _PROMPT_TOKENS[size], seed), folder / files.conditionals)
+    if family.voiced if voiced is None else voiced:
+        tell(f"random weights: {files.conditionals}")
+        torch.save(_conditionals(dims, _PROMPT_TOKENS[size], seed), folder / files.conditionals)
     if size == "tiny":
         dims.save(folder)
 
@@ -214,7 +234,7 @@ def _arrange_stop(
     head = states["speech_head.weight"]
     head[_SPEECH_TOKENS:, constant] = -_UNUSED
     if stops:
-        head[dims.stop_speech, constant] = 0.0
+        head[dims.stop_speech, constant] = _BLOCK_STOP if isinstance(dims, FlashDims) else 0.0
         head[dims.stop_speech, ramp] = _RAMP_READ
 
 

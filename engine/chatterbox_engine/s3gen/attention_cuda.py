@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from chatterbox_engine.kernels.tiles_cuda import add_tile
+
 
 class Tiles(NamedTuple):
     """Tile sizes of a launch."""
@@ -35,26 +37,6 @@ compute capability 9 (181 on 8.0): two programs of eight warps share a multiproc
 
 FEW_PROGRAMS = 400
 """Programs with the larger tiles below which the smaller ones are used: three per multiprocessor of a large GPU."""
-
-
-@triton.jit
-def _add_tile(  # type: ignore[no-untyped-def]
-    q, k_at, v_at, inside, acc, best, weight, scale, masked: tl.constexpr, precision: tl.constexpr
-):
-    """Adds the values of one tile of keys, weighted by their scores, to the running sum."""
-    if masked:
-        k = tl.load(k_at, mask=inside[None, :], other=0.0)
-        v = tl.load(v_at, mask=inside[:, None], other=0.0)
-        score = tl.where(inside[None, :], tl.dot(q, k, input_precision=precision), -float("inf"))
-    else:
-        k = tl.load(k_at)
-        v = tl.load(v_at)
-        score = tl.dot(q, k, input_precision=precision)
-    higher = tl.maximum(best, tl.max(score, axis=1) * scale)
-    share = tl.exp2(score * scale - higher[:, None])  # one operation with the difference
-    shrink = tl.exp2(best - higher)
-    acc = tl.dot(share.to(v.dtype), v, acc * shrink[:, None], input_precision=precision)
-    return acc, higher, weight * shrink + tl.sum(share, axis=1)
 
 
 # The code is the same for all numbers of positions, but would be compiled again at the first multiple of 16.
@@ -92,11 +74,11 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     acc = tl.zeros([queries, size], dtype=tl.float32)
     full = end // keys * keys
     for offset in range(0, full, keys):
-        acc, best, weight = _add_tile(
+        acc, best, weight = add_tile(
             q, k_at + offset * step, v_at + offset * step, key, acc, best, weight, scale, False, precision
         )
     if full < end:
-        acc, best, weight = _add_tile(
+        acc, best, weight = add_tile(
             q, k_at + full * step, v_at + full * step, full + key < end, acc, best, weight, scale, True, precision
         )
     # the best key alone weighs 1, so the weight is below 1 only where there are no keys

@@ -20,6 +20,7 @@ from chatterbox_engine.checkpoint.families import ENGLISH, Family
 from chatterbox_engine.errors import InvalidRequest, quote
 from chatterbox_engine.serving.audio import FORMATS, encode
 from chatterbox_engine.synthesis.streaming import LARGEST, ChunkPolicy
+from chatterbox_engine.t3.schedule import MAX_STEPS
 from chatterbox_engine.text import lexicon
 from chatterbox_engine.text.clean import validate_text
 from chatterbox_engine.text.passages import Passage
@@ -68,6 +69,10 @@ SAMPLING = {
     "min_p": Number(0.0, 1.0),
     "repetition_penalty": Number(0.0, 10.0, open_low=True),
     "top_k": Number(0, 1_000_000, kind=int),
+    "num_steps": Number(1, MAX_STEPS, kind=int),
+    "time_shift_tau": Number(0.0, 10.0),
+    "omnivoice_schedule_t_shift": Number(0.0, 10.0),
+    "position_temperature": Number(0.0, 10.0),
 }
 
 TEXTS = ("text", "voice", "language", "text_normalization", "markup", "lexicon", "preset", "format", "priority")

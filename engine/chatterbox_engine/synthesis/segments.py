@@ -76,6 +76,8 @@ class Segmenter:
     def _measured(self, text: Tokens, max_tokens: int, segment: Segment, lead: float) -> TokenSegment:
         before, after = self._dims.text_frame
         tokens = (*before, *text.ids, *after)
+        if (budget := self._family.budget) is not None:
+            max_tokens = min(max_tokens, budget.of(len(tokens)))
         spans = text.spans or [(0, 0)]
         first, last = spans[0][0], spans[-1][1]
         return TokenSegment(

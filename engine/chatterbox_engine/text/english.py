@@ -12,6 +12,7 @@ from unicodedata import category
 import tokenizers
 
 from chatterbox_engine.errors import CheckpointError, InvalidRequest
+from chatterbox_engine.text.flash import flash
 from chatterbox_engine.text.passages import CharSpan, Text, is_speakable
 
 Replaced = Sequence[tuple[re.Pattern[str], str]]
@@ -78,6 +79,14 @@ class EnglishText:
     def speaks(self, ids: Sequence[int]) -> bool:
         """See `TextPreparation.speaks`."""
         return self._tokenizer.speaks(ids)
+
+
+class FlashText(EnglishText):
+    """`TextPreparation` of Flash: the same tokenizer after a normaliser of its own."""
+
+    def encode(self, text: Text, language: str) -> Tokens:  # noqa: ARG002
+        """As upstream's `ChatterboxFlashTTS.generate` prepares a text."""
+        return self._tokenizer.encode(flash(text))
 
 
 _REFUSED = "[REFUSED]"

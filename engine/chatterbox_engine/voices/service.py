@@ -35,6 +35,8 @@ from chatterbox_engine.voices.watch import SECONDS, VoiceWatch
 DEFAULT = "default"
 """The name of the checkpoint's built-in voice."""
 
+_NO_DEFAULT = "this checkpoint has no built-in voice: name a stored voice, or send a clip as reference_audio"
+
 PATIENCE_SECONDS = 1.0
 """Seconds that a request whose voice is in memory waits for the store to confirm its name."""
 
@@ -224,8 +226,10 @@ class Voices:
     def _ask(self, name: str) -> Entry:
         try:
             entry = self._store.look_up(name, self._library.identity)
-        except NotFound:
+        except NotFound as error:
             self._seen.pop(name, None)
+            if name == DEFAULT:
+                raise NotFound(_NO_DEFAULT) from error
             raise
         self._seen[name] = entry.content_hash
         return entry

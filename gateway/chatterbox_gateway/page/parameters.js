@@ -10,6 +10,15 @@ const KNOWN = {
   min_p: {label: "Min-p", slider: [0, 0.5], step: 0.01, hint: "Least probability, relative to the largest one"},
   repetition_penalty: {label: "Repetition penalty", slider: [1, 2], step: 0.05, hint: "Above 1, tokens repeat less"},
   top_k: {label: "Top-k", slider: [0, 2000], step: 10, hint: "Number of tokens that are drawn from; 0 for all"},
+  num_steps: {label: "Passes", slider: [1, 20], step: 1, hint: "Of a block of 16 tokens, at most"},
+  time_shift_tau: {label: "Time shift", slider: [0, 2], step: 0.05, hint: "The higher, the more tokens are kept early"},
+  omnivoice_schedule_t_shift: {
+    label: "Schedule shift",
+    slider: [0, 2],
+    step: 0.05,
+    hint: "Below 1 the last passes keep most of the tokens",
+  },
+  position_temperature: {label: "Position noise", slider: [0, 5], step: 5, hint: "0 keeps the best tokens of each pass"},
 }
 
 const FIRST = ["exaggeration", "cfg_weight", "temperature", "speed"]
