@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import queue
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,15 +60,15 @@ class TimeLine(NoMetrics):
 
 def main() -> None:
     checkpoint = full_size_checkpoint(stops=False)
-    compare("engine", checkpoint, upstream.tts(checkpoint))
+    compare("engine", checkpoint, partial(upstream_speed, "engine", checkpoint, upstream.tts(checkpoint)))
 
 
-def compare(name: str, checkpoint: Checkpoint, tts: Any) -> None:
-    """The benchmark of one checkpoint. tts: upstream's object with the same weights, on the CPU."""
+def compare(name: str, checkpoint: Checkpoint, measure: Callable[[], float]) -> None:
+    """The benchmark of one checkpoint. measure: upstream's audio seconds per wall second."""
     cuda = torch.cuda.is_available()
     cases = GPU_CASES if cuda else CPU_CASES
     with ThreadPoolExecutor(1) as alone:  # whose OpenMP team ends with it, and takes no core from ours
-        theirs = alone.submit(upstream_speed, name, checkpoint, tts).result()
+        theirs = alone.submit(measure).result()
     line = TimeLine()
     vocoder = str(checkpoint.vocoder or "")
     options = {"max_slots": cases[-1], "watermark": False, "preload_encoders": False}
@@ -113,7 +114,8 @@ def speak(engine: Engine, count: int, first_seed: int = 0) -> tuple[float, list[
 
 
 def upstream_speed(name: str, checkpoint: Checkpoint, tts: Any) -> float:
-    """Audio seconds per wall second of upstream's `generate`, watermark left out as in ours."""
+    """Audio seconds per wall second of upstream's `generate`, watermark left out as in ours. tts: upstream's object
+    with the same weights, on the CPU."""
     from chatterbox.tts import Conditionals
 
     tokens = round(SECONDS * TOKENS_PER_SECOND)  # `generate` names its own limit, of 40 s, or none

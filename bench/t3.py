@@ -93,7 +93,8 @@ def full_size_checkpoint(family: str = "", *, stops: bool = True) -> Checkpoint:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder.parent))
         of = random_checkpoint.TINY[name.replace("full", "tiny")]
-        random_checkpoint.write_random_checkpoint(partial, "tiny" if TINY else "full", family=of, stops=stops)
+        size: random_checkpoint.Size = "tiny" if TINY else "full"
+        random_checkpoint.write_random_checkpoint(partial, size, family=of, stops=stops, voiced=True)
         partial.rename(folder)
     return Checkpoint.open(folder)
 

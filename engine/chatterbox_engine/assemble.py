@@ -86,7 +86,7 @@ def build(
     checkpoint = open_checkpoint(config, report)
     report(f"it is {checkpoint.family.title}: {describe_files(checkpoint)}")
     device = choose_device(config.device)
-    fused_products = not config.compile and config.quantization == "none"
+    fused_products = not (config.compile or isinstance(checkpoint.dims.t3, FlashDims)) and config.quantization == "none"
     dtype, vocoder_dtype = choose_dtypes(config.dtype, device, report, fused_products=fused_products)
     configure_torch(device, vocoder_dtype, config.cpu_threads)
     load_cpu_kernels(device, report)

@@ -160,6 +160,25 @@ def turbo(checkpoint: Checkpoint, *, t3_module: bool = True) -> Any:
     )
 
 
+def flash(checkpoint: Checkpoint) -> Any:
+    """Upstream's `ChatterboxFlashTTS` of a checkpoint on the CPU, float32."""
+    from chatterbox.models.tokenizers import EnTokenizer
+    from chatterbox.models.voice_encoder import VoiceEncoder
+    from chatterbox_flash import ChatterboxFlashTTS
+
+    encoder = VoiceEncoder()
+    encoder.load_state_dict(checkpoint.voice_encoder_state())
+    dims = checkpoint.dims
+    assert isinstance(dims.t3, FlashDims)
+    return ChatterboxFlashTTS(
+        flash_t3(dims.t3, checkpoint.t3_state()),
+        s3gen(dims.s3gen, dims.reference, checkpoint.s3gen_state()),
+        encoder.eval(),
+        EnTokenizer(str(checkpoint.tokenizer_path)),
+        "cpu",
+    )
+
+
 def _tokenizer(dims: ReferenceDims) -> Any:
     from chatterbox.models.s3tokenizer import S3Tokenizer
     from s3tokenizer.model_v2 import AudioEncoderV2, FSQVectorQuantization

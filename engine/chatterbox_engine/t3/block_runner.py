@@ -85,6 +85,7 @@ class BlockRunner:
     thread."""
 
     def __init__(self, model: FlashT3, cache: KVCache, max_slots: int, *, graphs: Graphs) -> None:
+        model.pack()
         self.model, self.cache, self.graphs = model, cache, graphs
         self.max_slots = max_slots
         self.max_rows = 2 * ROWS * max_slots  # a finished block and the next one of each row

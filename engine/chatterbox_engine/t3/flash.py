@@ -10,10 +10,11 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chatterbox_engine.checkpoint.dims import FlashDims
 from chatterbox_engine.kernels.device import upload
+from chatterbox_engine.kernels.linear import packed
 from chatterbox_engine.t3.attention import Context
 from chatterbox_engine.t3.block_attention import Blocks, block_attention
 from chatterbox_engine.t3.extents import round_up
@@ -28,6 +29,14 @@ class FlashT3(T3):
 
     def __init__(self, dims: FlashDims) -> None:
         super().__init__(dims)
+
+    def pack(self) -> None:
+        """On a CPU the matrices get oneDNN's order, which suits the many rows of a pass."""
+        for block in self.layers:
+            for name in self.matrices:
+                setattr(block, name, nn.Parameter(packed(getattr(block, name).data), requires_grad=False))
+        self.head = nn.Parameter(packed(self.head.data), requires_grad=False)
+        self.prepare()
 
     @torch.inference_mode()
     def prompt(self, text: Tensor) -> Tensor:
