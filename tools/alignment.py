@@ -26,7 +26,8 @@ from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.t3.attention import rotate
 from chatterbox_engine.t3.extents import Extent, round_up
 from chatterbox_engine.t3.kv_cache import KVCache
-from chatterbox_engine.t3.runner import Prompt, Runner
+from chatterbox_engine.t3.prompts import Prompt
+from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.t3.transformer import Transformer
 from chatterbox_engine.text.english import TextPreparation
 from chatterbox_engine.text.passages import Text
@@ -73,11 +74,11 @@ class Speaker:
         rows = tuple(Extent(self._room * row, self._room) for row in range(self._family.rows))
         uniforms = torch.rand(STEPS + 1, generator=torch.Generator().manual_seed(seed))
         prompt = Prompt(0, rows, framed, self._family.sampling, uniforms, aligned=True)
-        (token,) = self._runner.prefill([prompt], [self._prefix]).read()
+        ((token,),) = self._runner.prefill([prompt], [self._prefix]).read()
         queries: list[torch.Tensor] = []
         assert self._runner.alignment is not None
         while token != self._model.dims.stop_speech and len(queries) < STEPS:
-            (token,) = self._runner.decode([prompt]).read()
+            ((token,),) = self._runner.decode([prompt]).read()
             queries.append(self._runner.alignment.queries(1).kept[0].clone())
         return self._attention(torch.stack(queries, dim=1).float(), len(framed))
 

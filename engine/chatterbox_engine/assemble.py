@@ -118,7 +118,7 @@ def build(
         served=served,
         family=checkpoint.family,
         stop_token=model.dims.stop_speech,
-        aligned=runner.alignment is not None,
+        aligned=isinstance(runner, Runner) and runner.alignment is not None,
         usual_peak=alignment_heads(config.alignment_heads, checkpoint).peak,
         device=device,
         max_queue=config.max_queue,

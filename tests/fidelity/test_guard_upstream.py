@@ -45,7 +45,7 @@ class Both:
         analyser, tokens, reading = Analyser(len(text)), list[int](), None
         drawn = self.runner.prefill([prompt], [self.served.model.prefix(self.served.voice, 0.5)])
         while len(tokens) < STEPS:
-            (token,) = drawn.read()
+            ((token,),) = drawn.read()
             if token == stop or (analyser.ends(token, reading) and guarded):
                 break
             tokens.append(token)

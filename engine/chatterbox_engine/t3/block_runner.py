@@ -27,6 +27,7 @@ from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.prompts import PREFILL_ROWS, Placed, Prompt, Prompts
 from chatterbox_engine.t3.schedule import MAX_STEPS, counts, quantile
 from chatterbox_engine.t3.unmasking import FLOATS, INTEGERS, Choice, unmask
+from chatterbox_engine.types import Reading
 
 ROWS = 2
 """Of an utterance: conditional and unconditional."""
@@ -71,6 +72,10 @@ class Passed:
         the device. Tokens that were not known when the stop token was are the mask."""
         blocks = iter(self.blocks())
         return [[] if length is None else self._final(next(blocks)) for length in self._blocks]
+
+    def readings(self) -> list[Reading]:
+        """None: its heads do not follow the text step by step."""
+        return []
 
     def _final(self, block: list[int]) -> list[int]:
         return block if self.over(block) else []
