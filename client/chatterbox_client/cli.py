@@ -82,8 +82,7 @@ def say(
 ) -> None:
     """Say TEXT and write it to a file: `chatterbox say "Hello." -o hello.wav`."""
     if not show_text:
-        _check_output(output)
-        _check_subtitles(subtitles)
+        _check_files(output, subtitles)
     words = _words(text, file, stream=stream and not show_text)
     arguments: dict[str, Any] = {
         "voice": voice,
@@ -158,6 +157,11 @@ def _check_output(output: str) -> None:
         raise typer.BadParameter(str(error), param_hint="--output") from error
     if not Path(output).absolute().parent.is_dir():
         raise typer.BadParameter(f"no such folder: {Path(output).parent}", param_hint="--output")
+
+
+def _check_files(output: str, subtitles: str | None) -> None:
+    _check_output(output)
+    _check_subtitles(subtitles)
 
 
 def _check_subtitles(path: str | None) -> None:

@@ -81,12 +81,10 @@ def speech_request(
 
     Raises InvalidRequest for a value that its tensor cannot carry, OSError for a reference file that cannot be read.
     """
-    if reference_audio is not None and not isinstance(reference_audio, bytes):
-        reference_audio = Path(reference_audio).read_bytes()
     tensors = {
         "text": _bytes("text", text),
         "voice": _bytes("voice", voice),
-        "reference_audio": _bytes("reference_audio", reference_audio),
+        "reference_audio": _bytes("reference_audio", _contents(reference_audio)),
         "language": _bytes("language", language),
         "text_normalization": _bytes("text_normalization", text_normalization),
         "markup": _bytes("markup", markup),
@@ -143,11 +141,10 @@ def stream_request(
     first_chunk_tokens: int | None = None,
     chunk_tokens: int | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """`speech_request` and how much audio the first chunks hold, in tokens of 40 ms. The text is a string: of pieces
-    each sentence is a request (`Bound.of`)."""
+    """`speech_request` of a string (`Bound.of` splits pieces), and the audio of the first chunks in tokens of 40 ms."""
     if not isinstance(text, str):
         raise InvalidRequest(f"text must be a string, not {quote(text)}")
-    tensors = speech_request(
+    return speech_request(
         text,
         voice=voice,
         reference_audio=reference_audio,
@@ -173,10 +170,12 @@ def stream_request(
         word_times=word_times,
         guard=guard,
         guard_retries=guard_retries,
-    )
-    sizes = {"first_chunk_tokens": first_chunk_tokens, "chunk_tokens": chunk_tokens}
-    chunking = {name: _integer(name, size, np.int32) for name, size in sizes.items()}
-    return tensors | {name: tensor for name, tensor in chunking.items() if tensor is not None}
+    ) | _chunk_sizes(first_chunk_tokens=first_chunk_tokens, chunk_tokens=chunk_tokens)
+
+
+def _chunk_sizes(**sizes: int | None) -> dict[str, npt.NDArray[Any]]:
+    tensors = {name: _integer(name, size, np.int32) for name, size in sizes.items()}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def pieces_of(request: Bound) -> Iterable[str]:
@@ -341,6 +340,11 @@ def takes_arguments_of(
         return call
 
     return decorate
+
+
+def _contents(clip: str | os.PathLike[str] | bytes | None) -> bytes | None:
+    """A clip's bytes, read from its file where it is a path."""
+    return clip if clip is None or isinstance(clip, bytes) else Path(clip).read_bytes()
 
 
 def _bytes(name: str, value: str | bytes | None) -> npt.NDArray[Any] | None:
