@@ -73,6 +73,7 @@ def test_a_place_is_reached_between_two_tokens() -> None:
     times = Times([1.0, 2.0, 4.0], audible=3, complete=True)
     assert [times.reached(place) for place in (1, 2, 3, 4, 5)] == [0.0, 1.0, 1.75, 2.25, 3.0]
     assert Times([1.0], audible=3, complete=False).reached(2) is None
+    assert Times([1.0, 2.0, 4.0], audible=2, complete=False).reached(4) == 2.25  # in the next chunk
 
 
 def whole(engine: FakeEngine, text: str, **changes: object) -> SynthesisResult:
@@ -92,12 +93,14 @@ def streamed(engine: FakeEngine, text: str, policy: ChunkPolicy) -> list[Synthes
 LONG = " ".join(f"Number {number} of the long list goes here, and on." for number in range(12))
 
 
+@pytest.mark.parametrize("pace", [1.0, 0.83])
 @pytest.mark.parametrize("text", [TEXT, LONG, f"  {LONG}\n\nThe end.", "One [pause 2s] two."])
 @pytest.mark.parametrize("policy", [ChunkPolicy(), ChunkPolicy(1, 1), ChunkPolicy(7, 40)])
 def test_a_stream_has_the_words_of_the_whole_answer_each_in_the_chunk_that_ends_it(
-    text: str, policy: ChunkPolicy
+    text: str, policy: ChunkPolicy, pace: float
 ) -> None:
     with FakeEngine() as engine:
+        engine.runner.place = lambda _attempt, step, _text: 1 + pace * step
         result, chunks = whole(engine, text), streamed(engine, text, policy)
     assert [word for chunk in chunks for word in chunk.words] == list(result.words)
     sent = 0.0

@@ -49,7 +49,8 @@ class Times:
         if at == 0:
             return 0.0
         before, here = self.path[at - 1], self.path[at]
-        return min(at - 0.5 + (line - before) / (here - before), float(self.audible))
+        tokens = at - 0.5 + (line - before) / (here - before)
+        return min(tokens, float(self.audible)) if self.complete else tokens
 
 
 def spoken_words(words: Sequence[Word], times: Times, text: str, *, begin: int) -> list[SpokenWord]:
