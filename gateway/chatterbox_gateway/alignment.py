@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+
+from chatterbox_client.audio import Word
+
+_SPACE = re.compile(r"\s")
 
 CHARACTERS_PER_SECOND = 15.0
 """Of the first sentence of a turn; later ones are like those before them."""
@@ -27,7 +32,7 @@ class Aligned:
 
 
 @dataclass(frozen=True)
-class Word:
+class SentWord:
     """A word that was sent."""
 
     word: str
@@ -43,14 +48,15 @@ class Word:
 class Alignment:
     """Places the characters of sentences in the chunks of their audio.
 
-    By proportion: a chunk has its share of the characters at the speed of the sentences before, the last chunk of a
-    sentence has the rest, and within a chunk all characters are equally long. Word times of the server belong into
-    `place`, as the shares.
+    By the server's word times, where it has them: the characters of a word are equally long, and the silence before it
+    belongs to the space. Else by proportion: a chunk has its share of the characters at the speed of the sentences
+    before, the last chunk of a sentence has the rest, and within a chunk all characters are equally long.
     """
 
     def __init__(self) -> None:
         self._left = ""  # of the sentence
         self._sentence = self._characters = 0
+        self._begin = 0.0  # of the sentence, seconds
         self._speech = self._whole_speech = 0.0  # seconds of this sentence; of the ones before
         self._number = -1
         self._now = 0.0  # end of the audio, seconds
@@ -62,35 +68,69 @@ class Alignment:
         """Of the audio."""
         return self._now
 
-    def place(self, sentence: str, number: int, *, silence: float, seconds: float, is_last: bool) -> Aligned | None:
+    def place(
+        self,
+        sentence: str,
+        number: int,
+        *,
+        silence: float,
+        seconds: float,
+        is_last: bool,
+        words: Sequence[Word] | None = None,
+        speed: float = 1.0,
+    ) -> Aligned | None:
         """The characters that a chunk of a sentence speaks; None if it has none.
 
-        number: of the sentence, from 0; silence: before the chunk; seconds: of the chunk; is_last: of the sentence.
+        number: of the sentence, from 0; silence: before the chunk; seconds: of the chunk; is_last: of the sentence;
+        words: that end in the chunk, with times from the start of the sentence before the change of speed; None if the
+        model cannot tell them.
         """
+        self._now += silence
         if number != self._number:
-            self._number = number
-            self._left = f"{' '.join(sentence.split())} "
+            self._number, self._begin = number, self._now
+            self._left = f"{_SPACE.sub(' ', sentence.strip())} "
             self._sentence, self._speech = len(self._left), 0.0
-        start = max(self._placed, round((self._now + silence) * 1_000))
-        self._now += silence + seconds
+        start = max(self._placed, round(self._now * 1_000))
+        self._now += seconds
         self._speech += seconds
         end = max(start, round(self._now * 1_000))
-        count = len(self._left) if is_last else self._share(seconds)
+        if words is None:
+            bounds = self._even(start, end, is_last=is_last)
+        else:
+            bounds = self._by_words(words, speed, end, is_last=is_last)
         if is_last:
             self._characters += self._sentence
             self._whole_speech += self._speech
-        if not count:
+        if len(bounds) < 2:
             return None
-        chars, self._left = self._left[:count], self._left[count:]
-        bounds = tuple(start + (end - start) * index // count for index in range(count + 1))
-        aligned = Aligned(chars, bounds, self._placed)
-        self._placed = end
+        aligned = Aligned(self._left[: len(bounds) - 1], tuple(bounds), self._placed)
+        self._left, self._placed = self._left[len(bounds) - 1 :], bounds[-1]
         self._note(aligned)
         return aligned
 
-    def words(self) -> list[Word]:
+    def _by_words(self, words: Sequence[Word], speed: float, end: int, *, is_last: bool) -> list[int]:
+        """Bounds of the characters up to the last word, in the last chunk of all."""
+        done = self._sentence - len(self._left)
+        bounds = [self._placed if done else max(self._placed, self._milliseconds(0, speed))]
+        for word in words:
+            first, last = (min(end, max(bounds[-1], self._milliseconds(at, speed))) for at in (word.start, word.end))
+            before, count = max(0, word.span[0] - done), max(0, word.span[1] - max(done, word.span[0]))
+            if len(bounds) == 1 and not before:
+                bounds = [first]
+            bounds += _spread(bounds[-1], first, before) + _spread(first, max(first, last), count)
+            done += before + count
+        return bounds + (_spread(bounds[-1], end, self._sentence - done) if is_last else [])
+
+    def _milliseconds(self, seconds: float, speed: float) -> int:
+        return round((self._begin + seconds / speed) * 1_000)
+
+    def _even(self, start: int, end: int, *, is_last: bool) -> list[int]:
+        count = len(self._left) if is_last else self._share((end - start) / 1_000)
+        return [start, *_spread(start, end, count)]
+
+    def words(self) -> list[SentWord]:
         """The words that were placed so far."""
-        return [Word(word, start / 1_000, end / 1_000) for word, start, end in self._words if word]
+        return [SentWord(word, start / 1_000, end / 1_000) for word, start, end in self._words if word]
 
     def _share(self, seconds: float) -> int:
         speed = self._characters / self._whole_speech if self._whole_speech else CHARACTERS_PER_SECOND
@@ -103,6 +143,11 @@ class Alignment:
                 continue
             word, first, _ = self._words.pop() if self._words else ("", start, end)
             self._words.append((word + char, first if word else start, end))
+
+
+def _spread(start: int, end: int, count: int) -> list[int]:
+    """The ends of characters that are equally long."""
+    return [start + (end - start) * index // count for index in range(1, count + 1)]
 
 
 def _timed(aligned: Aligned) -> Iterator[tuple[str, int, int]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from chatterbox_client.audio import Audio, Chunk, Word
 from chatterbox_client.client import AsyncClient
-from chatterbox_client.errors import NotFound, quote
+from chatterbox_client.errors import InvalidRequest, NotFound, quote
 from chatterbox_client.transports import AsyncTransport
 from chatterbox_client.voices import AsyncVoiceList
 from chatterbox_gateway.idle import IdleModels
@@ -52,6 +52,7 @@ class Speaker:
         self._idle = idle
         self._metrics = metrics
         self._tracing = tracing
+        self._without_words: set[str] = set()  # models that cannot tell when a word is spoken
         self._first_chunk_tokens = settings.first_chunk_tokens
         self._text = {"text_normalization": settings.text_normalization, "markup": settings.markup}
         self._clients = {
@@ -73,6 +74,23 @@ class Speaker:
     def voices(self) -> AsyncVoiceList:
         """The stored voices, which all models share."""
         return next(iter(self._clients.values())).voices
+
+    async def stream_timed(
+        self, request: SpeechRequest, record: Record, *, in_turn: bool = False
+    ) -> AsyncGenerator[Chunk, None]:
+        """`stream`, with the times of the words if the model can tell them."""
+        if request.model not in self._without_words:
+            try:
+                async with contextlib.aclosing(self.stream(_timed(request), record, in_turn=in_turn)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            except InvalidRequest as error:
+                self._note_without_words(error, request, record)
+            else:
+                return
+        async with contextlib.aclosing(self.stream(request, record, in_turn=in_turn)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def stream(
         self, request: SpeechRequest, record: Record, *, in_turn: bool = False
@@ -104,6 +122,15 @@ class Speaker:
             _note(record, span, audio)
         return audio
 
+    async def speak_timed(self, request: SpeechRequest, record: Record) -> Audio:
+        """`speak`, with the times of the words if the model can tell them."""
+        if request.model not in self._without_words:
+            try:
+                return await self.speak(_timed(request), record)
+            except InvalidRequest as error:
+                self._note_without_words(error, request, record)
+        return await self.speak(request, record)
+
     async def show_text(self, request: SpeechRequest, record: Record) -> dict[str, Any]:
         """What `speak` would speak, stage by stage. Raises the client's errors."""
         client = self._clients[self.served(request.model)]
@@ -133,9 +160,11 @@ class Speaker:
             record.audio_is_ready()
             yield piece
 
-    async def file(self, request: SpeechRequest, output: Output, record: Record) -> tuple[bytes, Audio]:
+    async def file(
+        self, request: SpeechRequest, output: Output, record: Record, *, timed: bool = False
+    ) -> tuple[bytes, Audio]:
         """A whole audio file, whose header has its length, and what the server answered. Raises what `stream` does."""
-        audio = await self.speak(self._rated(request), record)
+        audio = await (self.speak_timed if timed else self.speak)(self._rated(request), record)
         samples, rates = audio.to_bytes("s16"), audio.stats.get("rates")
         file = await asyncio.to_thread(encode_file, output, audio.sample_rate, samples, rates)
         record.audio_is_ready()
@@ -177,6 +206,17 @@ class Speaker:
         """Ends the connections."""
         await self._transport.close()
 
+    def tells_words(self, model: str) -> bool:
+        """Whether a model tells when words are spoken, once it was asked."""
+        return model not in self._without_words
+
+    def _note_without_words(self, error: InvalidRequest, request: SpeechRequest, record: Record) -> None:
+        """Remembers a model that refuses to tell the times of words. Raises another error."""
+        if "word_times" not in error.message:
+            raise error
+        self._without_words.add(request.model)
+        record.characters -= len(request.text)  # it comes again
+
     def _options(self, request: SpeechRequest, record: Record) -> dict[str, Any]:
         priority = record.caller.priority(request.options.get("priority"))
         return {**self._text, **request.options, **({"priority": priority} if priority else {})}
@@ -203,6 +243,10 @@ class Speaker:
             span = stack.enter_context(self._tracing.call(f"{request.model}.{method}", record.span))
             await stack.enter_async_context(self._loaded())
             yield self._clients[request.model].with_context(record.id, span.headers), span
+
+
+def _timed(request: SpeechRequest) -> SpeechRequest:
+    return replace(request, options={**request.options, "word_times": True})
 
 
 def _note(record: Record, span: CallSpan, spoken: Audio | Chunk) -> None:

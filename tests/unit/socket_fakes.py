@@ -35,7 +35,8 @@ def recited(text: str) -> bytes:
 
 
 class Reciter(WithVoices):
-    """Speaks each text as `recited`. A text of `held` waits after its first chunk until its gate is opened."""
+    """Speaks each text as `recited`, without word times. A text of `held` waits after its first chunk until its gate
+    is opened."""
 
     def __init__(self, *held: str) -> None:
         super().__init__()
@@ -54,6 +55,8 @@ class Reciter(WithVoices):
         timeout: float | None,
         context: RequestContext = NO_CONTEXT,
     ) -> AsyncGenerator[Tensors, None]:
+        if "word_times" in tensors:
+            raise InvalidRequest("word_times: unknown")
         text = tensors["text"].item().decode()
         self.requests.append(tensors)
         self.spoken.append(text)

@@ -122,10 +122,14 @@ def _add_timed(routes: APIRouter, speaker: Speaker, settings: Settings, server: 
     ) -> TimedAudio:
         """Speak a text; the response has the whole audio and the times of the characters."""
         asked = await _ask(speaker, server, http, voice, body, output_format)
-        file, audio = await speaker.file(asked.request, asked.output, asked.record)
+        file, audio = await speaker.file(asked.request, asked.output, asked.record, timed=True)
         response.headers.update(asked.headers)
-        seconds = audio.duration / asked.output.speed
-        return _timed(file, Alignment().place(body.text, 0, silence=0, seconds=seconds, is_last=True))
+        speed = asked.output.speed
+        words = audio.words if speaker.tells_words(asked.request.model) else None
+        times = Alignment().place(
+            body.text, 0, silence=0, seconds=audio.duration / speed, is_last=True, words=words, speed=speed
+        )
+        return _timed(file, times)
 
     @routes.post("/v1/text-to-speech/{voice}/stream/with-timestamps", response_class=Response, responses=SPEAKING)
     async def stream_with_timestamps(
@@ -149,18 +153,20 @@ async def _ask(
     options = body.voice_settings.options(await model_parameters(server, manner.model, body.voice_settings))
     output = replace(manner.output, speed=body.voice_settings.speed or 1.0)
     headers = dict(parameters.warning(body.ignored()))
-    return Asked(manner.request(body.text, options), output, http.state.record, headers)
+    return Asked(manner.request(body.text.strip() or body.text, options), output, http.state.record, headers)
 
 
 async def _lines(speaker: Speaker, asked: Asked) -> AsyncGenerator[bytes, None]:
     encoder: Encoder | None = None
     alignment, text, speed = Alignment(), asked.request.text, asked.output.speed
-    async with contextlib.aclosing(speaker.stream(asked.request, asked.record)) as chunks:
+    async with contextlib.aclosing(speaker.stream_timed(asked.request, asked.record)) as chunks:
         async for chunk in chunks:
             encoder = encoder or Encoder(asked.output, chunk.sample_rate)
             audio = encoder.encode(chunk.to_bytes()) + (encoder.finish() if chunk.is_last else b"")
             asked.record.audio_is_ready()
-            times = alignment.place(text, 0, silence=0, seconds=chunk.duration / speed, is_last=chunk.is_last)
+            seconds, last = chunk.duration / speed, chunk.is_last
+            words = chunk.words if speaker.tells_words(asked.request.model) else None
+            times = alignment.place(text, 0, silence=0, seconds=seconds, is_last=last, words=words, speed=speed)
             yield _timed(audio, times).model_dump_json().encode() + b"\n"
 
 

@@ -154,7 +154,7 @@ class Context:
             self._task = asyncio.ensure_future(self._run())
 
     def _speak(self, text: str) -> Any:
-        return self._speaker.stream(self._voicing.request(text), self._record, in_turn=True)
+        return self._speaker.stream_timed(self._voicing.request(text), self._record, in_turn=True)
 
     async def _run(self) -> None:
         self._running = True
@@ -211,6 +211,8 @@ class Context:
             silence=part.silence / output.speed,
             seconds=chunk.duration / output.speed,
             is_last=chunk.is_last,
+            words=chunk.words if self._speaker.tells_words(self._record.model) else None,
+            speed=output.speed,
         )
         await self._send_message(audio, aligned)
         self._sent_seconds = self._alignment.seconds

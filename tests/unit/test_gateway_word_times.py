@@ -1,0 +1,105 @@
+"""Times of ElevenLabs' routes are the server's word times, if the model can tell them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chatterbox_client import InvalidRequest
+from chatterbox_client.request import NO_CONTEXT, RequestContext, Tensors
+from tests.unit.client_fakes import FakeAsyncTransport, spoken, spoken_chunks
+from tests.unit.gateway_fakes import call, gateway_of
+from tests.unit.socket_fakes import MULTI, connected, running
+
+TEXT = "Hi you."
+WORDS = [
+    {"word": "Hi", "start": 0.01, "end": 0.03, "span": [0, 2]},
+    {"word": "you.", "start": 0.06, "end": 0.1, "span": [3, 7]},
+]
+STARTS = [10, 20, 30, 60, 70, 80, 90, 100]
+"""Milliseconds: of "Hi you. "."""
+
+
+def listed(words: Sequence[dict[str, Any]]) -> np.ndarray:
+    return np.array([[json.dumps(words).encode()]], dtype=np.object_)
+
+
+class Timed(FakeAsyncTransport):
+    """Tells when words are spoken, or refuses to."""
+
+    def __init__(self, *, refuses: bool = False) -> None:
+        super().__init__({**spoken(), "words": listed(WORDS)})
+        self.refuses = refuses
+        self.asked: list[bool] = []
+
+    def note(self, tensors: Tensors) -> None:
+        self.asked.append("word_times" in tensors)
+        if self.refuses and self.asked[-1]:
+            raise InvalidRequest("word_times: it is not known which heads of this model follow the text")
+
+    async def infer(
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
+    ) -> Tensors:
+        self.note(tensors)
+        answer = await super().infer(model, tensors, outputs, timeout, context)
+        return {name: answer[name] for name in outputs}
+
+    async def stream(
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
+    ) -> AsyncGenerator[Tensors, None]:
+        self.note(tensors)
+        for number, chunk in enumerate(spoken_chunks()):
+            words = {0: WORDS[:1], 1: [], 2: WORDS[1:]}[number]
+            yield {**chunk, "words": listed(words)} if "words" in outputs else chunk
+
+
+@pytest.mark.parametrize("path", ["with-timestamps", "stream/with-timestamps"])
+def test_routes_tell_the_servers_times(path: str) -> None:
+    transport = Timed()
+    path = f"/v1/text-to-speech/anna/{path}?output_format=pcm_24000"
+    answer = call(gateway_of(transport), "POST", path, json={"text": TEXT})
+    timed = [json.loads(line)["alignment"] for line in answer.text.splitlines()]
+    starts = [start for times in timed if times for start in times["character_start_times_seconds"]]
+    assert [round(1_000 * start) for start in starts] == STARTS
+    assert transport.asked == [True]
+
+
+def test_sockets_tell_the_servers_times() -> None:
+    async def main() -> None:
+        path = f"{MULTI}&sync_alignment=true"
+        async with running(Timed()) as (_, session), connected(session, path) as client:
+            await client.send(text=TEXT, context_id="a")
+            await client.send(flush=True, context_id="a")
+            await client.send(close_context=True, context_id="a")
+            _, messages = await client.until_final()
+            timed = [message["alignment"] for message in messages if message.get("alignment")]
+            assert [start for times in timed for start in times["charStartTimesMs"]] == STARTS
+            assert messages[-1]["words"] == [{name: word[name] for name in ("word", "start", "end")} for word in WORDS]
+
+    asyncio.run(main())
+
+
+def test_a_model_that_cannot_tell_them_is_asked_once() -> None:
+    transport = Timed(refuses=True)
+    gateway = gateway_of(transport)
+    for path in ("with-timestamps", "stream/with-timestamps", "with-timestamps"):
+        answer = call(gateway, "POST", f"/v1/text-to-speech/anna/{path}?output_format=pcm_24000", json={"text": TEXT})
+        assert answer.status_code == 200
+        chars = [json.loads(line)["alignment"] for line in answer.text.splitlines()]
+        assert "".join(char for times in chars if times for char in times["characters"]) == f"{TEXT} "
+    assert transport.asked == [True, False, False, False]
