@@ -38,7 +38,7 @@ ROWS, OUTPUTS = 4, 3
 sixteen registers."""
 MANY_ROWS = 2 * ROWS if LANES == 16 else ROWS
 """Rows of inputs in one call of `many_dots`: AVX-512 has 32 registers. Weights are then loaded and widened half as
-often, which is 1.2 to 1.4 times as fast from 8 rows on."""
+often, which is about 1.2 times as fast from 6 rows on."""
 PIECE = 8 * OUTPUTS
 """Outputs in a piece of work of a product: their weights stay in the cache while all rows are multiplied with them."""
 HEADS = 6
