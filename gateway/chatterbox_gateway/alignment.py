@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -48,9 +49,9 @@ class SentWord:
 class Alignment:
     """Places the characters of sentences in the chunks of their audio.
 
-    By the server's word times, where it has them: the characters of a word are equally long, and the silence before it
-    belongs to the space. Else by proportion: a chunk has its share of the characters at the speed of the sentences
-    before, the last chunk of a sentence has the rest, and within a chunk all characters are equally long.
+    By the server's word times, where it has them: the characters of a word are equally long, and punctuation and spaces
+    fill the time up to the next one. Else by proportion: a chunk has its share of the characters at the speed of the
+    sentences before, the last chunk of a sentence has the rest, and within a chunk all characters are equally long.
     """
 
     def __init__(self) -> None:
@@ -105,21 +106,30 @@ class Alignment:
             return None
         aligned = Aligned(self._left[: len(bounds) - 1], tuple(bounds), self._placed)
         self._left, self._placed = self._left[len(bounds) - 1 :], bounds[-1]
-        self._note(aligned)
+        if words is None:
+            self._note(aligned)
         return aligned
 
     def _by_words(self, words: Sequence[Word], speed: float, end: int, *, is_last: bool) -> list[int]:
-        """Bounds of the characters up to the last word, in the last chunk of all."""
-        done = self._sentence - len(self._left)
-        bounds = [self._placed if done else max(self._placed, self._milliseconds(0, speed))]
+        """Bounds of the characters up to the last word and the space after it, in the last chunk of all."""
+        placed = self._sentence - len(self._left)
+        bounds = [self._placed if placed else max(self._placed, self._milliseconds(0, speed))]
+        done = stop = 0  # of what is left
         for word in words:
+            span = [max(done, place - placed) for place in word.span]
+            begin, after, stop = *_spoken(self._left, *span), span[1]
             first, last = (min(end, max(bounds[-1], self._milliseconds(at, speed))) for at in (word.start, word.end))
-            before, count = max(0, word.span[0] - done), max(0, word.span[1] - max(done, word.span[0]))
-            if len(bounds) == 1 and not before:
-                bounds = [first]
-            bounds += _spread(bounds[-1], first, before) + _spread(first, max(first, last), count)
-            done += before + count
-        return bounds + (_spread(bounds[-1], end, self._sentence - done) if is_last else [])
+            last = max(first, last)
+            bounds += _spread(bounds[-1], first, begin - done)
+            bounds[-1] = first  # where no space is before the word
+            bounds += _spread(first, last, after - begin)
+            done = after
+            self._words += [(word.word, first, last), ("", last, last)]
+        if is_last:
+            return bounds + _spread(bounds[-1], end, len(self._left) - done)
+        if words and self._left[stop : stop + 1] == " ":
+            stop += 1
+        return bounds + [bounds[-1]] * (stop - done)  # when the next word begins is not known yet
 
     def _milliseconds(self, seconds: float, speed: float) -> int:
         return round((self._begin + seconds / speed) * 1_000)
@@ -148,6 +158,12 @@ class Alignment:
 def _spread(start: int, end: int, count: int) -> list[int]:
     """The ends of characters that are equally long."""
     return [start + (end - start) * index // count for index in range(1, count + 1)]
+
+
+def _spoken(text: str, start: int, end: int) -> tuple[int, int]:
+    """A part of a text without the punctuation around it, unless there is nothing else."""
+    spoken = [at for at in range(start, end) if unicodedata.category(text[at])[0] not in "PSZ"]
+    return (spoken[0], spoken[-1] + 1) if spoken else (start, end)
 
 
 def _timed(aligned: Aligned) -> Iterator[tuple[str, int, int]]:

@@ -8,19 +8,24 @@ missing BOS and guidance of the wrong sign do to the tokens is in tests/fidelity
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 
 import chatterbox_engine
 from chatterbox_client import Chunk, Client, InvalidRequest
+from chatterbox_client.sentences import Sentences
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 from chatterbox_engine.types import SAMPLE_RATE
 from demo import STREAMED, WHOLE
+from tests.server.front import Front
 from tools.demo_voice.held_out import SENTENCES as HELD_OUT
 from tools.demo_voice.lines import PAGE
 from tools.demo_voice.recogniser import Recogniser, error_rate
@@ -159,6 +164,36 @@ def test_a_word_that_nobody_knows_comes_out_as_something(demo_server: TritonServ
 def test_other_alphabets_are_refused(demo_server: TritonServer) -> None:
     with pytest.raises(InvalidRequest, match="cannot speak '日', '本', '語'"):
         speak(demo_server, "This is 日本語.")
+
+
+def test_an_agents_socket_has_the_times_of_its_words(demo_server: TritonServer, tmp_path: Path) -> None:
+    path = "/v1/text-to-speech/default/stream-input?output_format=pcm_24000&seed=1&sync_alignment=true"
+
+    async def main(front: Front) -> list[dict[str, Any]]:
+        async with aiohttp.ClientSession(f"http://{front.address}") as session, session.ws_connect(path) as socket:
+            for text in (f"{WHOLE} ", ""):
+                await socket.send_json({"text": text})
+            messages = [await socket.receive_json(timeout=280)]
+            while not messages[-1]["isFinal"]:
+                messages.append(await socket.receive_json(timeout=280))
+            return messages
+
+    with Front(demo_server.grpc_url, tmp_path / "front.log") as front:
+        messages = asyncio.run(main(front))
+    first = next(iter(Sentences("en").push(f"{WHOLE} A")), WHOLE).strip()
+    with Client(demo_server.http_url, "http", timeout=280) as client:
+        words = client.speak(first, seed=1, word_times=True, text_normalization="plain").words
+    told = messages[-1]["words"]
+    assert [word["word"] for word in told] == WHOLE.split()
+    for word, expected in zip(told, words, strict=False):
+        assert (word["start"], word["end"]) == pytest.approx((expected.start, expected.end), abs=0.001)
+    shown = [message["alignment"] for message in messages if message["audio"] and message["alignment"]]
+    chars = "".join(char for each in shown for char in each["chars"])
+    starts = [start for each in shown for start in each["charStartTimesMs"]]
+    assert chars == f"{WHOLE} "
+    assert starts == sorted(starts)
+    for found, word in zip(re.finditer(r"\S+", chars), told, strict=True):
+        assert starts[found.start()] == pytest.approx(1_000 * word["start"], abs=1)
 
 
 @pytest.mark.full

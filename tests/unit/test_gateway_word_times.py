@@ -21,11 +21,12 @@ WORDS = [
     {"word": "Hi", "start": 0.01, "end": 0.03, "span": [0, 2]},
     {"word": "you.", "start": 0.06, "end": 0.1, "span": [3, 7]},
 ]
-STARTS = [10, 20, 30, 60, 70, 80, 90, 100]
+STARTS = [10, 20, 30, 60, 73, 86, 100, 110]
 """Milliseconds: of "Hi you. "."""
 
 
-def listed(words: Sequence[dict[str, Any]]) -> np.ndarray:
+def listed(words: Any) -> np.ndarray:
+    """JSON as an output."""
     return np.array([[json.dumps(words).encode()]], dtype=np.object_)
 
 
@@ -89,6 +90,7 @@ def test_sockets_tell_the_servers_times() -> None:
             _, messages = await client.until_final()
             timed = [message["alignment"] for message in messages if message.get("alignment")]
             assert [start for times in timed for start in times["charStartTimesMs"]] == STARTS
+            assert ["".join(times["chars"]) for times in timed] == ["Hi ", "you. "]
             assert messages[-1]["words"] == [{name: word[name] for name in ("word", "start", "end")} for word in WORDS]
 
     asyncio.run(main())
