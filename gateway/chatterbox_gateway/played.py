@@ -21,6 +21,11 @@ class PlayedTimes:
         self._begins.append(self._begins[-1] + seconds)
         self._played.append(self._played[-1] + seconds / speed)
 
+    @property
+    def seconds(self) -> float:
+        """Of the audio that is sent."""
+        return self._played[-1]
+
     def at(self, seconds: float) -> float:
         """When a moment of the server's audio, up to the end of its last run, is played."""
         run = min(bisect_right(self._begins, seconds), len(self._speeds)) - 1

@@ -12,7 +12,7 @@ import pytest
 
 from chatterbox_client import InvalidRequest
 from chatterbox_client.request import NO_CONTEXT, RequestContext, Tensors
-from tests.unit.client_fakes import FakeAsyncTransport, spoken, spoken_chunks
+from tests.unit.client_fakes import STATS, FakeAsyncTransport, spoken, spoken_chunks
 from tests.unit.gateway_fakes import call, gateway_of
 from tests.unit.socket_fakes import MULTI, connected, running
 
@@ -67,6 +67,30 @@ class Timed(FakeAsyncTransport):
         for number, chunk in enumerate(spoken_chunks()):
             words = {0: WORDS[:1], 1: [], 2: WORDS[1:]}[number]
             yield {**chunk, "words": listed(words)} if "words" in outputs else chunk
+
+
+class Rated(Timed):
+    """Its last third is played at twice the speed."""
+
+    async def infer(
+        self,
+        model: str,
+        tensors: Tensors,
+        outputs: Sequence[str],
+        timeout: float | None,
+        context: RequestContext = NO_CONTEXT,
+    ) -> Tensors:
+        stats = {**STATS, "rates": [(1_920, 1.0), (960, 2.0)]}
+        return {**await super().infer(model, tensors, outputs, timeout, context), "stats": listed(stats)}
+
+
+def test_times_are_those_of_the_audio_that_is_sent() -> None:
+    path = "/v1/text-to-speech/anna/with-timestamps?output_format=pcm_24000"
+    body = {"text": f" {TEXT}", "voice_settings": {"speed": 0.5}}
+    times = call(gateway_of(Rated()), "POST", path, json=body).json()["alignment"]
+    starts, ends = times["character_start_times_seconds"], times["character_end_times_seconds"]
+    assert [starts[at] for at in (0, 3)] == [0.02, 0.12]
+    assert [ends[at] for at in (5, 7)] == [0.18, 0.2]
 
 
 @pytest.mark.parametrize("path", ["with-timestamps", "stream/with-timestamps"])

@@ -24,6 +24,7 @@ from chatterbox_gateway.errors import ElevenLabsError, Refusal, documented, elev
 from chatterbox_gateway.json_route import JsonRoute
 from chatterbox_gateway.logs import Record
 from chatterbox_gateway.output import Encoder, Output, audio_responses
+from chatterbox_gateway.played import PlayedTimes
 from chatterbox_gateway.server_status import ServerStatus
 from chatterbox_gateway.settings import Settings
 from chatterbox_gateway.speech import Speaker, SpeechRequest
@@ -124,12 +125,13 @@ def _add_timed(routes: APIRouter, speaker: Speaker, settings: Settings, server: 
         asked = await _ask(speaker, server, http, voice, body, output_format)
         file, audio = await speaker.file(asked.request, asked.output, asked.record, timed=True)
         response.headers.update(asked.headers)
-        speed = asked.output.speed
-        words = audio.words if speaker.tells_words(asked.request.model) else None
-        times = Alignment().place(
-            body.text, 0, silence=0, seconds=audio.duration / speed, is_last=True, words=words, speed=speed
+        played = PlayedTimes()
+        for samples, rate in audio.stats.get("rates") or [(len(audio.samples), 1.0)]:
+            played.add(samples / audio.sample_rate, rate * asked.output.speed)
+        words = played.of(audio.words) if speaker.tells_words(asked.request.model) else None
+        return _timed(
+            file, Alignment().place(body.text, 0, silence=0, seconds=played.seconds, is_last=True, words=words)
         )
-        return _timed(file, times)
 
     @routes.post("/v1/text-to-speech/{voice}/stream/with-timestamps", response_class=Response, responses=SPEAKING)
     async def stream_with_timestamps(
