@@ -93,6 +93,16 @@ def test_times_are_those_of_the_audio_that_is_sent() -> None:
     assert [ends[at] for at in (5, 7)] == [0.18, 0.2]
 
 
+def test_a_refusal_that_quotes_the_name_does_not_end_the_times() -> None:
+    transport = Timed()
+    transport.sync.result = InvalidRequest("language is 'word_times'; it must be en")
+    gateway = gateway_of(transport)
+    for _ in range(2):
+        answer = call(gateway, "POST", "/v1/text-to-speech/anna/with-timestamps", json={"text": TEXT})
+        assert answer.status_code == 400
+    assert transport.asked == [True, True]
+
+
 @pytest.mark.parametrize("path", ["with-timestamps", "stream/with-timestamps"])
 def test_routes_tell_the_servers_times(path: str) -> None:
     transport = Timed()
