@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from chatterbox_client.audio import Audio, Chunk, Word
@@ -75,31 +76,16 @@ class Speaker:
         """The stored voices, which all models share."""
         return next(iter(self._clients.values())).voices
 
-    async def stream_timed(
-        self, request: SpeechRequest, record: Record, *, in_turn: bool = False
-    ) -> AsyncGenerator[Chunk, None]:
-        """`stream`, with the times of the words if the model can tell them."""
-        if request.model not in self._without_words:
-            try:
-                async with contextlib.aclosing(self.stream(_timed(request), record, in_turn=in_turn)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
-            except InvalidRequest as error:
-                self._note_without_words(error, request, record)
-            else:
-                return
-        async with contextlib.aclosing(self.stream(request, record, in_turn=in_turn)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
     async def stream(
-        self, request: SpeechRequest, record: Record, *, in_turn: bool = False
+        self, request: SpeechRequest, record: Record, *, in_turn: bool = False, timed: bool = False
     ) -> AsyncGenerator[Chunk, None]:
         """The server's audio, chunk by chunk. Raises Refusal where a limit of the key is reached, and the client's
-        errors. in_turn: the request is a sentence of a `turn`."""
+        errors. in_turn: the request is a sentence of a `turn`; timed: with the times of the words if the model can tell
+        them."""
         options = {"first_chunk_tokens": self._first_chunk_tokens, **self._options(request, record)}
         async with self._call(request, record, "stream", in_turn=in_turn) as (client, span):
-            chunks = client.stream(request.text, voice=request.voice, **options)
+            ask = partial(client.stream, request.text, voice=request.voice, **options)
+            chunks = self._stream_timed(ask, request.model) if timed else ask()
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
                     _note(record, span, chunk)
@@ -114,22 +100,14 @@ class Speaker:
         with record.caller.speaking(0), self._metrics.speaking():
             yield
 
-    async def speak(self, request: SpeechRequest, record: Record) -> Audio:
-        """The server's whole audio. Raises what `stream` does."""
+    async def speak(self, request: SpeechRequest, record: Record, *, timed: bool = False) -> Audio:
+        """The server's whole audio. Raises what `stream` does, where `timed` is explained."""
         options = self._options(request, record)
         async with self._call(request, record, "speak") as (client, span):
-            audio = await client.speak(request.text, voice=request.voice, **options)
+            ask = partial(client.speak, request.text, voice=request.voice, **options)
+            audio = await (self._speak_timed(ask, request.model) if timed else ask())
             _note(record, span, audio)
         return audio
-
-    async def speak_timed(self, request: SpeechRequest, record: Record) -> Audio:
-        """`speak`, with the times of the words if the model can tell them."""
-        if request.model not in self._without_words:
-            try:
-                return await self.speak(_timed(request), record)
-            except InvalidRequest as error:
-                self._note_without_words(error, request, record)
-        return await self.speak(request, record)
 
     async def show_text(self, request: SpeechRequest, record: Record) -> dict[str, Any]:
         """What `speak` would speak, stage by stage. Raises the client's errors."""
@@ -164,7 +142,7 @@ class Speaker:
         self, request: SpeechRequest, output: Output, record: Record, *, timed: bool = False
     ) -> tuple[bytes, Audio]:
         """A whole audio file, whose header has its length, and what the server answered. Raises what `stream` does."""
-        audio = await (self.speak_timed if timed else self.speak)(self._rated(request), record)
+        audio = await self.speak(self._rated(request), record, timed=timed)
         samples, rates = audio.to_bytes("s16"), audio.stats.get("rates")
         file = await asyncio.to_thread(encode_file, output, audio.sample_rate, samples, rates)
         record.audio_is_ready()
@@ -210,12 +188,34 @@ class Speaker:
         """Whether a model tells when words are spoken, once it was asked."""
         return model not in self._without_words
 
-    def _note_without_words(self, error: InvalidRequest, request: SpeechRequest, record: Record) -> None:
-        """Remembers a model that refuses to tell the times of words. Raises another error."""
-        if not error.message.startswith("word_times"):  # others quote the request
-            raise error
-        self._without_words.add(request.model)
-        record.characters -= len(request.text)  # it comes again
+    async def _stream_timed(
+        self, ask: Callable[..., AsyncGenerator[Chunk, None]], model: str
+    ) -> AsyncGenerator[Chunk, None]:
+        if self.tells_words(model):
+            with self._refusable(model):
+                async with contextlib.aclosing(ask(word_times=True)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+                return
+        async with contextlib.aclosing(ask()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _speak_timed(self, ask: Callable[..., Awaitable[Audio]], model: str) -> Audio:
+        if self.tells_words(model):
+            with self._refusable(model):
+                return await ask(word_times=True)
+        return await ask()
+
+    @contextlib.contextmanager
+    def _refusable(self, model: str) -> Iterator[None]:
+        """Remembers a model that refuses to tell the times of words."""
+        try:
+            yield
+        except InvalidRequest as error:
+            if not error.message.startswith("word_times"):  # others quote the request
+                raise
+            self._without_words.add(model)
 
     def _options(self, request: SpeechRequest, record: Record) -> dict[str, Any]:
         priority = record.caller.priority(request.options.get("priority"))
@@ -243,10 +243,6 @@ class Speaker:
             span = stack.enter_context(self._tracing.call(f"{request.model}.{method}", record.span))
             await stack.enter_async_context(self._loaded())
             yield self._clients[request.model].with_context(record.id, span.headers), span
-
-
-def _timed(request: SpeechRequest) -> SpeechRequest:
-    return replace(request, options={**request.options, "word_times": True})
 
 
 def _note(record: Record, span: CallSpan, spoken: Audio | Chunk) -> None:

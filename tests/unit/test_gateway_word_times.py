@@ -12,6 +12,7 @@ import pytest
 
 from chatterbox_client import InvalidRequest
 from chatterbox_client.request import NO_CONTEXT, RequestContext, Tensors
+from chatterbox_gateway.keys import Limits
 from tests.unit.client_fakes import STATS, FakeAsyncTransport, spoken, spoken_chunks
 from tests.unit.gateway_fakes import call, gateway_of
 from tests.unit.socket_fakes import MULTI, connected, running
@@ -91,6 +92,12 @@ def test_times_are_those_of_the_audio_that_is_sent() -> None:
     starts, ends = times["character_start_times_seconds"], times["character_end_times_seconds"]
     assert [starts[at] for at in (0, 3)] == [0.02, 0.12]
     assert [ends[at] for at in (5, 7)] == [0.18, 0.2]
+
+
+@pytest.mark.parametrize("path", ["with-timestamps", "stream/with-timestamps"])
+def test_a_text_that_is_asked_for_twice_counts_once(path: str) -> None:
+    gateway = gateway_of(Timed(refuses=True), limits=Limits(characters=len(TEXT)))
+    assert call(gateway, "POST", f"/v1/text-to-speech/anna/{path}", json={"text": TEXT}).status_code == 200
 
 
 def test_a_refusal_that_quotes_the_name_does_not_end_the_times() -> None:

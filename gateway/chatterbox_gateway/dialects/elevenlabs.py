@@ -161,7 +161,7 @@ async def _ask(
 async def _lines(speaker: Speaker, asked: Asked) -> AsyncGenerator[bytes, None]:
     encoder: Encoder | None = None
     alignment, text, speed = Alignment(), asked.request.text, asked.output.speed
-    async with contextlib.aclosing(speaker.stream_timed(asked.request, asked.record)) as chunks:
+    async with contextlib.aclosing(speaker.stream(asked.request, asked.record, timed=True)) as chunks:
         async for chunk in chunks:
             encoder = encoder or Encoder(asked.output, chunk.sample_rate)
             audio = encoder.encode(chunk.to_bytes()) + (encoder.finish() if chunk.is_last else b"")

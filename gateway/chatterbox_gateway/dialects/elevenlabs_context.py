@@ -154,7 +154,7 @@ class Context:
             self._task = asyncio.ensure_future(self._run())
 
     def _speak(self, text: str) -> Any:
-        return self._speaker.stream_timed(self._voicing.request(text), self._record, in_turn=True)
+        return self._speaker.stream(self._voicing.request(text), self._record, in_turn=True, timed=True)
 
     async def _run(self) -> None:
         self._running = True
