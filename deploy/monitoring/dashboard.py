@@ -110,6 +110,14 @@ PANELS = (
         [("{{kind}}", f"sum by (kind) (rate(chatterbox_errors_total{{{JOB}}}[$__rate_interval]))")],
         "none",
     ),
+    Panel(
+        "Guard",
+        [
+            ("segments spoken again per minute", f"60 * {rate('chatterbox_retries_total')}"),
+            ("seconds cut per minute", f"60 * {rate('chatterbox_trimmed_seconds_total')}"),
+        ],
+        "none",
+    ),
     Panel("Memory", [("{{kind}}", gauge("chatterbox_memory_bytes", "kind"))], "bytes"),
     Panel(
         "Segments per answer",

@@ -31,14 +31,15 @@ def t3(dims: T3Dims, state: State | None) -> Any:
     return module.eval()
 
 
-def flash_t3(dims: FlashDims, state: State) -> Any:
+def flash_t3(dims: FlashDims, state: State | None) -> Any:
     """Upstream's `ChatterboxFlashT3` in eval mode on the CPU, float32."""
     from chatterbox.models.t3.modules.perceiver import Perceiver
     from chatterbox_flash.model import ChatterboxFlashT3
 
     module = ChatterboxFlashT3(_llama_config(dims), drf_block_size=dims.block)
     module.cond_enc.perceiver = Perceiver(dims.perceiver_queries, dims.hidden, dims.hidden, dims.perceiver_heads)
-    module.load_state_dict(state, assign=True)
+    if state is not None:
+        module.load_state_dict(state, assign=True)
     return module.eval()
 
 

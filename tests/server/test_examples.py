@@ -26,6 +26,9 @@ SERVES = "serves until it is interrupted"
 LONG = "takes minutes"
 DOCKER = "needs Docker"
 FRAMEWORK = "tests/server/test_agent_frameworks.py runs the same, in an environment of its own"
+CLUSTER = "needs a Kubernetes cluster"
+GPU = "needs a GPU"
+BATCH = "tests/server/test_batch.py runs both commands"
 KEY = "sets the reader's key; that of the tests' server is set already"
 
 NOT_RUN = {
@@ -39,17 +42,29 @@ NOT_RUN = {
         "from livekit": FRAMEWORK,
         "from pipecat": FRAMEWORK,
     },
+    "docs/batch.md": {
+        "pip install": "changes the environment; make setup installs the same",
+        "chatterbox batch": BATCH,
+        "chatterbox book": BATCH,
+    },
     "docs/deploy.md": {
         "docker build": DOCKER,
         "docker run --network host": DOCKER,
         "export POSTGRES_PASSWORD=": DOCKER,
-        ".venv/bin/chatterbox-gateway": f"{SERVES}; the fixture `front` runs it",
         ".venv/bin/chatterbox-serve --open": f"{SERVES}; tests/server/test_shutdown.py unloads and loads",
+        ".venv/bin/chatterbox-gateway": f"{SERVES}; the fixture `front` runs it",
+        "CHATTERBOX_SERVERS=": DOCKER,
         "make loadtest HOST=server": LONG,
     },
+    "docs/kubernetes.md": {
+        "docker build": DOCKER,
+        "kubectl create secret": CLUSTER,
+        "helm upgrade": CLUSTER,
+    },
     "docs/models.md": {
-        "make serve CHECKPOINT=": DOWNLOAD,
+        "make serve CHECKPOINT=ResembleAI/chatterbox-turbo": DOWNLOAD,
         "CHATTERBOX_BASE=": DOWNLOAD,
+        "make serve CHECKPOINT=ResembleAI/Chatterbox-Multilingual": DOWNLOAD,
         "cp -r model_repository": f"{SERVES}; tests/server/test_several_models.py runs it",
     },
     "docs/gateway.md": {
@@ -58,7 +73,8 @@ NOT_RUN = {
     },
     "docs/performance.md": {
         "make bench": LONG,
-        "export PYTHONPATH=": "needs a GPU",
+        "make gpu-visit-prepare": LONG,
+        "PYTHONPATH=": GPU,
     },
     "docs/troubleshooting.md": {
         "CHATTERBOX_DTYPE=float32 make serve": DOWNLOAD,

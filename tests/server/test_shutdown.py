@@ -195,6 +195,7 @@ def test_a_server_that_drains_is_not_ready_and_refuses_new_requests(tiny_path: P
         assert served.process.wait(120) == 0
 
 
+@pytest.mark.full
 def test_no_process_outlives_a_guard_that_is_killed_under_load(tiny_path: Path, tmp_path: Path) -> None:
     with serve(tiny_path, tmp_path, "--no-gateway") as served:
         load = Load(served, 6, 4, seconds=40.0)
@@ -206,6 +207,7 @@ def test_no_process_outlives_a_guard_that_is_killed_under_load(tiny_path: Path, 
         load.outcomes()
 
 
+@pytest.mark.full
 def test_clients_that_leave_at_the_last_chunk_hold_no_model_and_an_unloaded_one_is_no_death(
     tiny_path: Path, tmp_path: Path
 ) -> None:

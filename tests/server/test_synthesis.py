@@ -179,7 +179,8 @@ def test_a_preset_speaks_as_its_parameters_do(server: TritonServer) -> None:
 CONFIG_ORDER = (
     *("text", "voice", "reference_audio", "language", "text_normalization", "markup", "lexicon"),
     *("preset", "exaggeration", "cfg_weight"),
-    *("temperature", "top_p", "min_p", "repetition_penalty", "top_k", "seed", "max_seconds"),
+    *("temperature", "top_p", "min_p", "repetition_penalty", "top_k"),
+    *("num_steps", "time_shift_tau", "omnivoice_schedule_t_shift", "position_temperature", "seed", "max_seconds"),
     *("word_times", "guard", "guard_retries", "format", "priority"),
 )
 

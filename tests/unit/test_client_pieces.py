@@ -99,7 +99,7 @@ class Gated(FakeTransport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate, self.closed = threading.Event(), threading.Semaphore(0)
+        self.gate, self.begun, self.closed = threading.Event(), threading.Semaphore(0), threading.Semaphore(0)
 
     def stream(
         self,
@@ -109,6 +109,7 @@ class Gated(FakeTransport):
         timeout: float | None,
         context: RequestContext = NO_CONTEXT,
     ) -> Generator[Tensors, None, None]:
+        self.begun.release()
         try:
             for chunk in spoken_chunks():
                 yield chunk
@@ -127,10 +128,10 @@ def test_audio_comes_while_the_text_is_written_and_leaving_cancels() -> None:
 
     stream = Client(transport=transport).stream(text())
     assert next(stream).index == 0
+    assert all(transport.begun.acquire(timeout=20) for _ in range(2))
     stream.close()
     transport.gate.set()
-    assert transport.closed.acquire(timeout=20)
-    assert transport.closed.acquire(timeout=20)
+    assert all(transport.closed.acquire(timeout=20) for _ in range(2))
     more.set()
 
 

@@ -84,6 +84,7 @@ def test_what_is_captured_reads_static_memory_and_writes_its_own(s3gen: S3Gen, c
     cuda.synchronize()
 
 
+@pytest.mark.full
 def test_the_flow_by_our_kernels_gives_a_cpus_mel(tiny_path: Path) -> None:
     command = [sys.executable, "-m", "tests.unit.interpreted_flow", tiny_path]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)

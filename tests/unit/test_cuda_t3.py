@@ -137,11 +137,14 @@ def test_reading_where_t3_looks_waits_for_nothing_and_takes_two_kernels(
     launches = []
     for running in ([unread], [read]):
         before = cuda.launches
-        t3.runner.decode(running).read()
+        step = t3.runner.decode(running)
+        step.read()
+        step.readings()
         launches.append(cuda.launches - before)
     assert launches[1] - launches[0] == (0 if graphs else 2)
 
 
+@pytest.mark.full
 def test_logits_in_float16_by_our_kernels_stay_near_float32s(checkpoint_of: CheckpointOf) -> None:
     folders = [checkpoint_of(name).path for name in ("tiny", "tiny-turbo")]
     command = [sys.executable, "-m", "tests.unit.interpreted_t3", *folders]

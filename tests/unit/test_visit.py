@@ -16,7 +16,7 @@ from bench.ttfa import Heard, Listener
 from bench.visit import Ended, Stage, run
 from chatterbox_engine.checkpoint.families import TURBO
 from chatterbox_engine.checkpoint.random_checkpoint import tiny_dims
-from chatterbox_engine.t3 import runner
+from chatterbox_engine.t3 import prompts
 from chatterbox_engine.types import SAMPLE_RATE, SynthesisChunk
 
 MEASURES = """
@@ -125,7 +125,7 @@ def test_kernels_are_found_and_compiled_for_a_gpu_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(runner, "PREFILL_LENGTHS", runner.PREFILL_LENGTHS[:1])  # the others launch the same
+    monkeypatch.setattr(prompts, "PREFILL_LENGTHS", prompts.PREFILL_LENGTHS[:1])  # the others launch the same
     found = prepare.launches([TURBO], tiny_dims, torch.bfloat16)
     names = {kernel.fn.__name__ for kernel, _, _ in found}
     assert {"_sum_kernel", "_project_kernel", "_decode_kernel", "_norm_kernel", "_snake_kernel"} < names

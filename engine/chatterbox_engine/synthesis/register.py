@@ -55,8 +55,8 @@ class Register:
                 raise Unavailable(_CLOSING)
             active = sum(other.batch == job.batch for other in self._jobs.values())
             if active >= self._limits[job.batch]:
-                kind = "batch requests" if job.batch else "requests"
-                raise Overloaded(f"{active} {kind} are under way and no more are taken; try again later")
+                kind = "batch " if job.batch else ""
+                raise Overloaded(f"{active} {kind}requests are under way and no more are taken; try again later")
             self._jobs[job.number] = job
             self._decoding.add(job.number)
 
