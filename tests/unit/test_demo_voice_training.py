@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from tests.elsewhere import Elsewhere
 from tests.fidelity import upstream
 from tools.demo_voice import speech, train_codec, train_hift, train_t3
-from tools.demo_voice.phones import PHONES
+from tools.demo_voice.phones import PHONES, token_ids
 from tools.demo_voice.sizes import DIMS
 from tools.demo_voice.source import SPEAKERS
-from tools.demo_voice.t3_model import Model
+from tools.demo_voice.t3_model import SILENCED, T3, Model
 from tools.demo_voice.training import Training
 
 HOST = torch.device("cpu")
@@ -206,3 +206,13 @@ def test_sentences_that_are_joined_keep_their_letters_with_and_without_full_stop
 def test_mixing_them_raises() -> None:
     with Elsewhere(ELSEWHERE), pytest.raises(RuntimeError, match="two different devices"):
         torch.zeros(3) + torch.zeros(3, device=ELSEWHERE)
+
+
+def test_speech_tokens_that_are_not_in_use_are_never_drawn() -> None:
+    pairs = np.arange(3) * len(PHONES)
+    model, state = Model(pairs, 2), torch.randn(T3.hidden)
+    logits = model.official(state)["speech_head.weight"] @ state
+    used = [*token_ids(np.arange(3), np.zeros(3, int)), T3.stop_speech]
+    unused = torch.ones(len(logits), dtype=torch.bool).index_fill(0, torch.tensor(used), False)
+    torch.testing.assert_close(logits[unused], torch.full((len(logits) - 4,), SILENCED))
+    assert logits[~unused].abs().max() < 20

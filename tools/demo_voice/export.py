@@ -25,7 +25,7 @@ from chatterbox_engine.checkpoint.families import ENGLISH
 from chatterbox_engine.types import Conditionals
 from chatterbox_engine.voices.reference import ReferenceEncoder
 from tests.fidelity import upstream
-from tools.demo_voice import estimator, speakers, speech, train_codec
+from tools.demo_voice import estimator, speakers, speech, train_codec, train_t3
 from tools.demo_voice.phones import PHONES, marked, token_ids
 from tools.demo_voice.sizes import DIMS
 from tools.demo_voice.source import RATE
@@ -135,6 +135,13 @@ def export_others(folder: Path, target: Path) -> None:
     soundfile.write(target / f"{OTHER}.flac", clip(speech.load(folder, OTHER), CLIP_SECONDS)[0], 16_000)
 
 
+def typical_state(model: Model, folder: Path) -> Tensor:
+    """The mean hidden state of T3 over sentences that were kept aside in training, [width]."""
+    sentences = train_t3.Sentences(folder)
+    rows = [sentences.joined([number]) for number in range(100)]
+    return train_t3.typical(model, rows, sentences.rows[-1].speech)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -146,7 +153,7 @@ def main() -> None:
     sentences = np.load(folder / "t3.npz")
     model = Model(sentences["live"], int(sentences["labels"]))
     model.load_state_dict(averaged(folder, "t3"))
-    save_file(packed(model.official()), target / FILES.t3)
+    save_file(packed(model.official(typical_state(model, folder))), target / FILES.t3)
     if not arguments.only_t3:
         export_others(folder, target)
     for path in sorted(target.iterdir()):

@@ -21,6 +21,8 @@ GUIDED_LAYERS, GUIDED_HEAD = (1, 2), 1
 """Whose attention is returned."""
 AUXILIARY_LAYER = 1
 """After which hidden states are returned."""
+SILENCED = -50.0
+"""The usual logit of speech tokens that are not in use: a row of zeros would give them 0, which is often drawn."""
 
 
 class Model(nn.Module):
@@ -97,8 +99,8 @@ class Model(nn.Module):
                 middle = x
         return _norm(self.t3.tfmr.norm, x), seen, middle
 
-    def official(self) -> dict[str, Tensor]:
-        """The state as upstream names it."""
+    def official(self, typical: Tensor) -> dict[str, Tensor]:
+        """The state as upstream names it. typical: mean of the last hidden states, [width]."""
         embedding, head = (table.detach() for table in self.tables())
         state = {name: value.detach().clone() for name, value in self.t3.state_dict().items()}
         for name in ("speech_emb.weight", "text_head.weight", "tfmr.embed_tokens.weight", "speech_head.weight"):
@@ -106,6 +108,7 @@ class Model(nn.Module):
         ids = torch.from_numpy(token_ids(*self.phones.numpy()))
         state["speech_emb.weight"][ids] = embedding[:-1]
         state["speech_emb.weight"][T3.start_speech] = embedding[-1]
+        state["speech_head.weight"][:] = typical * (SILENCED / typical.square().sum())
         state["speech_head.weight"][ids] = head[:-1]
         state["speech_head.weight"][T3.stop_speech] = head[-1]
         return state

@@ -242,19 +242,43 @@ class Losses:
     accuracy: Tensor
 
 
-def losses(model: Model, rows: list[Row], prompt: np.ndarray, training: bool) -> Losses:
+@dataclass
+class States:
+    """What T3 computes of a batch."""
+
+    last: Tensor
+    """[said, width]: hidden states from which something is said."""
+    attention: list[Tensor]
+    """[rows, length, length] of each guided head."""
+    middle: Tensor
+    """[rows, length, width]."""
+
+
+def states(model: Model, batch: Batch, prompt: np.ndarray, training: bool) -> States:
     """prompt: compact tokens before the conditioning's perceiver."""
-    batch = Batch.of(rows, model.live, training).to(model.head.device)
-    table, head = model.tables()
+    table, _ = model.tables()
     emb = torch.cat([model.t3.text_emb.weight, table])
     lost = (batch.ids < T3.text_vocab) & ~batch.is_text
     positions = torch.cat([model.t3.text_pos_emb.emb.weight, model.t3.speech_pos_emb.emb.weight])
     x = F.embedding(batch.ids, emb) * ~lost[..., None] + F.embedding(batch.places, positions)
+    kind = torch.bfloat16 if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") else x.dtype
+    hidden, seen, middle = model(noise(model, table, prompt, training).to(kind), x.to(kind))
+    return States(hidden.flatten(0, 1)[batch.at], seen, middle)
+
+
+@torch.no_grad()
+def typical(model: Model, rows: list[Row], prompt: np.ndarray) -> Tensor:
+    """The mean hidden state from which some sentences are said, [width]."""
+    batch = Batch.of(rows, model.live, False).to(model.head.device)
+    return states(model, batch, prompt, False).last.mean(0)
+
+
+def losses(model: Model, rows: list[Row], prompt: np.ndarray, training: bool) -> Losses:
+    batch = Batch.of(rows, model.live, training).to(model.head.device)
     with precision():
-        kind = torch.bfloat16 if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") else x.dtype
-        hidden, seen, middle = model(noise(model, table, prompt, training).to(kind), x.to(kind))
-        logits = F.linear(hidden.flatten(0, 1)[batch.at], head).float()
-        spelling = F.cross_entropy(model.auxiliary(middle).float().flatten(0, 1), batch.spelt.flatten())
+        found = states(model, batch, prompt, training)
+        logits = F.linear(found.last, model.tables()[1]).float()
+        spelling = F.cross_entropy(model.auxiliary(found.middle).float().flatten(0, 1), batch.spelt.flatten())
     penalised = None
     if not training or random.random() < PENALISED:
         penalised = F.cross_entropy(after_penalty(logits, batch), batch.wanted)
@@ -262,7 +286,7 @@ def losses(model: Model, rows: list[Row], prompt: np.ndarray, training: bool) ->
     guide = logits.new_zeros(())
     keep = ~batch.dropped
     where, letters = batch.at[keep], batch.letters[keep]
-    for weights in seen:
+    for weights in found.attention:
         looked = weights.flatten(0, 1)[where[:, None], letters].float()
         mass = looked.sum(1) * torch.where(letters[:, 0] == letters[:, 1], 0.5, 1.0)
         guide = guide - torch.log(mass + 1e-4).mean()
