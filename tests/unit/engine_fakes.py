@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from chatterbox_engine.checkpoint.dims import LlamaDims, S3GenDims
-from chatterbox_engine.checkpoint.families import ENGLISH
+from chatterbox_engine.checkpoint.families import ENGLISH, Family
 from chatterbox_engine.errors import NotFound, RequestError
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.metrics import Metrics, Served
@@ -321,6 +321,7 @@ class FakeEngine:
         t3_threads: tuple[int, int] | None = None,
         vocoder_batch: int = 8,
         aligned: bool = True,
+        family: Family = ENGLISH,
     ) -> None:
         self.runner, self.s3gen, self.watermarker = FakeRunner(), FakeS3Gen(), FakeWatermarker()
         self.voices, self.text = FakeVoices(), FakeText()
@@ -347,7 +348,7 @@ class FakeEngine:
             finisher=Finisher(self.watermarker, served, device=CPU, cores=cores),
             cores=cores,
             served=served,
-            family=ENGLISH,
+            family=family,
             stop_token=STOP,
             aligned=aligned,
             usual_peak=0.9,

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from chatterbox_engine.checkpoint.families import FLASH
 from chatterbox_engine.errors import InvalidRequest
 from chatterbox_engine.synthesis.streaming import ChunkPolicy
 from chatterbox_engine.synthesis.word_times import LOOKAHEAD, Times, path_of
@@ -149,6 +150,15 @@ def test_word_times_are_refused_where_the_heads_are_not_known() -> None:
             engine.engine.submit(SynthesisRequest("Hello.", seed=1, word_times=True), Answers().put)
         engine.submit("Hello.")
         assert isinstance(engine.answers.take(), SynthesisResult)
+
+
+def test_word_times_are_refused_where_tokens_come_in_blocks() -> None:
+    request = SynthesisRequest("Hello.", seed=1, word_times=True)
+    with (
+        FakeEngine(aligned=False, family=FLASH) as engine,
+        pytest.raises(InvalidRequest, match="word_times: not of Chatterbox Flash"),
+    ):
+        engine.engine.submit(request, Answers().put)
 
 
 def test_a_word_is_json_as_speech_recognisers_write_it() -> None:

@@ -127,6 +127,11 @@ class Family:
         return "cfg_weight" in self.inputs
 
     @property
+    def in_blocks(self) -> bool:
+        """T3 predicts a block of tokens at a time."""
+        return isinstance(self.dims.t3, FlashDims)
+
+    @property
     def rows(self) -> int:
         """T3 rows of an utterance at most."""
         return 2 if self.guided else 1

@@ -51,6 +51,7 @@ from chatterbox_engine.voices.library import Found
 UNKNOWN_HEADS = (
     "which attention heads of this checkpoint follow the text is not known; `python -m tools.alignment` finds them"
 )
+IN_BLOCKS = "whose attention does not follow the text: it predicts a block of tokens at a time"
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ class Engine:
         arrived = time.monotonic()
         wanted = "word_times" if request.word_times else "guard" if request.guard != "off" else ""
         if wanted and not self._parts.aligned:
-            raise InvalidRequest(f"{wanted}: {UNKNOWN_HEADS}")
+            reason = f"not of {self.family.title}, {IN_BLOCKS}" if self.family.in_blocks else UNKNOWN_HEADS
+            raise InvalidRequest(f"{wanted}: {reason}")
         text = self._parts.segmenter.segments(request)
         job = Job(next(self._numbers), request, answer, text.segments, policy, arrived, text.notes)
         self._register.take(job)
