@@ -1,5 +1,7 @@
 """Text to audio through both stages at 1 to 128 concurrent utterances of 5 s, next to upstream's own `generate`.
 
+`CHATTERBOX_DTYPE` selects another type of our weights than `auto`.
+
 Upstream takes one utterance at a time, so its speed does not grow with their number. The second half of the figure is
 the timeline of the engine's two threads in the last case: T3 steps above, S3Gen batches below.
 """
@@ -7,6 +9,7 @@ the timeline of the engine's two threads in the last case: T3 steps above, S3Gen
 from __future__ import annotations
 
 import gc
+import os
 import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -72,13 +75,14 @@ def compare(name: str, checkpoint: Checkpoint, measure: Callable[[], float]) -> 
     line = TimeLine()
     vocoder = str(checkpoint.vocoder or "")
     options = {"max_slots": cases[-1], "watermark": False, "preload_encoders": False}
-    config = Config(checkpoint=str(checkpoint.path), vocoder=vocoder, **options)
+    dtype = os.environ.get("CHATTERBOX_DTYPE", "auto")
+    config = Config(checkpoint=str(checkpoint.path), vocoder=vocoder, dtype=dtype, **options)
     engine = assemble.build(config, report=say, metrics=line)
     engine.start()
     gc.collect()
     gc.freeze()  # as the server does: otherwise garbage collection scans upstream's objects and stops all threads
     report = Report(name)
-    report.notes = {"text": TEXT, "seconds": SECONDS, "watermark": False}
+    report.notes = {"text": TEXT, "seconds": SECONDS, "watermark": False, "dtype": dtype}
     for count in cases:
         if cuda:
             speak(engine, count)  # kernels and plans of this batch's shapes are made once
