@@ -86,8 +86,7 @@ def build(
     checkpoint = open_checkpoint(config, report)
     report(f"it is {checkpoint.family.title}: {describe_files(checkpoint)}")
     device = choose_device(config.device)
-    fused_products = not (config.compile or isinstance(checkpoint.dims.t3, FlashDims)) and config.quantization == "none"
-    dtype, vocoder_dtype = choose_dtypes(config.dtype, device, report, fused_products=fused_products)
+    dtype, vocoder_dtype = weight_types(config, checkpoint, device, report)
     configure_torch(device, vocoder_dtype, config.cpu_threads)
     load_cpu_kernels(device, report)
     check_quantization(config.quantization, device, dtype)
@@ -127,6 +126,20 @@ def build(
     )
     hand_over(device)
     return Engine(parts, report=report, on_failure=on_failure or (lambda _error: None), metrics=metrics)
+
+
+def weight_types(
+    config: Config, checkpoint: Checkpoint, device: torch.device, report: Report
+) -> tuple[torch.dtype, torch.dtype]:
+    """The types of T3's and of S3Gen's weights, by the settings and by what multiplies T3's."""
+    blocks, plain = isinstance(checkpoint.dims.t3, FlashDims), config.quantization == "none"
+    return choose_dtypes(
+        config.dtype,
+        device,
+        report,
+        fused_products=plain and not (config.compile or blocks),
+        packed_products=plain and blocks,
+    )
 
 
 def load_cpu_kernels(device: torch.device, report: Report) -> None:

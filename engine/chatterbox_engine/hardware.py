@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -35,15 +36,24 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def choose_dtypes(
-    name: str, device: torch.device, report: Report, *, fused_products: bool = True
+    name: str,
+    device: torch.device,
+    report: Report,
+    *,
+    fused_products: bool = True,
+    packed_products: bool = False,
+    processor: Mapping[str, Any] | None = None,
 ) -> tuple[torch.dtype, torch.dtype]:
     """The types of T3's and of S3Gen's weights: bfloat16 where the device multiplies it in hardware, float16 on other
     GPUs, else float32.
 
     A CPU without it stores T3's weights in bfloat16 all the same: reading them is most of a step, and the fused kernel
     widens them to float32 on the way. fused_products: whether T3 uses that kernel, which neither compiled steps nor
-    quantised weights do. A CPU has no kernels for float16, and takes what it takes by itself.
+    quantised weights do. packed_products: whether it multiplies many rows at a time by oneDNN instead, which is float32
+    where that is faster (`multiplies_float32_faster`). A CPU has no kernels for float16, and takes what it takes by
+    itself. processor: what torch knows of the CPU, by default of this one.
     """
+    processor = torch.cpu.get_capabilities() if processor is None else processor
     if name == "float16" and device.type == "cpu":
         report("float16 needs a GPU: this processor takes what dtype=auto takes")
     elif name != "auto":
@@ -53,9 +63,10 @@ def choose_dtypes(
         has_bfloat16, what = cuda().has_bfloat16(), cuda().name(device)
     else:
         # AVX512-BF16 also comes with every processor that has AMX.
-        has_bfloat16, what = torch.cpu._is_avx512_bf16_supported(), "this processor"
+        has_bfloat16, what = bool(processor.get("avx512_bf16")), "this processor"
     if has_bfloat16:
-        return torch.bfloat16, torch.bfloat16
+        plain = device.type == "cpu" and packed_products and multiplies_float32_faster(processor)
+        return torch.float32 if plain else torch.bfloat16, torch.bfloat16
     if device.type == "cpu" and fused_products:
         report(f"{what} has no bfloat16: S3Gen is float32, which is slower, and T3's weights are stored in bfloat16")
         return torch.bfloat16, torch.float32
@@ -64,6 +75,16 @@ def choose_dtypes(
         return torch.float16, torch.float16
     report(f"{what} has no bfloat16: using float32, which is slower")
     return torch.float32, torch.float32
+
+
+def multiplies_float32_faster(processor: Mapping[str, Any]) -> bool:
+    """Whether oneDNN's packed products of many rows are faster in float32 than in bfloat16, on a processor that has it.
+
+    They are on Intel's processors without AMX: 118 GFLOP/s against 84 (docs/log/cpu.md). On AMD's with AVX512-BF16
+    bfloat16 was 2.7 times as fast (docs/log/t3.md). A rule and not a measurement at start: a start beside other work
+    could choose differently, and other types give other speech.
+    """
+    return str(processor.get("cpu_name", "")).startswith("Intel") and not processor.get("amx_bf16")
 
 
 def cores(environment: Mapping[str, str] | None = None) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 
@@ -29,15 +32,42 @@ def test_a_device_that_does_not_exist_is_refused(name: str, message: str) -> Non
     ],
 )
 def test_a_processor_without_bfloat16_gets_it_for_t3_alone_and_a_line_that_says_so(
-    monkeypatch: pytest.MonkeyPatch, has_it: bool, compiled: bool, t3: torch.dtype, s3gen: torch.dtype, lines: int
+    has_it: bool, compiled: bool, t3: torch.dtype, s3gen: torch.dtype, lines: int
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_it)
     said: list[str] = []
-    assert hardware.choose_dtypes("auto", CPU, said.append, fused_products=not compiled) == (t3, s3gen)
+    choose = partial(hardware.choose_dtypes, processor={"avx512_bf16": has_it})
+    assert choose("auto", CPU, said.append, fused_products=not compiled) == (t3, s3gen)
     assert len(said) == lines
-    assert hardware.choose_dtypes("float32", CPU, said.append) == (torch.float32, torch.float32)
-    assert hardware.choose_dtypes("bfloat16", CPU, said.append) == (torch.bfloat16, torch.bfloat16)
+    assert choose("float32", CPU, said.append) == (torch.float32, torch.float32)
+    assert choose("bfloat16", CPU, said.append) == (torch.bfloat16, torch.bfloat16)
     assert len(said) == lines
+
+
+@pytest.mark.parametrize(
+    ("processor", "t3", "s3gen"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, torch.float32, torch.bfloat16),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16, torch.bfloat16),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16, torch.bfloat16),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False, "amx_bf16": False}, torch.float32, torch.float32),
+        ({"cpu_name": "Intel Xeon"}, torch.float32, torch.float32),
+    ],
+)
+def test_products_of_many_rows_are_float32_where_the_processor_multiplies_that_faster(
+    processor: dict[str, Any], t3: torch.dtype, s3gen: torch.dtype
+) -> None:
+    choose = partial(hardware.choose_dtypes, fused_products=False, packed_products=True, processor=processor)
+    assert choose("auto", CPU, lambda _line: None) == (t3, s3gen)
+    assert choose("float16", CPU, lambda _line: None) == (t3, s3gen)
+    assert choose("bfloat16", CPU, lambda _line: None) == (torch.bfloat16, torch.bfloat16)
+
+
+def test_a_gpu_takes_bfloat16_for_products_of_many_rows_regardless_of_the_processor() -> None:
+    with pretend_cuda(bfloat16=True) as cuda:
+        chosen = hardware.choose_dtypes(
+            "auto", cuda.device, lambda _line: None, packed_products=True, processor={"cpu_name": "Intel Xeon"}
+        )
+    assert chosen == (torch.bfloat16, torch.bfloat16)
 
 
 @pytest.mark.parametrize(("has_it", "taken", "lines"), [(True, torch.bfloat16, 0), (False, torch.float16, 1)])
