@@ -139,7 +139,7 @@ class Config:
     dtype: str = "auto"
     """Type of the weights of T3 and of S3Gen's encoder and flow: `float32`, `bfloat16`, `float16`. `auto` takes
     bfloat16 on devices that multiply it in hardware, and float16 on other GPUs. On other CPUs only T3 is stored in
-    bfloat16, unless it is compiled, quantised or Flash's. On Intel's CPUs without AMX, Flash's T3 is float32, which is
+    bfloat16, unless it is compiled, quantised or Flash's. On Intel's CPUs without AMX, Flash is float32, which is
     faster there. On a CPU `float16` is the same as `auto`."""
     quantization: str = "none"
     """`int8`: T3's blocks in a quarter of the memory of float32, half of bfloat16. `float8`: the same size, and the

@@ -49,9 +49,9 @@ def choose_dtypes(
 
     A CPU without it stores T3's weights in bfloat16 all the same: reading them is most of a step, and the fused kernel
     widens them to float32 on the way. fused_products: whether T3 uses that kernel, which neither compiled steps nor
-    quantised weights do. packed_products: whether it multiplies many rows at a time by oneDNN instead, which is float32
-    where that is faster (`multiplies_float32_faster`). A CPU has no kernels for float16, and takes what it takes by
-    itself. processor: what torch knows of the CPU, by default of this one.
+    quantised weights do. packed_products: whether it multiplies many rows at a time by oneDNN instead, so that both
+    types are float32 where that is faster (`multiplies_float32_faster`). A CPU has no kernels for float16, and takes
+    what it takes by itself. processor: what torch knows of the CPU, by default of this one.
     """
     processor = torch.cpu.get_capabilities() if processor is None else processor
     if name == "float16" and device.type == "cpu":
@@ -65,8 +65,9 @@ def choose_dtypes(
         # AVX512-BF16 also comes with every processor that has AMX.
         has_bfloat16, what = bool(processor.get("avx512_bf16")), "this processor"
     if has_bfloat16:
-        plain = device.type == "cpu" and packed_products and multiplies_float32_faster(processor)
-        return torch.float32 if plain else torch.bfloat16, torch.bfloat16
+        if device.type == "cpu" and packed_products and multiplies_float32_faster(processor):
+            return torch.float32, torch.float32
+        return torch.bfloat16, torch.bfloat16
     if device.type == "cpu" and fused_products:
         report(f"{what} has no bfloat16: S3Gen is float32, which is slower, and T3's weights are stored in bfloat16")
         return torch.bfloat16, torch.float32

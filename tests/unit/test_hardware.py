@@ -46,7 +46,7 @@ def test_a_processor_without_bfloat16_gets_it_for_t3_alone_and_a_line_that_says_
 @pytest.mark.parametrize(
     ("processor", "t3", "s3gen"),
     [
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, torch.float32, torch.bfloat16),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, torch.float32, torch.float32),
         ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16, torch.bfloat16),
         ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16, torch.bfloat16),
         ({"cpu_name": "AMD EPYC", "avx512_bf16": False, "amx_bf16": False}, torch.float32, torch.float32),
