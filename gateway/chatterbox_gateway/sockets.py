@@ -20,6 +20,9 @@ NORMAL, GOING_AWAY, POLICY_VIOLATION, INTERNAL_ERROR, SERVICE_RESTART = 1000, 10
 SECONDS_FOR_KEY = 10.0
 """In which the first message must come where the handshake had no key."""
 
+MOST_CHARACTERS = 40_000
+"""That may wait to be spoken: of a context of ElevenLabs' sockets, or of all texts of another one."""
+
 
 class Gone(Exception):
     """The client disconnected, or does not read."""

@@ -26,6 +26,7 @@ from chatterbox_gateway.logs import Record
 from chatterbox_gateway.output import Encoder, Output, encode_file
 from chatterbox_gateway.settings import Settings
 from chatterbox_gateway.sockets import (
+    MOST_CHARACTERS,
     NORMAL,
     POLICY_VIOLATION,
     SECONDS_FOR_KEY,
@@ -38,9 +39,6 @@ from chatterbox_gateway.sockets import (
 from chatterbox_gateway.speech import Speaker, SpeechRequest
 
 _log = logging.getLogger("chatterbox.gateway")
-
-MOST_CHARACTERS = 40_000
-"""Of the texts of a socket that wait to be spoken."""
 
 
 class GenerateMessage(GenerateBody):

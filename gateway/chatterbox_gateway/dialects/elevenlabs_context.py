@@ -19,13 +19,10 @@ from chatterbox_gateway.draining import cut_off
 from chatterbox_gateway.errors import Refusal
 from chatterbox_gateway.logs import Outcome, Record
 from chatterbox_gateway.output import Encoder, Output
-from chatterbox_gateway.sockets import INTERNAL_ERROR, POLICY_VIOLATION, Gone, Socket
+from chatterbox_gateway.sockets import INTERNAL_ERROR, MOST_CHARACTERS, POLICY_VIOLATION, Gone, Socket
 from chatterbox_gateway.speech import Speaker, SpeechRequest
 
 _log = logging.getLogger("chatterbox.gateway")
-
-MOST_CHARACTERS = 40_000
-"""Of a context that wait to be spoken."""
 
 
 @dataclass(frozen=True)
