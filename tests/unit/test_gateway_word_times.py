@@ -15,7 +15,7 @@ from chatterbox_client.request import NO_CONTEXT, RequestContext, Tensors
 from chatterbox_gateway.keys import Limits
 from tests.unit.client_fakes import STATS, FakeAsyncTransport, spoken, spoken_chunks
 from tests.unit.gateway_fakes import call, gateway_of
-from tests.unit.socket_fakes import MULTI, connected, running
+from tests.unit.socket_fakes import MULTI, SECONDS, connected, running
 
 TEXT = "Hi you."
 WORDS = [
@@ -133,6 +133,29 @@ def test_sockets_tell_the_servers_times() -> None:
             assert [start for times in timed for start in times["charStartTimesMs"]] == STARTS
             assert ["".join(times["chars"]) for times in timed] == ["Hi ", "you. "]
             assert messages[-1]["words"] == [{name: word[name] for name in ("word", "start", "end")} for word in WORDS]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("mode", ["sentence", "chunk"])
+@pytest.mark.parametrize("speed", [1.0, 2.0])
+def test_the_socket_of_other_servers_tells_them_too(mode: str, speed: float) -> None:
+    async def main() -> None:
+        transport = Timed()
+        async with running(transport) as (_, session), connected(session, "/ws/generate") as client:
+            await client.send(type="generate", text=f"{TEXT} {TEXT}", stream_mode=mode, speed=speed)
+            while (await client.receive())["type"] != "complete":
+                pass
+            await client.send(type="stop")
+            stopped = await client.receive()
+            assert [word["word"] for word in stopped["words"]] == ["Hi", "you."] * 2
+            begin = SECONDS + 0.3  # of the second sentence, after the silence between the two
+            starts = [at / speed for at in (0.01, 0.06, begin + 0.01, begin + 0.06)]
+            assert [word["start"] for word in stopped["words"]] == pytest.approx(starts, abs=0.0011)
+            assert [stopped["words"][-1]["end"], stopped["sent_seconds"]] == pytest.approx(
+                [(begin + 0.1) / speed, (begin + SECONDS) / speed], abs=0.0011
+            )
+            assert transport.asked == [True, True]
 
     asyncio.run(main())
 

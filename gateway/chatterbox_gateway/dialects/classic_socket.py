@@ -7,13 +7,14 @@ import base64
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastapi import APIRouter, WebSocket
 from pydantic import ValidationError
 
+from chatterbox_client.audio import Chunk, Word
 from chatterbox_client.errors import ChatterboxClientError
 from chatterbox_client.sentences import Sentences
 from chatterbox_client.turns import Spoken, Turn, new_seed
@@ -57,11 +58,15 @@ class Part:
     format: str
     """`wav`, a file, or `pcm`, 16-bit samples."""
     seconds: float
+    silence: float
+    """Of these seconds, before the speech."""
     sentence: int
     text: str
     """The sentence."""
     is_last: bool
     """Of the sentence."""
+    words: Sequence[Word] = ()
+    """As the server times them."""
 
 
 def router(speaker: Speaker, settings: Settings) -> APIRouter:
@@ -215,7 +220,12 @@ class Dialogue:
     async def _parts(self, message: GenerateMessage, record: Record) -> AsyncGenerator[Part, None]:
         options = {"seed": new_seed(), **message.options()}
         model, voice = self._speaker.models[0], message.voice or None
-        turn = Turn(lambda text: self._speaker.stream(SpeechRequest(text, model, voice, options), record, in_turn=True))
+
+        def speak(text: str) -> AsyncGenerator[Chunk, None]:
+            asked = SpeechRequest(text, model, voice, options)
+            return self._speaker.stream(asked, record, in_turn=True, timed=True)
+
+        turn = Turn(speak)
         sentences = Sentences(message.language or "en")
         for sentence in [*sentences.push(message.text), *sentences.flush()]:
             turn.say(sentence)
@@ -224,7 +234,15 @@ class Dialogue:
         async with contextlib.aclosing(turn.spoken()) as parts:
             async for part in _sentences(parts, message) if whole else _chunks(parts, message):
                 yield part
-                self._alignment.place(part.text, part.sentence, silence=0, seconds=part.seconds, is_last=part.is_last)
+                self._alignment.place(
+                    part.text,
+                    part.sentence,
+                    silence=part.silence,
+                    seconds=part.seconds - part.silence,
+                    is_last=part.is_last,
+                    words=part.words if self._speaker.tells_words(model) else None,
+                    speed=message.speed,
+                )
 
     async def _refuse(self, refused: Refusal, record: Record | None = None) -> None:
         if record is not None:
@@ -238,15 +256,18 @@ class Dialogue:
 
 async def _sentences(parts: AsyncGenerator[Spoken, None], message: GenerateMessage) -> AsyncGenerator[Part, None]:
     """A WAV file for each sentence, with the silence before it."""
-    samples = b""
+    samples, silence, words = b"", 0.0, list[Word]()
     output = Output("wav", message.sample_rate, message.speed)
     async for part in parts:
         samples += _samples(part)
+        silence += part.silence / message.speed
+        words += part.chunk.words
         if part.chunk.is_last:
             file = await asyncio.to_thread(encode_file, output, part.chunk.sample_rate, samples)
             seconds = len(samples) / 2 / part.chunk.sample_rate / message.speed
-            yield Part(file, "wav", seconds, part.number, part.sentence.strip(), is_last=True)
-            samples = b""
+            text = part.sentence.strip()
+            yield Part(file, "wav", seconds, silence, part.number, text, is_last=True, words=words)
+            samples, silence, words = b"", 0.0, []
 
 
 async def _chunks(parts: AsyncGenerator[Spoken, None], message: GenerateMessage) -> AsyncGenerator[Part, None]:
@@ -258,9 +279,10 @@ async def _chunks(parts: AsyncGenerator[Spoken, None], message: GenerateMessage)
         samples, number, text = _samples(part), part.number, part.sentence.strip()
         audio = await asyncio.to_thread(encoder.encode, samples)
         seconds = len(samples) / 2 / part.chunk.sample_rate / message.speed
-        yield Part(audio, "pcm", seconds, number, text, part.chunk.is_last)
+        silence, words = part.silence / message.speed, part.chunk.words
+        yield Part(audio, "pcm", seconds, silence, number, text, part.chunk.is_last, words)
     if encoder is not None and (rest := await asyncio.to_thread(encoder.finish)):
-        yield Part(rest, "pcm", 0.0, number, text, is_last=True)
+        yield Part(rest, "pcm", 0.0, 0.0, number, text, is_last=True)
 
 
 def _samples(part: Spoken) -> bytes:
