@@ -64,20 +64,28 @@ class Survey:
 
 
 def survey(plan: Plan, records: Records) -> Survey:
-    """Reads a plan once. Records that belong to none of its parts, as those of a row that has changed, are deleted.
+    """Reads a plan once. Records that belong to none of its parts, as those of a row that has changed, are deleted;
+    those of rows that failed wait for another attempt.
 
     Raises InputError or OSError.
     """
-    finished, left = frozenset(row["id"] for row in records.manifest("id")), records.keys()
+    failed_of: dict[str, bool] = {}  # by the ids of the manifest
+    for row in records.manifest("id", "error"):
+        failed_of[row["id"]] = failed_of.get(row["id"], False) or row["error"] is not None
+    left, waiting = records.keys(), set[str]()
     spoken: dict[str, Record] = {}
     parts = characters = 0
-    for part in Pending(plan, finished):
+    for part in plan.parts():
+        if part.id in failed_of:
+            if failed_of[part.id]:
+                waiting.add(part.key)
+            continue
         record = records.find(part.key) if part.key in left else None
         if record is not None:
             spoken[part.key] = record
         else:
             parts += 1
             characters += len(part.text)
-    records.forget(left - spoken.keys())
-    pending = Pending(plan, finished, frozenset(spoken))
+    records.forget(left - spoken.keys() - waiting)
+    pending = Pending(plan, frozenset(failed_of), frozenset(spoken))
     return Survey(pending, parts, characters, list(spoken.values()))

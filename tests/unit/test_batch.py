@@ -117,6 +117,25 @@ def test_failed_rows_are_spoken_again_on_request_but_not_their_good_parts(tmp_pa
     assert not list((out / WORK).iterdir())
 
 
+def test_good_parts_of_failed_rows_outlast_a_run_that_does_not_retry_them(tmp_path: Path) -> None:
+    rows = [{"id": "a", "text": "Fine."}, {"id": "b", "text": LONG.replace("third", "fail")}]
+    out, again = tmp_path / "out", FakeSpeaker()
+    speak(table(tmp_path, *rows), out, FakeSpeaker(), limit=40)
+    speak(table(tmp_path, *rows, {"id": "c", "text": "New."}), out, again, limit=40)
+    assert [text for text, _ in again.calls] == ["New."]
+    speaker = FakeSpeaker()
+    speak(table(tmp_path, *rows), out, speaker, limit=40, retry_failed=True)
+    assert [text for text, _ in speaker.calls] == ["The fail sentence of this text."]
+
+
+def test_good_parts_of_a_failed_row_that_has_changed_are_deleted(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    speak(table(tmp_path, {"id": "a", "text": LONG.replace("third", "fail")}), out, FakeSpeaker(), limit=40)
+    assert len(list((out / WORK).iterdir())) == 4  # the audio and the record of two parts
+    speak(table(tmp_path, {"id": "a", "text": "Changed."}), out, FakeSpeaker(), limit=40)
+    assert not list((out / WORK).iterdir())
+
+
 @pytest.mark.parametrize("killed_after", range(8))
 def test_a_killed_run_loses_at_most_the_part_under_way(tmp_path: Path, killed_after: int) -> None:
     rows = [
