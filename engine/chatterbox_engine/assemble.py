@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -132,14 +132,24 @@ def weight_types(
     config: Config, checkpoint: Checkpoint, device: torch.device, report: Report
 ) -> tuple[torch.dtype, torch.dtype]:
     """The types of T3's and of S3Gen's weights, by the settings and by what multiplies T3's."""
-    blocks, plain = isinstance(checkpoint.dims.t3, FlashDims), config.quantization == "none"
+    products = products_of(config, checkpoint.dims.t3)
     return choose_dtypes(
         config.dtype,
         device,
         report,
-        fused_products=plain and not (config.compile or blocks),
-        packed_products=plain and blocks,
+        fused_products=products == "fused",
+        packed_products=products == "packed",
     )
+
+
+def products_of(config: Config, dims: T3Dims) -> Literal["fused", "packed", "plain"]:
+    """How T3 multiplies the rows of a step: `fused`, by kernels that also compute norm, activation and residual sum;
+    `packed`, Flash's many rows, which on a CPU are oneDNN's; `plain`, what is quantised or compiled."""
+    if config.quantization != "none":
+        return "plain"
+    if isinstance(dims, FlashDims):
+        return "packed"
+    return "plain" if config.compile else "fused"
 
 
 def load_cpu_kernels(device: torch.device, report: Report) -> None:
@@ -324,13 +334,18 @@ def describe(config: Config, checkpoint: Checkpoint, runner: Runner | BlockRunne
         "model": config.checkpoint,
         "family": checkpoint.family.name,
         "device": str(runner.model.device),
-        "optimizations": optimizations(config, runner.model.dtype, runner.graphs),
+        "optimizations": optimizations(config, runner.model, runner.graphs),
     }
 
 
-def optimizations(config: Config, dtype: torch.dtype, graphs: Graphs) -> list[str]:
+def optimizations(config: Config, model: Transformer, graphs: Graphs) -> list[str]:
     """The enabled optimizations, for statistics and metrics."""
-    active = ["continuous_batching", "kv_pool", "fused_projections"]
+    active = ["continuous_batching", "kv_pool"]
+    products, dtype, on_cpu = products_of(config, model.dims), model.dtype, model.device.type == "cpu"
+    if products == "fused" and (on_cpu or dtype.itemsize == 2):
+        active.append("fused_projections")
+    if products == "packed" and on_cpu:
+        active.append("packed_projections")
     if dtype != torch.float32:
         active.append(name_of(dtype))
     if config.quantization != "none":

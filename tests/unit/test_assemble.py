@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from chatterbox_engine import assemble
+from chatterbox_engine.checkpoint.dims import FlashDims, LlamaDims, T3Dims
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.kernels.graphs import Graphs
+from chatterbox_engine.kernels.linear import Projection
 from chatterbox_engine.t3.quantize import check_quantization
+from tests.conftest import CheckpointOf
 
 CPU = torch.device("cpu")
 
@@ -34,12 +38,43 @@ def test_float8_is_refused_where_the_device_lacks_it(dtype: torch.dtype) -> None
     check_quantization("none", CPU, dtype)
 
 
-def test_what_is_quantised_is_told() -> None:
-    plain = assemble.optimizations(Config(), torch.float32, Graphs(CPU, enabled=False))
-    assert assemble.optimizations(Config(quantization="int8"), torch.float32, Graphs(CPU, enabled=False)) == [
-        *plain,
-        "int8",
-    ]
+@pytest.mark.parametrize("settings", [{}, {"quantization": "int8"}, {"compile": True}], ids=str)
+@pytest.mark.parametrize("name", ["tiny", "tiny-turbo", "tiny-flash"])
+def test_the_products_that_are_told_are_those_that_t3_computes(
+    name: str, settings: dict[str, Any], checkpoint_of: CheckpointOf
+) -> None:
+    checkpoint, config = checkpoint_of(name), Config(max_slots=2, **settings)
+    model = assemble.load_t3(config, checkpoint, CPU, torch.float32, print)
+    if config.compile and checkpoint.family.in_blocks:
+        with pytest.raises(ConfigError, match="compile is on, which Chatterbox Flash does not support"):
+            assemble.make_runner(config, checkpoint, model, print)
+        return
+    told = assemble.describe(config, checkpoint, assemble.make_runner(config, checkpoint, model, print))
+    blocks = list(model.layers)
+    products = [product for block in blocks for product in vars(block).values() if isinstance(product, Projection)]
+    assert len(products) == 4 * len(blocks)
+    used = {
+        "packed_projections": all(product.weight.is_mkldnn for product in products),
+        "fused_projections": not config.compile and all(product._kernel is not None for product in products),
+    }
+    assert {name: name in told["optimizations"] for name in used} == used
+    assert ("int8" in told["optimizations"]) == (config.quantization == "int8")
+
+
+@pytest.mark.parametrize(
+    ("dims", "dtype", "told"),
+    [
+        (LlamaDims(), torch.bfloat16, True),
+        (LlamaDims(), torch.float16, True),
+        (LlamaDims(), torch.float32, False),  # torch's own operators multiply it
+        (FlashDims(), torch.bfloat16, False),  # and rows that are many
+    ],
+)
+def test_fused_products_are_told_of_a_gpu_where_they_are(dims: T3Dims, dtype: torch.dtype, told: bool) -> None:
+    model: Any = SimpleNamespace(dims=dims, dtype=dtype, device=torch.device("cuda"))
+    active = assemble.optimizations(Config(), model, Graphs(CPU, enabled=False))
+    assert ("fused_projections" in active) == told
+    assert "packed_projections" not in active
 
 
 def test_s3gen_is_made_as_the_settings_say(tiny_path: Path, tmp_path: Path) -> None:
