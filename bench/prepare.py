@@ -29,12 +29,14 @@ from bench.visit import PREPARED
 from chatterbox_engine.assemble import BACKBONES
 from chatterbox_engine.checkpoint import layout
 from chatterbox_engine.checkpoint.dims import Dims, S3GenDims
-from chatterbox_engine.checkpoint.families import ENGLISH, NANO, TURBO, Family
+from chatterbox_engine.checkpoint.families import ENGLISH, FLASH, NANO, TURBO, Family
 from chatterbox_engine.checkpoint.random_checkpoint import tiny_dims
 from chatterbox_engine.kernels.device import own_stream
 from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
 from chatterbox_engine.s3gen import attention_cuda as flow_attention
+from chatterbox_engine.t3.block_runner import BlockRunner
+from chatterbox_engine.t3.flash import FlashT3
 from chatterbox_engine.t3.kv_cache import KVCache
 from chatterbox_engine.t3.runner import Runner
 from chatterbox_engine.types import S3GenConditionals
@@ -81,7 +83,12 @@ def _run(cuda: PretendCuda, family: Family, dims: Dims, dtype: torch.dtype) -> N
     zeros = {name: torch.zeros(shape, device=cuda.device) for name, shape in layout.t3_layout(dims.t3).items()}
     model = BACKBONES[type(dims.t3)].from_state_dict(zeros, dims.t3, device=cuda.device, dtype=dtype)
     cache = KVCache(dims.t3, family.rows * SLOTS * ROOM, device=cuda.device, dtype=dtype)
-    runner = Runner(model, cache, SLOTS, family=family, graphs=Graphs(cuda.device, enabled=True))
+    graphs = Graphs(cuda.device, enabled=True)
+    runner: Runner | BlockRunner
+    if isinstance(model, FlashT3):
+        runner = BlockRunner(model, cache, SLOTS, graphs=graphs)
+    else:
+        runner = Runner(model, cache, SLOTS, family=family, graphs=graphs, heads=dims.alignment_heads)
     state = {name: torch.zeros(shape, device=cuda.device) for name, shape in layout.s3gen_layout(dims).items()}
     s3gen = S3Gen.from_state_dict(state, dims.s3gen, device=cuda.device, dtype=dtype, cfm_steps=1)
     cuda.synchronize()
@@ -171,7 +178,7 @@ def main() -> int:
     os.environ["TRITON_CACHE_DIR"] = str((args.out / "triton").resolve())
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[args.dtype]
     sizes: Callable[[Family], Dims] = tiny_dims if args.size == "tiny" else lambda family: family.dims
-    kernels = launches((ENGLISH, TURBO, NANO), sizes, dtype)
+    kernels = launches((ENGLISH, TURBO, NANO, FLASH), sizes, dtype)
     with naming(args.capability):
         compile_all(kernels)
         compile_attention(sizes(ENGLISH).s3gen, dtype)
