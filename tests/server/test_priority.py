@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from chatterbox_client import InvalidRequest
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
+from tests.conftest import CheckpointOf
 from tests.server.conftest import client_of
 from tests.server.pages import settled_page
 
@@ -19,9 +19,11 @@ LINE = "It was a cold day in the middle of winter."
 LONG = f"{LINE} " * 24
 
 
-@pytest.fixture(scope="module")
-def small(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    environment = {"CHATTERBOX_CHECKPOINT": str(tiny_path), "CHATTERBOX_MAX_SLOTS": "2"}
+@pytest.fixture(scope="module", params=["tiny", "tiny-flash"])  # a token at a time, and a block in passes
+def small(
+    request: pytest.FixtureRequest, checkpoint_of: CheckpointOf, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
+    environment = {"CHATTERBOX_CHECKPOINT": str(checkpoint_of(request.param).path), "CHATTERBOX_MAX_SLOTS": "2"}
     options = ServerOptions(environment=environment, log=tmp_path_factory.mktemp("priority") / "triton.log")
     with TritonServer(options) as server:
         yield server

@@ -25,6 +25,7 @@ from chatterbox_client import (
 )
 from chatterbox_engine.launcher.regions import SHARED_MEMORY
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
+from tests.conftest import CheckpointOf
 from tests.server.cancelled import LONG, requests_cancelled
 
 pytestmark = pytest.mark.server
@@ -32,10 +33,12 @@ pytestmark = pytest.mark.server
 GREETING = "Hello there, how are you today?"
 
 
-@pytest.fixture(scope="module")
-def small(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+@pytest.fixture(scope="module", params=["tiny", "tiny-flash"])  # a token at a time, and a block in passes
+def small(
+    request: pytest.FixtureRequest, checkpoint_of: CheckpointOf, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
     """A server with two slots, where a leaked slot is soon noticed."""
-    environment = {"CHATTERBOX_CHECKPOINT": str(tiny_path), "CHATTERBOX_MAX_SLOTS": "2"}
+    environment = {"CHATTERBOX_CHECKPOINT": str(checkpoint_of(request.param).path), "CHATTERBOX_MAX_SLOTS": "2"}
     log = tmp_path_factory.mktemp("small") / "triton.log"
     with TritonServer(ServerOptions(environment=environment, log=log)) as running:
         yield running

@@ -32,6 +32,7 @@ from chatterbox_client import (
     VoiceInfo,
 )
 from chatterbox_client.cli import app
+from chatterbox_engine.checkpoint.random_checkpoint import TINY
 from chatterbox_engine.launcher.access import KEY_HEADER
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
 from chatterbox_engine.metrics import VOICE_SOURCES, VOICES
@@ -85,27 +86,35 @@ def voices_server(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         yield server
 
 
+# Turbo and Nano need clips of five seconds, whose encoding would take minutes
+@pytest.fixture(params=["tiny", "tiny-flash"])
+def cloning(request: pytest.FixtureRequest) -> Spoken:
+    """A family that clones from clips of one second."""
+    name: str = request.param
+    if name == "tiny":
+        return Spoken(TINY[name], request.getfixturevalue("voices_server"), "chatterbox")
+    return Spoken(TINY[name], request.getfixturevalue("server_of")(name), name)
+
+
 @pytest.mark.timeout(900)  # in full 64 requests and 16 clips, which take minutes beside other work
 @pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.full)])
-def test_requests_with_many_voices_at_once_each_equal_the_same_request_alone(
-    voices_server: TritonServer, count: int
-) -> None:
+def test_requests_with_many_voices_at_once_each_equal_the_same_request_alone(cloning: Spoken, count: int) -> None:
     """Over `count` stored voices and as many inline clips, two requests each."""
     clips = [encoded(tone((0.8, 1.3)[number // 2 % 2], pitch=100 + 20 * number + count)) for number in range(2 * count)]
-    with client_of(voices_server) as client:
+    with cloning.client("grpc") as client:
         for number in range(count):
             client.voices.add(f"voice{number}", clips[number])
 
     def speak(number: int) -> Audio:
         which = number // 2 % count
         voice: dict[str, Any] = {"reference_audio": clips[count + which]} if number % 2 else {"voice": f"voice{which}"}
-        with client_of(voices_server, ("http", "grpc")[number // (2 * count)]) as it:
+        with cloning.client(("http", "grpc")[number // (2 * count)]) as it:
             return it.speak(LINE, seed=number, max_seconds=0.5, **voice)
 
-    before = sources(voices_server)
+    before = sources(cloning.server)
     with ThreadPoolExecutor(4 * count) as pool:
         together = list(pool.map(speak, range(4 * count)))
-    after = sources(voices_server, sum(before.values()) + 4 * count)
+    after = sources(cloning.server, sum(before.values()) + 4 * count)
     expected = {"encoded": 2 * count, "memory": 2 * count, "store": 0}
     assert {name: after[name] - before[name] for name in after} == expected
     encoded_for = [number for number, audio in enumerate(together) if audio.stats["voice_from"] == "encoded"]
@@ -167,9 +176,9 @@ def test_a_bad_clip_gets_a_400_that_says_what_is_wrong(voices_server: TritonServ
                 client.voices.add("bad", clip)
 
 
-def test_a_stream_speaks_with_a_clip_and_with_a_stored_voice(voices_server: TritonServer) -> None:
+def test_a_stream_speaks_with_a_clip_and_with_a_stored_voice(cloning: Spoken) -> None:
     clip = encoded(tone(1.0, pitch=370))
-    with client_of(voices_server) as client:
+    with cloning.client("grpc") as client:
         client.voices.add("streamed", clip)
         whole = client.speak(LINE, reference_audio=clip, seed=1, max_seconds=2.0)
         for voice in ({"reference_audio": clip}, {"voice": "streamed"}):
