@@ -15,6 +15,7 @@ from chatterbox_engine.kernels.graphs import Graphs
 from chatterbox_engine.synthesis.parts import DrawnTokens
 from chatterbox_engine.synthesis.scheduler import Place, Scheduler
 from chatterbox_engine.t3.attention import Context
+from chatterbox_engine.t3.block_attention import Blocks
 from chatterbox_engine.t3.block_runner import BlockRunner
 from chatterbox_engine.t3.extents import Extent
 from chatterbox_engine.t3.flash import FlashT3
@@ -187,7 +188,8 @@ class Served:
 def teacher_forced(
     model: Transformer, voice: T3Conditionals, text: Tensor, forced: Tensor, *, exaggeration: float = 0.5
 ) -> Tensor:
-    """Logits after the prompt and after each forced token: [1 + tokens, rows, vocab]."""
+    """Logits after the prompt and after each forced token: [1 + tokens, rows, vocab]. Flash's are of two passes over
+    each block, first of masks alone, then of the forced tokens: [passes, rows, block, vocab]."""
     prefix, prompt = model.prefix(voice, exaggeration), model.prompt(text)
     (rows, own, _), past = prompt.shape, prefix.shape[2]
     cache = KVCache(model.dims, (rows + 1) * EXTENT, device=model.device, dtype=model.dtype)
@@ -196,13 +198,33 @@ def teacher_forced(
     def each(value: int) -> Tensor:
         return torch.full((rows,), value, device=model.device)
 
-    for row in start.tolist():
-        cache.fill(Extent(row, EXTENT), prefix)
+    for row, first in enumerate(start.tolist()):
+        cache.fill(Extent(first, EXTENT), model.prefix_of_row(prefix, row))
     context = Context.of(cache, start, each(past), each(own - 1), length=own, reach=past + own)
+    if isinstance(model, FlashT3):
+        hidden = model.begin(prompt, context, cache)
+        return torch.stack(_forced_blocks(model, cache, start, past + own, hidden, forced))
     logits = [model.prefill(prompt, context, cache)]
     for step, token in enumerate(forced):
         logits.append(model.decode(token.expand(rows), each(step + 1), start, each(past + own + step), cache))
     return torch.stack(logits)
+
+
+def _forced_blocks(
+    model: FlashT3, cache: KVCache, start: Tensor, past: int, hidden: Tensor, forced: Tensor
+) -> list[Tensor]:
+    """The logits of the passes. hidden: [rows, hidden], of each row's last input before its first block."""
+    block, logits = model.dims.block, list[Tensor]()
+    for first in range(0, len(forced), block):
+        known, masks = forced[first : first + block], forced.new_full((block,), model.dims.mask)
+        held = torch.full_like(start, past + first)
+        spans = [(row, past + first + block) for row in start.tolist()]
+        blocks = Blocks.of(cache, start, held, torch.full_like(start, block), block, spans)
+        for tokens in (masks, torch.cat([known, masks[len(known) :]])):
+            states = model.denoise(tokens.expand(len(start), block), blocks, cache)
+            logits.append(model.logits(torch.cat([hidden[:, None], states[:, :-1]], dim=1)))
+        hidden = states[:, -1]
+    return logits
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:

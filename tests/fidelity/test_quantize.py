@@ -22,6 +22,7 @@ from tests.fidelity.t3_loop import CPU, SLOTS, Request, Served, relative_error, 
     params=[
         "tiny",
         "tiny-turbo",
+        "tiny-flash",
         pytest.param("full", marks=pytest.mark.full),
         pytest.param("full-nano", marks=pytest.mark.full),
     ],

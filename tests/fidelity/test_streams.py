@@ -19,20 +19,26 @@ from chatterbox_engine.synthesis.streaming import OVERLAP, ChunkPolicy, Cursor
 from chatterbox_engine.synthesis.watermark import PerthWatermark, Watermarker
 from chatterbox_engine.synthesis.windows import synthesise, window
 from chatterbox_engine.types import SAMPLE_RATE, SAMPLES_PER_TOKEN, Samples
+from tests.conftest import CheckpointOf
 from tests.fidelity.joins import FRAME, WHOLE, AtJoins, SameMel, around, frames_of, streamed
 
 chunkings = pytest.mark.parametrize("policy", [ChunkPolicy(), ChunkPolicy(4, 11), ChunkPolicy(7, 2)], ids=str)
 POLICIES = (ChunkPolicy(), ChunkPolicy(1, 1), ChunkPolicy(4, 30), ChunkPolicy(100, 3))
 
 
-@pytest.fixture(scope="module")
-def s3gen(tiny: Checkpoint) -> S3Gen:
-    return S3Gen.from_state_dict(tiny.s3gen_state(), tiny.dims.s3gen, device=torch.device("cpu"))
+@pytest.fixture(scope="module", params=["tiny", "tiny-flash"])  # with guidance, and MeanFlow
+def checkpoint(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Checkpoint:
+    return checkpoint_of(request.param)
 
 
 @pytest.fixture(scope="module")
-def voice(tiny: Checkpoint, s3gen: S3Gen) -> PreparedVoice:
-    conditionals = tiny.conditionals()
+def s3gen(checkpoint: Checkpoint) -> S3Gen:
+    return S3Gen.from_state_dict(checkpoint.s3gen_state(), checkpoint.dims.s3gen, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def voice(checkpoint: Checkpoint, s3gen: S3Gen) -> PreparedVoice:
+    conditionals = checkpoint.conditionals()
     assert conditionals is not None
     return s3gen.prepare(conditionals.s3gen)
 

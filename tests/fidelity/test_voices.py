@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* is deprecated and slated for 
 
 LENGTHS = (1.0, 5.5, 12.0, 30.0)
 RATES = (8_000, 16_000, 24_000, 44_100, 48_000)
-CHECKPOINTS = {"tiny": upstream.tts, "tiny-turbo": upstream.turbo, "full": upstream.tts}
+UPSTREAM = {
+    "tiny": partial(upstream.tts, t3_module=False),
+    "tiny-turbo": partial(upstream.turbo, t3_module=False),
+    "tiny-flash": upstream.flash,
+    "full": partial(upstream.tts, t3_module=False),
+}
+"""The class of each checkpoint."""
 
 
 def cases() -> Iterator[Any]:
@@ -59,12 +66,12 @@ class Both:
 
 
 @pytest.fixture(
-    scope="module", params=["tiny", *(pytest.param(name, marks=pytest.mark.full) for name in ("tiny-turbo", "full"))]
+    scope="module",
+    params=["tiny", *(pytest.param(name, marks=pytest.mark.full) for name in ("tiny-turbo", "tiny-flash", "full"))],
 )
 def both(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Both:
     checkpoint = checkpoint_of(request.param)
-    tts = CHECKPOINTS[request.param](checkpoint, t3_module=False)
-    return Both(checkpoint, ReferenceEncoder(checkpoint, "cpu"), tts)
+    return Both(checkpoint, ReferenceEncoder(checkpoint, "cpu"), UPSTREAM[request.param](checkpoint))
 
 
 @pytest.mark.parametrize(("seconds", "rate", "channels"), list(cases()))

@@ -29,7 +29,7 @@ from chatterbox_engine.voices.reference import ReferenceEncoder
 from tests.clips import tone
 from tests.conftest import CheckpointOf
 from tests.fidelity.s3gen_reference import TINY, build_upstream, random_conditionals, random_tokens
-from tests.fidelity.t3_loop import SLOTS, Loop, Request, Served, relative_error, teacher_forced
+from tests.fidelity.t3_loop import SLOTS, Loop, Request, Served, relative_error, runner_of, teacher_forced
 
 pytestmark = [
     pytest.mark.gpu,
@@ -138,7 +138,7 @@ def test_prompts_behind_prefixes_take_the_memory_efficient_kernel(dtype: torch.d
         assert error < (1e-5 if dtype == torch.float32 else 1e-2), f"{error:.2e}"
 
 
-@pytest.fixture(params=["tiny", "tiny-turbo"])
+@pytest.fixture(params=["tiny", "tiny-turbo", "tiny-flash"])
 def checkpoint(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Checkpoint:
     return checkpoint_of(request.param)
 
@@ -157,9 +157,12 @@ def loop_on(
     loop = served.loop(cache_len=512)
     loop.cache = KVCache(checkpoint.dims.t3, loop.cache.scratch, device=where, dtype=served.model.dtype)
     captured = Graphs(where, enabled=graphs)
-    loop.runner = Runner(
-        served.model, loop.cache, SLOTS, family=served.family, graphs=captured, compile_mode=compile_mode
-    )
+    if compile_mode is None:
+        loop.runner = runner_of(served.family, served.model, loop.cache, SLOTS, captured)
+    else:
+        loop.runner = Runner(
+            served.model, loop.cache, SLOTS, family=served.family, graphs=captured, compile_mode=compile_mode
+        )
     loop.runner.warm_up(lambda _line: None)
     assert (len(captured) > 0) == graphs
     return loop
@@ -189,6 +192,8 @@ def requests(checkpoint: Checkpoint) -> list[Request]:
 def test_graphs_and_compilation_change_no_tokens(
     checkpoint: Checkpoint, graphs: bool, compile_mode: str | None
 ) -> None:
+    if compile_mode is not None and checkpoint.family.in_blocks:
+        pytest.skip("steps in blocks cannot be compiled: `make_runner` refuses it")
     # Products of float32 in full precision, as on the CPU.
     assert not torch.backends.cuda.matmul.allow_tf32
     expected, got = requests(checkpoint), requests(checkpoint)
@@ -294,6 +299,8 @@ def test_logits_of_rounded_weights_stay_near_float32_and_graphs_run(
     loop_on(checkpoint, "cuda", graphs=False, dtype=dtype, quantization=how).run(eager)
     loop_on(checkpoint, "cuda", graphs=True, dtype=dtype, quantization=how).run(replayed)
     assert all(r.ending for r in (*eager, *replayed))
+    if checkpoint.family.in_blocks:  # a token is drawn again in every pass, which rounding would change somewhere
+        return
     # With two bytes products of other numbers of rows, which the graphs pad to, may round differently.
     same = sum(a.tokens[:10] == b.tokens[:10] for a, b in zip(eager, replayed, strict=True))
     assert same >= len(eager) // 2, f"{same} of {len(eager)} requests begin with the same tokens"

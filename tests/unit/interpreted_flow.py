@@ -1,7 +1,7 @@
 """The flow's way on a GPU beside its way on a CPU: its kernels, but for the attention's, run in Triton's interpreter.
 
 A process of its own, since the switch is read at import. Prints the relative difference of the mels of a batch, in
-float32 and with float16 weights. Argument: the folder of the `tiny` checkpoint.
+float32 and with float16 weights. Argument: the folder of a checkpoint.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""T3's decode steps in float16 by the CUDA kernels, in Triton's interpreter, beside float32 on a CPU.
+"""T3's steps in float16 by the CUDA kernels, in Triton's interpreter, beside float32 on a CPU.
 
 A process of its own, since the switch is read at import. Prints the relative difference of the logits. Arguments:
 folders of checkpoints.
@@ -21,8 +21,10 @@ from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.kernels import linear_cuda
 from chatterbox_engine.kernels.linear import Projection
 from chatterbox_engine.kernels.shapes import FEW_ROWS
-from chatterbox_engine.t3 import gpt2, llama
+from chatterbox_engine.t3 import flash, gpt2, llama
 from chatterbox_engine.t3.attention_cuda import split_decode
+from chatterbox_engine.t3.block_attention import Blocks
+from chatterbox_engine.t3.block_attention_cuda import attend_blocks
 from chatterbox_engine.t3.transformer import Transformer
 from tests.fidelity.t3_loop import Served, relative_error, teacher_forced
 
@@ -41,6 +43,13 @@ def attend(
     return split_decode(qkv, rotation, *pool[layer].unbind(), arrived, start, position)
 
 
+def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, pool: Tensor, *, blocks: Blocks) -> Tensor:
+    keys, values = pool.unbind()
+    keys.index_copy_(0, blocks.store, key.flatten(0, 1))
+    values.index_copy_(0, blocks.store, value.flatten(0, 1))
+    return attend_blocks(query, keys, values, blocks.start, blocks.end)
+
+
 def main() -> None:
     for folder in sys.argv[1:]:
         checkpoint = Checkpoint.open(Path(folder))
@@ -51,12 +60,16 @@ def main() -> None:
         with (
             mock.patch.object(llama, "decode_attention", attend),
             mock.patch.object(gpt2, "decode_attention", attend),
+            mock.patch.object(flash, "block_attention", wraps=attend_in_blocks) as blocks,
             mock.patch.object(linear_cuda, "project", wraps=linear_cuda.project) as project,
         ):
             for product in products(half.model):
                 product._kernel, product._kernel_rows = project, FEW_ROWS
             logits = teacher_forced(half.model, half.voice, text, forced)
-        assert project.call_count == 4 * STEPS * half.model.dims.layers, "the kernels have not been used"
+        layers = half.model.dims.layers
+        # Flash's passes of many rows take torch's products, and one block's two passes the attention of blocks
+        used = (0, 2 * layers) if checkpoint.family.in_blocks else (4 * STEPS * layers, 0)
+        assert (project.call_count, blocks.call_count) == used, "the kernels have not been used"
         print(relative_error(logits.float(), expected))
 
 

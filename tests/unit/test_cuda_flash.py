@@ -38,9 +38,11 @@ def prompt(slot: int, length: int, sampling: SamplingParams, max_tokens: int) ->
     return Prompt(slot, extents, text, sampling, torch.zeros(max_tokens + 1), seed=slot)
 
 
-@pytest.mark.parametrize("graphs", [True, False])
-def test_no_pass_waits_for_more_than_the_tokens(checkpoint_of: CheckpointOf, cuda: PretendCuda, graphs: bool) -> None:
-    served = Served.of(checkpoint_of("tiny-flash"), cuda.device, dtype=torch.bfloat16)
+@pytest.mark.parametrize(("graphs", "dtype"), [(True, torch.bfloat16), (False, torch.bfloat16), (True, torch.float16)])
+def test_no_pass_waits_for_more_than_the_tokens(
+    checkpoint_of: CheckpointOf, cuda: PretendCuda, graphs: bool, dtype: torch.dtype
+) -> None:
+    served = Served.of(checkpoint_of("tiny-flash"), cuda.device, dtype=dtype)
     model = served.model
     assert isinstance(model, FlashT3)
     cache = KVCache(model.dims, 8 * ROOM, device=cuda.device, dtype=model.dtype)
