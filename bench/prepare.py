@@ -43,15 +43,18 @@ from chatterbox_engine.types import S3GenConditionals
 from tests.pretend_cuda import PretendCuda, pretend_cuda
 
 LOCK = Path("requirements/requirements.lock")
+PRESENT = ("torch", "torchaudio", "transformers", "numpy", "scipy", "scikit-learn", "numba", "matplotlib", "pytest")
+"""Packages that a machine with a GPU has."""
 # fmt: off
 LACKING = (
-    "audioread", "cffi", "chatterbox-tts", "conformer", "decorator", "diffusers", "greenlet", "huggingface-hub",
-    "librosa", "omegaconf", "platformdirs", "pooch", "pycparser", "pyloudnorm", "pytest-xdist", "execnet",
-    "pytest-timeout", "resemble-perth", "s3tokenizer", "safetensors", "sentencex", "setuptools", "soundfile",
-    "soxr", "sqlalchemy", "tokenizers", "torchao",
+    "audioread", "av", "cffi", "charset-normalizer", "chatterbox-flash", "chatterbox-tts", "conformer", "decorator",
+    "diffusers", "einops", "execnet", "greenlet", "huggingface-hub", "lazy-loader", "librosa", "ml-dtypes",
+    "msgpack", "omegaconf", "onnx", "platformdirs", "pooch", "protobuf", "psycopg", "psycopg-binary", "pycparser",
+    "pyloudnorm", "pytest-timeout", "pytest-xdist", "requests", "resemble-perth", "s3tokenizer", "safetensors",
+    "sentencex", "setuptools", "soundfile", "soxr", "sqlalchemy", "tokenizers", "torchao", "urllib3",
 )
 # fmt: on
-"""Packages that a machine with torch, transformers, numpy, scipy, scikit-learn, numba, matplotlib and pytest lacks."""
+"""What it lacks of those that the stages of a visit import."""
 SLOTS, ROOM = 128, 512
 """Utterances together in the benchmarks, and positions of a row."""
 

@@ -27,6 +27,11 @@ Row = dict[str, Any]
 """`case`, `ours`, `upstream`, `ratio` (above 1 where ours is better), `unit`, and further columns."""
 
 
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that this share of them does not exceed."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
 def say(line: str) -> None:
     """Progress, at once."""
     print(line, file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bench.report import Report, Row, say
+from bench.report import Report, Row, quantile, say
 from chatterbox_client import Client
 from chatterbox_engine.checkpoint import random_checkpoint
 from chatterbox_engine.launcher.server import ServerOptions, TritonServer
@@ -143,11 +143,6 @@ def wait(client: Client, seed: int) -> float:
     began = time.monotonic()
     client.speak(TEXT, seed=seed, max_seconds=SECONDS)
     return time.monotonic() - began
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value that this share of them does not exceed."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def draw(axes: Any, rows: Sequence[Row]) -> None:

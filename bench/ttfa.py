@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from bench.report import Report, Row, say
-from bench.streaming import quantile
+from bench.report import Report, Row, quantile, say
 from bench.t3 import full_size_checkpoint
 from chatterbox_engine import assemble
 from chatterbox_engine.config import Config

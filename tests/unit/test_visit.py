@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 from bench import prepare, report, visit
 from bench.startup import phases
@@ -29,6 +34,12 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print("measured", flush=True)
 time.sleep(60)
 """
+
+IMPORTED_LATER = (
+    *("chatterbox.tts", "chatterbox.tts_turbo", "chatterbox_flash.tts", "chatterbox_engine.voices.reference"),
+    *("torchao.quantization", "torchao.float8.inference", "xdist", "pytest_timeout"),
+)
+"""What functions of the stages import."""
 
 
 def stages(*given: tuple[str, str, float]) -> list[Stage]:
@@ -135,6 +146,29 @@ def test_kernels_are_found_and_compiled_for_a_gpu_that_is_not_there(
         prepare.compile_all([next(it for it in found if it[0].fn.__name__ == "_decode_kernel")])
     kept = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert {".cubin", ".json"} <= kept
+
+
+def with_requirements(names: Iterable[str]) -> set[str]:
+    """Packages and all that they need."""
+    found, left = set[str](), list(names)
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            needed = [Requirement(line) for line in metadata.requires(name) or ()]
+            left += [it.name for it in needed if it.marker is None or it.marker.evaluate({"extra": ""})]
+    return found
+
+
+@pytest.mark.full
+def test_what_the_stages_import_is_on_a_machine_with_a_gpu_or_prepared() -> None:
+    stages = [f"bench.{stage.benchmark}" for stage in visit.STAGES if stage.benchmark]
+    modules = [*stages, "tests.conftest", "tests.gpu.test_cuda", *IMPORTED_LATER]
+    ours = [f"chatterbox-{name}" for name in ("engine", "client", "gateway", "batch")]
+    packages = [*with_requirements(prepare.PRESENT), *prepare.LACKING, *ours]
+    command = [sys.executable, "-m", "tests.unit.visited", ",".join(modules), ",".join(packages)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr[-600:]
 
 
 def test_wheels_have_the_locked_versions() -> None:
