@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tools.demo_voice.phones import INDEX, token_ids
-from tools.demo_voice.said import error_rate, expected, halves, phones, word_starts
+from tools.demo_voice.said import expected, halves, phone_errors, phones, word_starts, wrong_words
 
 
 def tokens(said: str) -> list[int]:
@@ -38,5 +38,22 @@ def test_words_begin_where_their_phones_do_also_after_a_wrong_one() -> None:
 def test_phone_errors_are_counted() -> None:
     wanted = [phone for word in expected(SYMBOLS) for phone in word]
     said = phones(tokens(SAID))
-    assert error_rate([said], [wanted]) == 0
-    assert error_rate([said[:-1], said[:3] + said, ["h", "z", *said[2:]]], [wanted] * 3) == pytest.approx(5 / 21)
+    assert phone_errors(said, wanted) == 0
+    changed = [said[:-1], said[:3] + said, ["h", "z", *said[2:]]]
+    assert [phone_errors(each, wanted) for each in changed] == [1, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ("h ɛ l O ð ɛ ɹ", 0),
+        ("h ɛ l O", 1),
+        ("h ɛ z O z ð ɛ ɹ", 1),
+        ("h ɛ l O ð ɛ z ɹ z", 1),
+        ("z h ɛ l O ð z ɹ", 2),
+        ("h ɛ l O ð ɛ ɹ h ɛ l O h ɛ", 2),
+        ("", 2),
+    ],
+)
+def test_wrong_words_are_counted(said: str, wrong: int) -> None:
+    assert wrong_words(said.split(), expected(SYMBOLS)) == wrong

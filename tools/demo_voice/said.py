@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from tools.demo_voice.phones import PHONES, SILENCE, TOKEN, merged, plain, token_ids
 
@@ -12,6 +13,8 @@ SKIPPED = 1.5
 """Cost of an expected phone that is not said; a wrong one costs 1 for each half token."""
 FURTHEST = 12
 """Expected phones that may be skipped in one go, and one."""
+WORD = 3
+"""Phones of a word, on average."""
 
 
 def _table() -> dict[int, tuple[int, int]]:
@@ -42,18 +45,43 @@ def expected(symbols: str) -> list[list[str]]:
     return [[phone for before, phone in zip(["_", *word], word, strict=False) if phone != before] for word in words]
 
 
-def error_rate(said: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> float:
-    """Wrong, missing and surplus phones per expected phone."""
-    return sum(map(_distance, said, wanted)) / sum(map(len, wanted))
+def phone_errors(said: Sequence[str], wanted: Sequence[str]) -> int:
+    """Wrong, missing and surplus phones."""
+    return int(_distances(said, wanted)[-1, -1])
 
 
-def _distance(said: Sequence[str], wanted: Sequence[str]) -> int:
-    row = np.arange(len(wanted) + 1)
+def wrong_words(said: Sequence[str], words: Sequence[Sequence[str]]) -> int:
+    """Words with a wrong or missing phone, and surplus words: of surplus phones at one place, WORD count as one; fewer
+    make the word before them wrong."""
+    owner = [number for number, word in enumerate(words) for _ in word]
+    wanted = [phone for word in words for phone in word]
+    distances = _distances(said, wanted)
+    row, column, wrong = len(said), len(wanted), set[int]()
+    surplus = [0] * (len(wanted) + 1)
+    while row or column:
+        here = distances[row, column]
+        if row and here == distances[row - 1, column] + 1:
+            row -= 1
+            surplus[column] += 1
+        elif row and column and here == distances[row - 1, column - 1] + (said[row - 1] != wanted[column - 1]):
+            row, column = row - 1, column - 1
+            if said[row] != wanted[column]:
+                wrong.add(owner[column])
+        else:
+            column -= 1
+            wrong.add(owner[column])
+    wrong |= {owner[max(0, place - 1)] for place, many in enumerate(surplus) if 0 < many < WORD}
+    return len(wrong) + sum(many // WORD for many in surplus)
+
+
+def _distances(said: Sequence[str], wanted: Sequence[str]) -> npt.NDArray[np.int64]:
+    """[said + 1, wanted + 1] Levenshtein's, of the first phones of both."""
+    rows = [np.arange(len(wanted) + 1)]
     for number, phone in enumerate(said, 1):
-        wrong = row[:-1] + np.array([phone != other for other in wanted])
-        best = np.concatenate([[number], np.minimum(wrong, row[1:] + 1)])
-        row = np.minimum.accumulate(best - np.arange(len(best))) + np.arange(len(best))
-    return int(row[-1])
+        wrong = rows[-1][:-1] + np.array([phone != other for other in wanted])
+        best = np.concatenate([[number], np.minimum(wrong, rows[-1][1:] + 1)])
+        rows.append(np.minimum.accumulate(best - np.arange(len(best))) + np.arange(len(best)))
+    return np.array(rows)
 
 
 def word_starts(tokens: Sequence[int], words: Sequence[Sequence[str]]) -> dict[int, float]:
