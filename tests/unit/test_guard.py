@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from chatterbox_engine.errors import Cancelled, InvalidRequest
-from chatterbox_engine.synthesis.guard import LOOP, REPEAT, STALL, TAIL, TAIL_KEPT, Text, Watch
+from chatterbox_engine.synthesis.guard import COOLER, LOOP, REPEAT, STALL, TAIL, TAIL_KEPT, Text, Watch
 from chatterbox_engine.synthesis.jobs import TokenSegment
 from chatterbox_engine.synthesis.streaming import ChunkPolicy
-from chatterbox_engine.types import SynthesisChunk, SynthesisRequest, SynthesisResult
+from chatterbox_engine.types import SamplingParams, SynthesisChunk, SynthesisRequest, SynthesisResult
 from tests.unit.engine_fakes import STOP, Answers, FakeEngine, reading
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it goes home."
@@ -169,7 +169,7 @@ def test_speech_of_which_t3_is_unsure_is_spoken_again_and_the_surest_is_taken() 
         engine.runner.token = lambda attempt, step, text: step + 1000 * attempt if step < text - 2 else STOP
         unsure = speak(engine, guard="retry")
     with FakeEngine() as engine:
-        engine.runner.peak = lambda attempt: [0.5, 0.85][attempt - 1]
+        engine.runner.peak = lambda attempt: [0.5, 0.88][attempt - 1]
         sure = speak(engine, guard="retry")
     assert unsure.speech_tokens[0] == 2000
     assert (unsure.stats["retries"], unsure.stats["guard_events"]) == (2, ["score"])
@@ -216,6 +216,20 @@ def test_another_attempt_has_the_next_derived_seed_and_the_first_that_of_no_guar
     assert seen["retry"][0] == seen["off"][0]
     assert seen["retry"] == seen["retry again"]
     assert len(set(map(tuple, seen["retry"]))) == 3
+
+
+@pytest.mark.parametrize("temperature", [0.8, 0.0])
+def test_another_attempt_is_drawn_at_a_lower_temperature_and_the_best_tokens_only_once(temperature: float) -> None:
+    drawn: list[float] = []
+    with FakeEngine() as engine:
+        ended_early(engine.runner)
+        begin = engine.runner.prefill
+        engine.runner.prefill = lambda prompts, prefixes: (  # type: ignore[method-assign]
+            drawn.extend(prompt.sampling.temperature for prompt in prompts) or begin(prompts, prefixes)
+        )
+        stats = speak(engine, guard="retry", sampling=SamplingParams(temperature=temperature)).stats
+    assert drawn == pytest.approx([temperature * COOLER**attempt for attempt in range(3 if temperature else 1)])
+    assert (stats["retries"], stats["guard_events"]) == (len(drawn) - 1, ["skip"])
 
 
 def test_short_text_does_not_speak_longer_than_its_characters_can() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from chatterbox_engine.checkpoint.families import Family
@@ -115,7 +115,9 @@ class Utterance:
         self._analyser: Analyser | None = None
         if request.guard in ("stop", "retry"):
             text = guard.Text.of(self.segment, request.text, self.speech.usual_peak)
-            self._guard = Guard(text, request.guard_retries if request.guard == "retry" else 0)
+            # at temperature 0 all attempts would have the same tokens
+            again = request.guard == "retry" and request.sampling.temperature > 0
+            self._guard = Guard(text, request.guard_retries if again else 0)
         elif request.guard == "upstream":
             self._analyser = Analyser(len(self.segment.tokens))
 
@@ -142,8 +144,11 @@ class Utterance:
 
     @property
     def sampling(self) -> SamplingParams:
-        """How its tokens are drawn."""
-        return self.speech.job.request.sampling
+        """How its tokens are drawn: each time that it is spoken again, at a lower temperature."""
+        sampling = self.speech.job.request.sampling
+        if not self.attempt:
+            return sampling
+        return replace(sampling, temperature=sampling.temperature * guard.COOLER**self.attempt)
 
     @property
     def row_positions(self) -> list[int]:
