@@ -117,14 +117,14 @@ class Config:
 
     checkpoint: str = "demo"
     """What to serve: a folder in the official layout, a Hugging Face repository id, `demo` (the voice that comes with
-    the project), or random weights for tests: `tiny`, `tiny-multilingual`, `tiny-turbo`, `tiny-nano`."""
+    the project), or random weights for tests: `tiny`, `tiny-multilingual`, `tiny-turbo`, `tiny-nano`, `tiny-flash`."""
     base: str = ""
     """Folder or repository that supplies the files which the checkpoint lacks, for a folder that holds only a
     fine-tuned T3. For the repositories of the [Single Language Pack](models.md#single-language-pack) it is
     `ResembleAI/chatterbox` by default."""
     family: str = "auto"
-    """Model to serve from a folder that holds several: `english`, `multilingual-v3`, `multilingual-v2`, `turbo` or
-    `nano`. `auto` takes the first of these whose files are there, and the log tells what else there is."""
+    """Model to serve from a folder that holds several: `english`, `multilingual-v3`, `multilingual-v2`, `turbo`, `nano`
+    or `flash`. `auto` takes the first of these whose files are there, and the log tells what else there is."""
     vocoder: str = ""
     """S3Gen in place of the checkpoint's: a file, a folder, a repository (`ResembleAI/chatterbox-turbo`), or the name
     of another file of the checkpoint. See [The vocoder](models.md#the-vocoder)."""
@@ -189,7 +189,7 @@ class Config:
     """Mode of torch.compile. The two modes that capture CUDA graphs themselves do not while `cuda_graphs` is on.
     Compiled code is kept in `TORCHINDUCTOR_CACHE_DIR`."""
     cfm_steps: int = 0
-    """Euler steps of S3Gen's flow. 0 takes upstream's number: 10, or 2 for MeanFlow (Turbo, Nano)."""
+    """Euler steps of S3Gen's flow. 0 takes upstream's number: 10, or 2 for MeanFlow (Turbo, Nano, Flash)."""
     prompt_seconds: float = 10.0
     """Seconds of a voice's clip that S3Gen is conditioned on. It processes them again for every utterance and every
     chunk, so fewer are much cheaper: see [Tuning](performance.md#tuning)."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from chatterbox_engine.checkpoint.families import FAMILIES, MULTILINGUAL_V3
+from chatterbox_engine.checkpoint.random_checkpoint import TINY
 from chatterbox_engine.config import PREFIX, RANGES, Config
 from chatterbox_engine.serving import contract
 from tests.documents import PAGES, ROOT, blocks, page, rows, section
@@ -75,6 +76,16 @@ def test_the_models_page_lists_every_family_with_its_inputs() -> None:
         for family in FAMILIES:
             if family.files.t3 in row[1]:
                 assert set(family.inputs) == inputs | BASE_INPUTS
+
+
+def test_settings_name_every_family_and_every_random_checkpoint() -> None:
+    settings = {row[0].strip("`"): row[3] for row in rows(section(page("docs/settings.md"), "All settings"))}
+    for family in FAMILIES:
+        assert f"`{family.name}`" in settings["CHATTERBOX_FAMILY"]
+    for name in TINY:
+        assert f"`{name}`" in settings["CHATTERBOX_CHECKPOINT"]
+    meanflow = [family.title.removeprefix("Chatterbox ") for family in FAMILIES if family.dims.s3gen.meanflow]
+    assert f"({', '.join(meanflow)})" in settings["CHATTERBOX_CFM_STEPS"]
 
 
 def test_the_models_page_lists_every_language() -> None:
