@@ -156,6 +156,16 @@ def test_what_else_a_folder_holds_is_told_with_the_setting_that_takes_it() -> No
     assert other_choices(ENGLISH, ENGLISH.files.all) == []
 
 
+def test_a_fine_tune_beside_an_official_t3_is_told_with_how_to_serve_it() -> None:
+    both = [*MULTILINGUAL_V3.files.required, PACK]
+    chosen = detect(both)
+    assert chosen == MULTILINGUAL_V3
+    assert other_choices(chosen, both) == [
+        f"{chosen.files.t3} is served; {PACK} needs a folder of its own, with CHATTERBOX_BASE for the other files"
+    ]
+    assert other_choices(detect([PACK], MULTILINGUAL_V3.files.required), [PACK]) == []
+
+
 def test_a_folder_with_two_packs_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"t3_es_es\.safetensors, t3_pt_br\.safetensors are each a T3 of .* V3"):
         detect([PACK, "t3_es_es.safetensors"], MULTILINGUAL_V3.files.required)

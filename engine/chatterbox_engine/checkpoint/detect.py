@@ -113,6 +113,11 @@ def other_choices(
         name = other.files.t3
         if name in own and other.name in peek(name) and other.name != family.name:
             lines.append(f"{family.files.t3} is served; CHATTERBOX_FAMILY={other.name} takes {name}")
+    official = {other.files.t3 for other in FAMILIES}
+    for name in t3_files(own):
+        if name != family.files.t3 and name not in official and peek(name):
+            alone = "needs a folder of its own, with CHATTERBOX_BASE for the other files"
+            lines.append(f"{family.files.t3} is served; {name} {alone}")
     used = family.files.s3gen
     others = [name for name in _s3gen_names(family) if name in own and _stem(name) != _stem(used)]
     if used in own and others:
