@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from chatterbox_engine.assemble import load_s3gen, open_checkpoint
-from chatterbox_engine.checkpoint.families import TURBO
 from chatterbox_engine.config import Config
 from chatterbox_engine.s3gen import VocoderJob
 from tests.conftest import CheckpointOf
@@ -22,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LoRACompatibleLinear:FutureWar
     [
         ("tiny", "tiny-turbo"),
         ("tiny-multilingual", "tiny-turbo"),
+        ("tiny", "tiny-flash"),
         pytest.param("full", "full-turbo", marks=pytest.mark.full),
     ],
 )
@@ -29,7 +29,7 @@ def test_the_mel_of_a_meanflow_vocoder_equals_upstreams_on_the_same_tokens_and_n
     name: str, vocoder: str, checkpoint_of: CheckpointOf
 ) -> None:
     other = checkpoint_of(vocoder)
-    config = Config(checkpoint=str(checkpoint_of(name).path), vocoder=str(other.file(TURBO.files.s3gen)))
+    config = Config(checkpoint=str(checkpoint_of(name).path), vocoder=str(other.s3gen_file))
     checkpoint = open_checkpoint(config)
     voice = checkpoint.conditionals()
     assert voice is not None
