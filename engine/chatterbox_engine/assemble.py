@@ -5,12 +5,21 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from chatterbox_engine.checkpoint.checkpoint import Checkpoint, choose, fetch, file_names, locate, locate_vocoder
-from chatterbox_engine.checkpoint.detect import PACK_BASE, PACKS, other_choices
+from chatterbox_engine.checkpoint.checkpoint import (
+    Checkpoint,
+    choices_of,
+    choose,
+    fetch,
+    file_names,
+    locate,
+    locate_vocoder,
+)
+from chatterbox_engine.checkpoint.detect import PACK_BASE, PACKS
 from chatterbox_engine.checkpoint.dims import FlashDims, GPT2Dims, LlamaDims, T3Dims
 from chatterbox_engine.checkpoint.families import CANGJIE, Text
 from chatterbox_engine.checkpoint.heads import AUTO, NONE, alignment_heads
@@ -263,19 +272,20 @@ def open_checkpoint(config: Config, report: Report = lambda _line: None) -> Chec
     revision, base_revision = config.revision or None, config.base_revision or None
     base_name = config.base or (PACK_BASE if config.checkpoint in PACKS else "")
     # a name without a folder is that of a file of the checkpoint itself
-    file = config.vocoder if "/" not in config.vocoder and config.vocoder.endswith((".safetensors", ".pt")) else ""
+    elsewhere = config.vocoder and ("/" in config.vocoder or not config.vocoder.endswith((".safetensors", ".pt")))
+    s3gen = None if elsewhere else config.vocoder
+    vocoder = locate_vocoder(config.vocoder, report=report) if elsewhere else None
     family, others = config.family, file_names(base_name, revision=base_revision) if base_name else []
-    path = locate(config.checkpoint, revision=revision, family=family, s3gen=file, beside=others, report=report)
+    path = locate(config.checkpoint, revision=revision, family=family, s3gen=s3gen, beside=others, report=report)
     own, base = file_names(str(path)), None
-    chosen = choose(path, others, family=family, s3gen=file)
-    if str(path) == config.checkpoint:  # of a repository, `locate` has told it
-        for line in other_choices(chosen, own):
+    chosen = choose(path, others, family=family, s3gen=s3gen)
+    if path == Path(config.checkpoint).expanduser():  # of a repository, `locate` has told it
+        for line in choices_of(path, chosen):
             report(line)
     if base_name:
         wanted = [name for name in chosen.files.all if name in others and name not in own]
         base = fetch(base_name, wanted, revision=base_revision, report=report)
-    vocoder = locate_vocoder(config.vocoder, report=report) if config.vocoder and not file else None
-    return Checkpoint.open(path, base, family=family, s3gen=file, vocoder=vocoder)
+    return Checkpoint.open(path, base, family=family, s3gen=s3gen, vocoder=vocoder)
 
 
 def describe_files(checkpoint: Checkpoint) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,9 @@ def test_an_unnamed_fine_tune_of_multilingual_is_not_taken_for_english(
 def test_flash_is_flash_whatever_its_file_is_called(name: str, checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint_of("tiny-flash").path, tmp_path / "flash"))
     (folder / "t3_flash.safetensors").rename(folder / name)
-    opened = Checkpoint.open(folder)
+    lines: list[str] = []
+    opened = open_checkpoint(Config(checkpoint=str(folder)), lines.append)
+    assert not lines, "there is nothing else to choose"
     assert (opened.family.name, opened.family.files.t3) == ("flash", name)
     with pytest.raises(CheckpointError, match=rf"{name} is a T3 of Chatterbox Flash"):
         Checkpoint.open(folder, family="english")
@@ -128,7 +131,7 @@ def test_a_folder_with_v2_and_v3_says_which_is_served_and_how_to_choose(
     chosen = open_checkpoint(config)
     assert chosen.family.name == "multilingual-v2"
     assert chosen.s3gen_file == folder / "s3gen_v3.pt"
-    with pytest.raises(CheckpointError, match=r"it is missing s3gen_v9\.pt"):
+    with pytest.raises(CheckpointError, match=r"both: has no s3gen_v9\.pt, which CHATTERBOX_VOCODER names"):
         open_checkpoint(Config(checkpoint=str(folder), vocoder="s3gen_v9.pt"))
 
 
@@ -156,12 +159,39 @@ def test_what_the_repository_of_a_pack_lacks_comes_from_the_main_one(
 def test_the_vocoder_of_another_checkpoint_replaces_all_of_s3gen(tiny: Checkpoint, checkpoint_of: CheckpointOf) -> None:
     turbo = checkpoint_of("tiny-turbo")
     mixed = open_checkpoint(Config(checkpoint=str(tiny.path), vocoder=str(turbo.path)))
-    assert mixed.family == tiny.family
+    assert mixed.family == replace(tiny.family, files=replace(tiny.family.files, s3gen=""))
     assert (mixed.dims.t3, mixed.dims.s3gen.meanflow) == (tiny.dims.t3, True)
     assert torch.equal(weight(mixed), weight(turbo))
     assert describe_files(mixed) == f"t3_cfg.safetensors, {turbo.path / TURBO.files.s3gen} (MeanFlow)"
     assert mixed.identity not in (tiny.identity, turbo.identity)
     assert torch.equal(mixed.t3_state()["text_emb.weight"], tiny.t3_state()["text_emb.weight"])
+
+
+def test_with_the_vocoder_of_another_checkpoint_none_of_its_own_is_needed(
+    make_pack: MakePack, checkpoint_of: CheckpointOf
+) -> None:
+    turbo = checkpoint_of("tiny-turbo")
+    pack = make_pack(TOKENIZER, *REST)
+    lines: list[str] = []
+    opened = open_checkpoint(Config(checkpoint=str(pack), vocoder=str(turbo.path)), lines.append)
+    assert (opened.family.language, opened.s3gen_file) == ("pt", turbo.s3gen_file)
+    (pack / "s3gen.pt").symlink_to(checkpoint_of("tiny-multilingual").s3gen_file)
+    (pack / "s3gen_v3.pt").symlink_to(checkpoint_of("tiny-multilingual").s3gen_file)
+    assert (
+        open_checkpoint(Config(checkpoint=str(pack), vocoder=str(turbo.path)), lines.append).identity == opened.identity
+    )
+    assert not lines, "neither is used"
+
+
+def test_of_a_repository_no_s3gen_is_fetched_beside_a_chosen_vocoder(
+    make_pack: MakePack, checkpoint_of: CheckpointOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = FakeHub(make_pack(TOKENIZER, *REST), [T3, TOKENIZER, "s3gen_v3.pt", *REST])
+    monkeypatch.setattr("chatterbox_engine.checkpoint.checkpoint.snapshot_download", hub)
+    vocoder = checkpoint_of("tiny-turbo").s3gen_file
+    opened = open_checkpoint(Config(checkpoint="owner/pack", vocoder=str(vocoder)))
+    assert opened.s3gen_file == vocoder
+    assert set(hub.fetched) == {T3, TOKENIZER, *REST}
 
 
 def test_a_folder_whose_own_s3gen_is_meanflow_is_known_by_its_tensors(

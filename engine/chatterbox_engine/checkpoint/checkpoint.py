@@ -62,7 +62,7 @@ def locate(
     *,
     revision: str | None = None,
     family: str = "auto",
-    s3gen: str = "",
+    s3gen: str | None = "",
     beside: Collection[str] = (),
     cache_dir: Path | None = None,
     report: Callable[[str], None] = _log.info,
@@ -72,7 +72,7 @@ def locate(
 
     `name` is `DEMO`, one of `random_checkpoint.TINY` (random weights that are made on the spot), a folder, or a Hugging
     Face repository `owner/name`. Of a repository the files of one family are fetched, chosen by their names; the files
-    `beside` come from elsewhere, and `s3gen` names S3Gen's. An interrupted download goes on where it stopped, and
+    `beside` come from elsewhere, and `s3gen` is as in `detect`. An interrupted download goes on where it stopped, and
     without the hub (`HF_HUB_OFFLINE`) the contents of `HF_HOME` are used. `cache_dir` is where random checkpoints are
     kept: `$CHATTERBOX_CACHE` or `~/.cache/chatterbox-triton` by default. `report` receives lines: what is fetched, and
     every `every` seconds how far it is. Raises CheckpointError, before it downloads when the repository lacks a file,
@@ -171,7 +171,7 @@ def _local(name: str, cache_dir: Path | None = None) -> Path | None:
 
 
 def _complete(
-    name: Path | str, own: Collection[str], others: Collection[str], family: str, peek: Peek, s3gen: str
+    name: Path | str, own: Collection[str], others: Collection[str], family: str, peek: Peek, s3gen: str | None
 ) -> Family:
     """The family of these files. Raises CheckpointError with what it lacks."""
     try:
@@ -179,17 +179,25 @@ def _complete(
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
     if lacking := missing(chosen, own, others):
+        if s3gen in lacking:
+            raise CheckpointError(f"{name}: has no {s3gen}, which CHATTERBOX_VOCODER names")
         hint = "; CHATTERBOX_BASE names the folder or repository that has them" if chosen.files.t3 in own else ""
         raise CheckpointError(f"{name}: as {chosen.title} it is missing {', '.join(lacking)}{hint}")
     return chosen
 
 
-def choose(path: Path, others: Collection[str] = (), *, family: str = "auto", s3gen: str = "") -> Family:
-    """The family of a folder, by its T3's tensors, and the files that are used of it and of `others`.
+def choose(path: Path, others: Collection[str] = (), *, family: str = "auto", s3gen: str | None = "") -> Family:
+    """The family of a folder, by its T3's tensors, and the files that are used of it and of `others`. s3gen: as in
+    `detect`.
 
     Raises CheckpointError, also with what neither has, and ConfigError for a family that does not exist.
     """
     return _complete(path, _names(path), others, family, partial(_peek, path), s3gen)
+
+
+def choices_of(path: Path, chosen: Family) -> list[str]:
+    """What else a folder holds that could have been taken, line by line (`other_choices`), by T3's tensors."""
+    return other_choices(chosen, _names(path), peek=partial(_peek, path))
 
 
 def _peek(folder: Path, name: str) -> tuple[str, ...]:
@@ -251,12 +259,13 @@ class Checkpoint:
         base: Path | None = None,
         *,
         family: str = "auto",
-        s3gen: str = "",
+        s3gen: str | None = "",
         vocoder: Path | None = None,
     ) -> Checkpoint:
         """Opens the checkpoint in a folder, or in two, and checks the names and shapes in its files.
 
-        `family` chooses in a folder that holds several; `s3gen` names S3Gen's file there, `vocoder` is one elsewhere.
+        `family` chooses in a folder that holds several; `s3gen` names S3Gen's file there, and is None where `vocoder`
+        is one elsewhere.
         Raises CheckpointError, with all that is missing, surplus or of another shape, and ConfigError for a family that
         does not exist.
         """
@@ -288,8 +297,9 @@ class Checkpoint:
     def identity(self) -> str:
         """A SHA-256 over the contents of all files, 64 hexadecimal digits: two seconds for the official 3 GB."""
         total = hashlib.sha256()
-        for name in self.family.files.all:
-            path = self.s3gen_file if name == self.family.files.s3gen else self.file(name)
+        paths = {name: self.file(name) for name in self.family.files.all}
+        paths[self.family.files.s3gen] = self.s3gen_file
+        for name, path in paths.items():
             if path.is_file():
                 total.update(name.encode() + _file_digest(path))
         return total.hexdigest()

@@ -67,10 +67,10 @@ def detect(
     among: Collection[Family] = FAMILIES,
     *,
     peek: Peek = families_by_name,
-    s3gen: str = "",
+    s3gen: str | None = "",
 ) -> Family:
     """The family of a folder with the files `own`, with the names of the files that are used; `base` may supply
-    missing ones, and `s3gen` names S3Gen's file.
+    missing ones, and `s3gen` names S3Gen's file: empty is the family's, None is one elsewhere.
 
     An official name goes before others, then the family with the fewest missing files, then the order of `among`.
     `missing` tells whether the folder is complete. Raises CheckpointError when T3 is of no served family, and when
@@ -111,7 +111,7 @@ def other_choices(
     lines = []
     for other in among:
         name = other.files.t3
-        if name in own and other.name in peek(name) and other.name != family.name:
+        if name in own and name != family.files.t3 and other.name in peek(name):
             lines.append(f"{family.files.t3} is served; CHATTERBOX_FAMILY={other.name} takes {name}")
     official = {other.files.t3 for other in FAMILIES}
     for name in t3_files(own):
@@ -141,13 +141,13 @@ def t3_files(names: Collection[str]) -> list[str]:
     return sorted(name for name in names if name.startswith("t3") and name.endswith(".safetensors"))
 
 
-def _named(family: Family, t3: str, own: Collection[str], base: Collection[str], s3gen: str) -> Family:
+def _named(family: Family, t3: str, own: Collection[str], base: Collection[str], s3gen: str | None) -> Family:
     """A family with the names of the files that are used."""
     variant = _variant(t3) if family.name == MULTILINGUAL_V3.name else ""
     files = replace(
         family.files,
         t3=t3,
-        s3gen=s3gen or _first(_s3gen_names(family, pack=bool(variant)), own, base),
+        s3gen=_first(_s3gen_names(family, pack=bool(variant)), own, base) if s3gen == "" else s3gen or "",
         voice_encoder=_first(_alike(family.files.voice_encoder), own, base),
     )
     if not variant:

@@ -42,6 +42,7 @@ class Files:
 
     t3: str
     s3gen: str
+    """Empty: it comes from elsewhere."""
     voice_encoder: str
     text: tuple[str, ...]
     """Files of the tokenizer; the first one is the tokenizer itself."""
@@ -53,7 +54,7 @@ class Files:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        return (self.t3, self.s3gen, self.voice_encoder)
+        return tuple(name for name in (self.t3, self.s3gen, self.voice_encoder) if name)
 
     @property
     def required(self) -> tuple[str, ...]:
