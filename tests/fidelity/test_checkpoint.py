@@ -149,6 +149,18 @@ def test_upstream_loads_the_full_size_turbo_unchanged_and_stops_by_itself(checkp
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
+def test_upstream_loads_the_full_size_flash_unchanged(checkpoint_of: CheckpointOf) -> None:
+    from chatterbox_flash import ChatterboxFlashTTS
+
+    checkpoint = checkpoint_of("full-flash")
+    tts = ChatterboxFlashTTS.from_local(checkpoint.path, "cpu", dtype=torch.float32)
+    for module, state in ((tts.s3gen, checkpoint.s3gen_state()), (tts.t3, checkpoint.t3_state())):
+        loaded = module.state_dict()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
 def test_upstream_loads_the_full_size_multilingual_unchanged(
     checkpoint_of: CheckpointOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

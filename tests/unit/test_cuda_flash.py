@@ -38,11 +38,20 @@ def prompt(slot: int, length: int, sampling: SamplingParams, max_tokens: int) ->
     return Prompt(slot, extents, text, sampling, torch.zeros(max_tokens + 1), seed=slot)
 
 
-@pytest.mark.parametrize(("graphs", "dtype"), [(True, torch.bfloat16), (False, torch.bfloat16), (True, torch.float16)])
+@pytest.mark.parametrize(
+    ("graphs", "dtype", "how"),
+    [
+        (True, torch.bfloat16, "none"),
+        (False, torch.bfloat16, "none"),
+        (True, torch.float16, "none"),
+        pytest.param(True, torch.bfloat16, "int8", marks=pytest.mark.full),
+        pytest.param(True, torch.bfloat16, "float8", marks=pytest.mark.full),
+    ],
+)
 def test_no_pass_waits_for_more_than_the_tokens(
-    checkpoint_of: CheckpointOf, cuda: PretendCuda, graphs: bool, dtype: torch.dtype
+    checkpoint_of: CheckpointOf, cuda: PretendCuda, graphs: bool, dtype: torch.dtype, how: str
 ) -> None:
-    served = Served.of(checkpoint_of("tiny-flash"), cuda.device, dtype=dtype)
+    served = Served.of(checkpoint_of("tiny-flash"), cuda.device, dtype=dtype, quantization=how)
     model = served.model
     assert isinstance(model, FlashT3)
     cache = KVCache(model.dims, 8 * ROOM, device=cuda.device, dtype=model.dtype)

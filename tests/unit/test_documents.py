@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from chatterbox_engine.checkpoint.detect import PACKS, detect
 from chatterbox_engine.checkpoint.families import FAMILIES, MULTILINGUAL_V3
 from chatterbox_engine.checkpoint.random_checkpoint import TINY
 from chatterbox_engine.config import PREFIX, RANGES, Config
@@ -86,6 +87,14 @@ def test_settings_name_every_family_and_every_random_checkpoint() -> None:
         assert f"`{name}`" in settings["CHATTERBOX_CHECKPOINT"]
     meanflow = [family.title.removeprefix("Chatterbox ") for family in FAMILIES if family.dims.s3gen.meanflow]
     assert f"({', '.join(meanflow)})" in settings["CHATTERBOX_CFM_STEPS"]
+
+
+def test_the_models_page_lists_every_language_pack_with_its_language_and_t3() -> None:
+    table = {row[0].strip("`"): row[1:] for row in rows(section(page("docs/models.md"), "Single Language Pack"))}
+    assert sorted(table) == sorted(PACKS)
+    for language, t3 in table.values():
+        pack = detect([t3.strip("`")], MULTILINGUAL_V3.files.required)
+        assert (pack.name, pack.language) == (MULTILINGUAL_V3.name, language.split("`")[1])
 
 
 def test_the_models_page_lists_every_language() -> None:
