@@ -21,7 +21,7 @@ class Reading:
     about: dict[str, str] = field(default_factory=dict)
     """`checkpoint`, `family`, `device` and `optimizations`, a list separated by commas."""
     contract: dict[str, str] = field(default_factory=dict)
-    """`parameters`, `presets` and `languages` as JSON, and `max_characters`."""
+    """`parameters`, `presets` and `languages` as JSON, `language` and `max_characters`."""
     numbers: dict[str, float] = field(default_factory=dict)
     """By the metric's name."""
 

@@ -34,7 +34,7 @@ chatterbox_rtf_ratio_sum{model="chatterbox"} 30
 chatterbox_rtf_ratio_count{model="chatterbox"} 100
 chatterbox_contract{model="chatterbox",parameters="{\\"top_p\\": {\\"default\\": 1.0, \
 \\"minimum\\": 0.0, \\"maximum\\": 1.0, \\"integer\\": false}}",presets="{\\"fast\\": {\\"top_p\\": 0.3}}",\
-languages="[\\"en\\"]",max_characters="10000"} 1
+languages="[\\"en\\", \\"pt\\"]",language="pt",max_characters="10000"} 1
 nv_gpu_memory_total_bytes{gpu_uuid="GPU-1"} 16000000000
 """
 
@@ -206,7 +206,8 @@ def test_the_gateway_tells_what_its_servers_tell() -> None:
             "speed": {"default": 1.0, "minimum": 0.25, "maximum": 4.0, "integer": False},
         },
         "presets": {"fast": {"top_p": 0.3}},
-        "languages": ["en"],
+        "languages": ["en", "pt"],
+        "language": "pt",
         "max_characters": 10_000,
         "change_voices": False,
     }
@@ -232,6 +233,7 @@ def test_without_metrics_the_rest_is_told() -> None:
     assert health["gpu_memory"] == {"used_gb": None, "total_gb": None, "utilization_pct": None}
     assert (model["device"], model["vram_usage_mb"]) == ("unknown", None)
     assert (list(model["parameters"]), model["presets"], model["max_characters"]) == (["speed"], {}, None)
+    assert (model["languages"], model["language"]) == ([], None)
     assert (status["status"], status["queue"], status["rtf_mean"]) == ("ok", None, None)
     assert call(gateway, "GET", "/model/info?model=turbo").status_code == 200
     assert call(gateway, "GET", "/model/info?model=piper").json() == {

@@ -160,6 +160,8 @@ class ModelInfo(BaseModel):
     """Those that the model supports, and `speed`."""
     presets: dict[str, dict[str, float]]
     languages: list[str]
+    language: str | None
+    """Of texts that name none."""
     max_characters: int | None
     """Of a text."""
     change_voices: bool
@@ -320,6 +322,7 @@ def _add_model_info(routes: APIRouter, speaker: Speaker, settings: Settings, ser
             parameters={**json.loads(contract.get("parameters", "{}")), "speed": SPEED},
             presets=json.loads(contract.get("presets", "{}")),
             languages=json.loads(contract.get("languages", "[]")),
+            language=contract.get("language"),
             max_characters=int(contract["max_characters"]) if contract else None,
             change_voices=settings.change_voices,
         )

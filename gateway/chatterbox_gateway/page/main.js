@@ -35,7 +35,7 @@ async function describe() {
     const info = await api.modelInfo(form.model)
     byId("family").textContent = info.model_type
     maxCharacters = info.max_characters ?? 0  // null where the server does not say it
-    const usual = info.languages.includes("en") ? "en" : info.languages[0] ?? ""
+    const usual = info.language ?? (info.languages.includes("en") ? "en" : info.languages[0] ?? "")
     if (!info.languages.includes(form.language)) form.language = usual
     fillSelect("language", info.languages, info.languages.length > 1, languageName)
     parameters.show(info)

@@ -44,6 +44,7 @@ INFO: dict[str, Any] = {
         "dramatic": {"exaggeration": 0.8, "cfg_weight": 0.3, "temperature": 0.8},
     },
     "languages": ["en"],
+    "language": "en",
     "max_characters": 10_000,
     "change_voices": True,
 }

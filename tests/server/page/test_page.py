@@ -121,12 +121,18 @@ def test_the_form_shows_the_models_own_defaults_and_sends_only_changes(page: Pag
 def test_a_model_with_languages_and_without_presets(context: BrowserContext, gateway: FixedGateway) -> None:
     number = {"default": 2, "minimum": 0, "maximum": 5, "integer": False}
     gateway.info = {"model_type": "turbo", "parameters": {"top_k": {**number, "integer": True}, "novel": number}}
-    gateway.info |= {"presets": {"upstream": {}}, "languages": ["de", "en"], "max_characters": 5}
+    gateway.info |= {
+        "presets": {"upstream": {}},
+        "languages": ["de", "en", "pt"],
+        "language": "pt",
+        "max_characters": 5,
+    }
     gateway.info["change_voices"] = False
     page = opened(context, gateway.address)
     expect(page.get_by_role("group", name="Preset", exact=True)).to_be_hidden()
     page.get_by_text("More").click()
     expect(page.get_by_role("spinbutton", name="Novel")).to_have_value("2")
+    expect(page.get_by_label("Language")).to_have_value("pt")
     page.get_by_label("Language").select_option(label="German")
     expect(page.get_by_text("of 5 characters")).to_have_class(re.compile("over"))
     page.get_by_label("Voice", exact=True).select_option("anna")
