@@ -16,7 +16,7 @@ import pytest
 from chatterbox_engine.assemble import open_checkpoint
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint, locate
 from chatterbox_engine.checkpoint.dims import Dims
-from chatterbox_engine.checkpoint.families import ENGLISH, MULTILINGUAL_V2, MULTILINGUAL_V3, NANO, TURBO, Family
+from chatterbox_engine.checkpoint.families import ENGLISH, FLASH, MULTILINGUAL_V2, MULTILINGUAL_V3, NANO, TURBO, Family
 from chatterbox_engine.config import Config
 from chatterbox_engine.errors import CheckpointError
 from tests.conftest import CheckpointOf
@@ -106,6 +106,7 @@ OFFICIAL = {
     ),
     "chatterbox-turbo": [*TURBO.files.all, "README.md"],
     "chatterbox-nano": [*NANO.files.all, "README.md"],
+    "chatterbox-flash": [*FLASH.files.required, "README.md"],
 }
 
 
@@ -117,6 +118,7 @@ OFFICIAL = {
         ("chatterbox", "multilingual-v2", MULTILINGUAL_V2),
         ("chatterbox-turbo", "auto", TURBO),
         ("chatterbox-nano", "auto", NANO),
+        ("chatterbox-flash", "auto", FLASH),
     ],
 )
 def test_of_a_repository_the_files_of_one_family_are_fetched_at_the_pinned_revision(

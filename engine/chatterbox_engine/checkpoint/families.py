@@ -5,7 +5,7 @@ variants, and the module that computes it implements both; no other code depends
 
 Sources: chatterbox-tts 0.1.7 `tts.py`, `mtl_tts.py`, `tts_turbo.py`, `models/t3/t3.py`; Multilingual V3, its tail crop
 and Nano: the repository's main branch (commit 5de7a54), where `mtl_tts.py` has no alignment analyser any more; Flash:
-chatterbox-flash 0.1.0 `tts.py`, `model.py`.
+chatterbox-flash 0.1.0 `tts.py` (which loads ResembleAI/chatterbox-flash), `model.py`.
 """
 
 from __future__ import annotations
