@@ -67,6 +67,7 @@ def test_a_sentence_comes_back_as_audio(spoken: Spoken, protocol: str) -> None:
     assert timeline["decode"][1] <= timeline["vocode"][1] == timeline["finish"][0] <= timeline["finish"][1]
     assert timeline["finish"][1] == pytest.approx(audio.stats["total_ms"], abs=0.02)
     assert ("int8" in audio.stats["optimizations"]) == spoken.model.endswith(INT8)
+    assert ("packed_projections" in audio.stats["optimizations"]) == spoken.family.in_blocks
 
 
 def test_only_text_is_needed_and_the_random_seed_is_told(spoken: Spoken) -> None:
@@ -91,6 +92,10 @@ def test_what_a_family_does_not_heed_is_refused(spoken: Spoken) -> None:
                 client.speak(GREETING, **{name: 1})
         with pytest.raises(InvalidRequest, match=f"language is 'xx'; {spoken.family.title} speaks"):
             client.speak(GREETING, language="xx")
+        if spoken.family.in_blocks:
+            for option in ({"word_times": True}, {"guard": "stop"}):
+                with pytest.raises(InvalidRequest, match=f"{next(iter(option))}: not of {spoken.family.title}"):
+                    client.speak(GREETING, **option)
 
 
 @pytest.mark.full
