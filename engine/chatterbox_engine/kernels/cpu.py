@@ -34,15 +34,20 @@ from chatterbox_engine.kernels.shapes import Activation
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 """Floats per vector."""
 ROWS, OUTPUTS = 4, 3
-"""Rows of inputs and of weights in one call of `dots`: twelve sums, three vectors of weights and one of inputs are
+"""Rows of inputs and of weights in one call of `few_dots`: twelve sums, three vectors of weights and one of inputs are
 sixteen registers."""
 MANY_ROWS = 2 * ROWS if LANES == 16 else ROWS
 """Rows of inputs in one call of `many_dots`: AVX-512 has 32 registers. Weights are then loaded and widened half as
 often, which is about 1.2 times as fast from 6 rows on."""
 PIECE = 8 * OUTPUTS
 """Outputs in a piece of work of a product: their weights stay in the cache while all rows are multiplied with them."""
-HEADS = 6
-"""Heads in a piece of work of the attention: they are neighbours in memory, so their keys are read in one go."""
+DEPTH = 1024
+"""Inputs that are multiplied before the next outputs are: those of a few rows stay in the first cache."""
+HEADS = 8
+"""Heads in a piece of work of the attention at most: they are neighbours in memory, so their keys are read in one
+go."""
+PLACES = 8
+"""Positions whose keys, or values, are read together for a head."""
 NEAR = 4
 """Places to each side of the one that most attention is on, of which the centre of mass is taken."""
 NUMBERS = 1 << 14
@@ -226,41 +231,68 @@ def _load_weights(builder: Any, address: Any, bfloat16: bool) -> Any:
     return builder.bitcast(builder.shl(wide, ir.Constant(wide.type, [16] * LANES)), _VECTOR)
 
 
-def _dots(count: int) -> Any:
-    """The intrinsic that multiplies `count` rows of inputs with OUTPUTS rows of weights:
+def _table(builder: Any, table: Any, size: int) -> list[Any]:
+    """The addresses in a table of int64."""
+    return [_load(builder, _offset(builder, table, ir.Constant(_I64, i), 8), _I64, 8) for i in range(size)]
 
-        result[r, o] = sum over i < inputs of row[r][i] * weight[o][i]
 
-    table: the address of int64 addresses: the rows, weight 0 .. 2, result; rows are float32, result is [count, PIECE]
-    float32, of which the first OUTPUTS of each row are written; weights: any array of the weights' type.
+def _multiply_add(builder: Any) -> Any:
+    """LLVM's function of three vectors: the product of the first two, added to the third."""
+    return _function(builder, f"llvm.fmuladd.v{LANES}f32", _VECTOR, _VECTOR, _VECTOR, _VECTOR)
 
-    An iteration takes the next LANES inputs. It loads OUTPUTS vectors of weights, then a vector of each row in turn,
-    and adds their products to count x OUTPUTS vectors of sums, which LLVM keeps in registers:
+
+def _added_lanes(builder: Any, vectors: list[Any]) -> Any:
+    """A vector of the sums of the lanes of each vector; their number is a power of two, at most LANES.
+
+    Halves of the lanes are added to each other, then halves of these, ...; those of two vectors at a time, while there
+    are two: [a0 .. a15], [b0 .. b15] -> [a0 + a8, .., a7 + a15, b0 + b8, .., b7 + b15].
+    """
+    width = LANES  # of a sum's lanes in each vector
+    while width > 1:
+        half = width // 2
+        size = vectors[0].type.count
+        pairs = list(zip(vectors[::2], vectors[1::2], strict=True)) if len(vectors) > 1 else [(vectors[0], vectors[0])]
+        begins = range(0, size * min(2, len(vectors)), width)
+        halves = [[begin + i + shift for begin in begins for i in range(half)] for shift in (0, half)]
+        masks = [ir.Constant(ir.VectorType(_I32, len(lanes)), lanes) for lanes in halves]
+        vectors = [builder.fadd(*(builder.shuffle_vector(*pair, mask) for mask in masks)) for pair in pairs]
+        width = half
+    return vectors[0]
+
+
+def _dots(count: int, outputs: int) -> Any:
+    """The intrinsic that multiplies `count` rows of inputs with `outputs` rows of weights:
+
+        result[o, r] += sum over i < inputs of row[r][i] * weight[o][i]
+
+    table: the address of int64 addresses: the rows, the weights, result; rows are float32, result is [outputs, count]
+    float32; ahead: how many weights further those of the next call are, which are prefetched; weights: any array of the
+    weights' type.
+
+    An iteration takes the next LANES inputs. It loads `outputs` vectors of weights, then a vector of each row in turn,
+    and adds their products to count x outputs vectors of sums, which LLVM keeps in registers:
 
         row[0] i..i+LANES  *  weight[0], [1], [2] i..i+LANES   ->  sum[0, 0], sum[0, 1], sum[0, 2]
         row[1]             *  the same                         ->  sum[1, 0], sum[1, 1], sum[1, 2]
         ...
 
-    At the end the lanes of each sum are added up. The weights of the next call, which follow in memory, are prefetched.
+    At the end the lanes of each sum are added up.
     """
+    together = count if count > 1 else outputs  # sums that are neighbours in the result
 
     @intrinsic
-    def multiply(_context, table, inputs, weights):  # type: ignore[no-untyped-def]
+    def multiply(_context, table, inputs, ahead, weights):  # type: ignore[no-untyped-def]
         bfloat16, size = weights.dtype == types.uint16, weights.dtype.bitwidth // 8
 
         def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-            table, inputs = arguments[:2]
+            table, inputs, ahead = arguments[:3]
 
-            multiply_add = _function(builder, f"llvm.fmuladd.v{LANES}f32", _VECTOR, _VECTOR, _VECTOR, _VECTOR)
-            add_lanes = _function(builder, f"llvm.vector.reduce.fadd.v{LANES}f32", _FLOAT, _FLOAT, _VECTOR)
+            multiply_add = _multiply_add(builder)
             byte = ir.IntType(8).as_pointer()
             prefetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), byte, _I32, _I32, _I32)
             for_reading = [ir.Constant(_I32, flag) for flag in (0, 3, 1)]
 
-            addresses = [
-                _load(builder, _offset(builder, table, ir.Constant(_I64, i), 8), _I64, 8)
-                for i in range(count + OUTPUTS + 1)
-            ]
+            addresses = _table(builder, table, count + outputs + 1)
             rows, matrix, results = addresses[:count], addresses[count:-1], addresses[-1]
             zeros = ir.Constant(_VECTOR, [0.0] * LANES)
             sums = [[cgutils.alloca_once_value(builder, zeros) for _ in matrix] for _ in rows]
@@ -269,26 +301,58 @@ def _dots(count: int) -> Any:
                 first = builder.mul(loop.index, step)
                 factors = [_load_weights(builder, _offset(builder, weight, first, size), bfloat16) for weight in matrix]
                 for weight in matrix:
-                    following = _offset(builder, _offset(builder, weight, first, size), inputs, OUTPUTS * size)
+                    following = _offset(builder, _offset(builder, weight, first, size), ahead, size)
                     builder.call(prefetch, [builder.inttoptr(following, byte), *for_reading])
                 for row, row_sums in zip(rows, sums, strict=True):
                     values = _load(builder, _offset(builder, row, first, 4), _VECTOR, 4)
                     for total, factor in zip(row_sums, factors, strict=True):
                         builder.store(builder.call(multiply_add, [values, factor, builder.load(total)]), total)
-            for row, row_sums in enumerate(sums):
-                for output, total in enumerate(row_sums):
-                    arguments = [ir.Constant(_FLOAT, 0.0), builder.load(total)]
-                    address = _offset(builder, results, ir.Constant(_I64, row * PIECE + output), 4)
-                    added = builder.call(add_lanes, arguments, fastmath=("reassoc",))
-                    builder.store(added, builder.inttoptr(address, _FLOAT.as_pointer()))
+            ordered = [builder.load(row_sums[output]) for output in range(outputs) for row_sums in sums]
+            for first in range(0, len(ordered), together):
+                added = _added_lanes(builder, ordered[first : first + together])
+                address = _offset(builder, results, ir.Constant(_I64, first), 4)
+                before = _load(builder, address, added.type, 4)
+                builder.store(builder.fadd(before, added), builder.inttoptr(address, added.type.as_pointer())).align = 4
             return context.get_dummy_value()
 
-        return types.void(types.int64, types.int64, weights), generate
+        return types.void(types.int64, types.int64, types.int64, weights), generate
 
     return multiply
 
 
-dots, many_dots = _dots(ROWS), _dots(MANY_ROWS)
+few_dots, many_dots, scores_of = _dots(ROWS, OUTPUTS), _dots(MANY_ROWS, OUTPUTS), _dots(1, PLACES)
+
+
+@intrinsic
+def mix(_context, table, size, values):  # type: ignore[no-untyped-def]
+    """Adds PLACES rows by their weights: result[i] += sum over p < PLACES of weight[p] * value[p][i], i < size.
+
+    table: the address of int64 addresses: value 0 .. PLACES - 1, the weights, [PLACES] float32, and the result, [size]
+    float32; values: any array of the values' type.
+    """
+    bfloat16, width = values.dtype == types.uint16, values.dtype.bitwidth // 8
+
+    def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        multiply_add = _multiply_add(builder)
+        *rows, weights, result = _table(builder, arguments[0], PLACES + 2)
+        spread = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+        empty, none = ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_I32, 0)
+        factors = []
+        for place in range(PLACES):
+            weight = _load(builder, _offset(builder, weights, ir.Constant(_I64, place), 4), _FLOAT, 4)
+            factors.append(builder.shuffle_vector(builder.insert_element(empty, weight, none), empty, spread))
+        step = ir.Constant(_I64, LANES)
+        with cgutils.for_range(builder, builder.sdiv(arguments[1], step)) as loop:
+            first = builder.mul(loop.index, step)
+            address = _offset(builder, result, first, 4)
+            total = _load(builder, address, _VECTOR, 4)
+            for row, factor in zip(rows, factors, strict=True):
+                value = _load_weights(builder, _offset(builder, row, first, width), bfloat16)
+                total = builder.call(multiply_add, [factor, value, total])
+            builder.store(total, builder.inttoptr(address, _VECTOR.as_pointer())).align = 4
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, values), generate
 
 
 # Functions of one number, which LLVM vectorises.
@@ -425,6 +489,33 @@ def _finish(sums, up, bias, has_bias, activation, residual, has_residual, out): 
 
 
 @njit
+def _add_products(prepared, weight, table, sums, base, first, last):  # type: ignore[no-untyped-def]
+    """The products of the rows from `base` on with the outputs first .. last of each half of the matrix.
+
+    prepared: [rows, inputs]; weight: [halves * outputs, inputs]; table: as `few_dots` takes it; sums: [halves, PIECE,
+    block], overwritten.
+    """
+    rows, inputs = prepared.shape
+    halves, _, block = sums.shape
+    outputs = len(weight) // halves
+    sums[:] = np.float32(0.0)
+    for begin in range(0, inputs, DEPTH):
+        depth = min(DEPTH, inputs - begin)
+        for i in range(block):  # padded by repeating the last row
+            table[i] = prepared[min(base + i, rows - 1), begin:].ctypes.data
+        for half in range(halves):
+            for output in range(first, last, OUTPUTS):
+                for i in range(OUTPUTS):
+                    place = half * outputs + min(output + i, outputs - 1)
+                    table[block + i] = weight[place, begin:].ctypes.data
+                table[-1] = sums[half, output - first :].ctypes.data
+                if block == ROWS:
+                    few_dots(table.ctypes.data, depth, OUTPUTS * inputs, weight)
+                else:
+                    many_dots(table.ctypes.data, depth, OUTPUTS * inputs, weight)
+
+
+@njit
 def _products(work, kind):  # type: ignore[no-untyped-def]
     """A thread's pieces of a `ProjectCall`: PIECE outputs of all rows each. kind: a pointer of the tensors' type."""
     call = work[0]
@@ -439,29 +530,21 @@ def _products(work, kind):  # type: ignore[no-untyped-def]
     for row in range(rows):
         _prepare(x[row], gain, shift, call.eps, call.norm, prepared[row])
     block = MANY_ROWS if rows > ROWS else ROWS
-    sums = np.empty((2, block, PIECE), np.float32)
-    table = np.empty(block + OUTPUTS + 1, np.int64)  # as `dots` takes it
+    sums, own = np.empty((halves, PIECE, block), np.float32), np.empty((2, PIECE), np.float32)
+    table = np.empty(block + OUTPUTS + 1, np.int64)
     while True:
         first = take(work.ctypes.data) * PIECE
         if first >= outputs:
             break
         last = min(first + PIECE, outputs)
         for base in range(0, rows, block):
-            for i in range(block):  # padded by repeating the last row
-                table[i] = prepared[min(base + i, rows - 1)].ctypes.data
-            for half in range(halves):
-                for output in range(first, last, OUTPUTS):
-                    for i in range(OUTPUTS):
-                        table[block + i] = weight[half * outputs + min(output + i, outputs - 1)].ctypes.data
-                    table[-1] = sums[half, 0, output - first :].ctypes.data
-                    if block == ROWS:
-                        dots(table.ctypes.data, inputs, weight)
-                    else:
-                        many_dots(table.ctypes.data, inputs, weight)
+            _add_products(prepared, weight, table, sums, base, first, last)
             for row in range(base, min(base + block, rows)):
-                own, up = sums[0, row - base], sums[1, row - base]
+                for half in range(halves):
+                    for i in range(last - first):
+                        own[half, i] = sums[half, i, row - base]
                 before, after = residual[row, first:last], out[row, first:last]
-                _finish(own, up, bias[first:last], has_bias, activation, before, has_residual, after)
+                _finish(own[0], own[1], bias[first:last], has_bias, activation, before, has_residual, after)
 
 
 @_compiled
@@ -514,10 +597,30 @@ def _softmax(scores):  # type: ignore[no-untyped-def]
         scores[i] /= total
 
 
-@njit(fastmath=_FAST)
-def _add_weighted(weight, value, mixed):  # type: ignore[no-untyped-def]
-    for i in range(len(mixed)):
-        mixed[i] += weight * _wide(value[i])
+@njit
+def _score(query, keys, table, scores, stride):  # type: ignore[no-untyped-def]
+    """scores[i, p] = query[i] @ keys[p, i], padded to a multiple of PLACES; keys: [positions, heads, head_dim], of
+    which one position is `stride` numbers after the other."""
+    for first in range(0, len(keys), PLACES):
+        for i in range(keys.shape[1]):
+            scores[i, first : first + PLACES] = np.float32(0.0)
+            table[0], table[PLACES + 1] = query[i].ctypes.data, scores[i, first:].ctypes.data
+            for j in range(PLACES):  # padded by repeating the last one
+                table[1 + j] = keys[min(first + j, len(keys) - 1), i].ctypes.data
+            scores_of(table.ctypes.data, keys.shape[2], PLACES * stride, keys)
+
+
+@njit
+def _mix_values(scores, values, table, mixed):  # type: ignore[no-untyped-def]
+    """mixed[i] = sum over positions p of scores[i, p] * values[p, i]; values: [positions, heads, head_dim]; scores are
+    0 after the last position."""
+    mixed[:] = np.float32(0.0)
+    for first in range(0, len(values), PLACES):
+        for i in range(values.shape[1]):
+            table[PLACES], table[PLACES + 1] = scores[i, first:].ctypes.data, mixed[i].ctypes.data
+            for j in range(PLACES):
+                table[j] = values[min(first + j, len(values) - 1), i].ctypes.data
+            mix(table.ctypes.data, values.shape[2], values)
 
 
 @njit
@@ -539,35 +642,34 @@ def _attend(work, kind):  # type: ignore[no-untyped-def]
     keys, values = carray(at(call.keys, kind), pool), carray(at(call.values, kind), pool)
     start, position = carray(integers_at(call.start), rows), carray(integers_at(call.position), rows)
     scale = np.float32(1.0 / np.sqrt(size))
-    query, mixed = np.empty((HEADS, size), np.float32), np.empty((HEADS, size), np.float32)
-    key = np.empty(size, np.float32)
-    scores = np.empty((HEADS, position.max() + 1), np.float32)
     groups = -(-heads // HEADS)
+    most = -(-heads // groups)
+    query, mixed = np.empty((most, size), np.float32), np.empty((most, size), np.float32)
+    key = np.empty(size, np.float32)
+    scores = np.empty((most, position.max() + 1 + PLACES), np.float32)
+    table = np.empty(PLACES + 2, np.int64)
     while True:
         piece = take(work.ctypes.data)
         if piece >= rows * groups:
             break
-        row, base = piece // groups, piece % groups * HEADS
-        count, held = min(HEADS, heads - base), position[row] + 1
+        row, base = piece // groups, piece % groups * most
+        count, held = min(most, heads - base), position[row] + 1
         if start[row] < 0 or held < 1 or start[row] + held > positions:
             raise IndexError("a row's positions are not in the pool")
-        own_keys, own_values = keys[start[row] : start[row] + held], values[start[row] : start[row] + held]
+        first, last = start[row], start[row] + held
+        own_keys, own_values = keys[first:last, base : base + count], values[first:last, base : base + count]
         for i in range(count):
             _rotate(qkv[row, 0, base + i], rotation[row], rotated, query[i])
             _rotate(qkv[row, 1, base + i], rotation[row], rotated, key)
             for j in range(size):
                 query[i, j] *= scale
-                own_keys[held - 1, base + i, j] = _narrow(key[j], keys)
-                own_values[held - 1, base + i, j] = qkv[row, 2, base + i, j]
-        for place in range(held):
-            for i in range(count):
-                scores[i, place] = _product(query[i], own_keys[place, base + i])
+                own_keys[held - 1, i, j] = _narrow(key[j], keys)
+                own_values[held - 1, i, j] = qkv[row, 2, base + i, j]
+        _score(query, own_keys, table, scores, heads * size)
         for i in range(count):
             _softmax(scores[i, :held])
-            mixed[i] = np.float32(0.0)
-        for place in range(held):
-            for i in range(count):
-                _add_weighted(scores[i, place], own_values[place, base + i], mixed[i])
+            scores[i, held : held + PLACES] = np.float32(0.0)
+        _mix_values(scores, own_values, table, mixed)
         for i in range(count):
             for j in range(size):
                 out[row, base + i, j] = _narrow(mixed[i, j], out)
