@@ -44,14 +44,14 @@ def choose_dtypes(
     packed_products: bool = False,
     processor: Mapping[str, Any] | None = None,
 ) -> tuple[torch.dtype, torch.dtype]:
-    """The types of T3's and of S3Gen's weights: bfloat16 where the device multiplies it in hardware, float16 on other
-    GPUs, else float32.
+    """The types of T3's and of S3Gen's weights: bfloat16 where the device multiplies it faster than float32, float16 on
+    other GPUs, else float32.
 
-    A CPU without it stores T3's weights in bfloat16 all the same: reading them is most of a step, and the fused kernel
-    widens them to float32 on the way. fused_products: whether T3 uses that kernel, which neither compiled steps nor
-    quantised weights do. packed_products: whether it multiplies many rows at a time by oneDNN instead, so that both
-    types are float32 where that is faster (`multiplies_float32_faster`). A CPU has no kernels for float16, and takes
-    what it takes by itself. processor: what torch knows of the CPU, by default of this one.
+    Other CPUs have T3's weights in bfloat16 all the same: reading them is most of a step, and the fused kernel widens
+    them to float32 on the way. fused_products: whether T3 uses that kernel, which neither compiled steps nor quantised
+    weights do. packed_products: whether it multiplies many rows at a time by oneDNN instead, so that its type is that
+    of the faster product. A CPU has no kernels for float16, and takes what it takes by itself. processor: what torch
+    knows of the CPU, by default of this one.
     """
     processor = torch.cpu.get_capabilities() if processor is None else processor
     if name == "float16" and device.type == "cpu":
@@ -60,32 +60,31 @@ def choose_dtypes(
         chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
         return chosen, chosen
     if device.type == "cuda":
-        has_bfloat16, what = cuda().has_bfloat16(), cuda().name(device)
-    else:
-        # AVX512-BF16 also comes with every processor that has AMX.
-        has_bfloat16, what = bool(processor.get("avx512_bf16")), "this processor"
-    if has_bfloat16:
-        if device.type == "cpu" and packed_products and multiplies_float32_faster(processor):
-            return torch.float32, torch.float32
-        return torch.bfloat16, torch.bfloat16
-    if device.type == "cpu" and fused_products:
-        report(f"{what} has no bfloat16: S3Gen is float32, which is slower, and T3's weights are stored in bfloat16")
-        return torch.bfloat16, torch.float32
-    if device.type == "cuda":
-        report(f"{what} has no bfloat16: using float16")
+        if cuda().has_bfloat16():
+            return torch.bfloat16, torch.bfloat16
+        report(f"{cuda().name(device)} has no bfloat16: using float16")
         return torch.float16, torch.float16
-    report(f"{what} has no bfloat16: using float32, which is slower")
-    return torch.float32, torch.float32
+    if multiplies_bfloat16_faster(processor):
+        return torch.bfloat16, torch.bfloat16
+    has_bfloat16 = bool(processor.get("avx512_bf16"))
+    stored = fused_products or (has_bfloat16 and not packed_products)
+    if not has_bfloat16:
+        kept = "S3Gen is float32, which is slower, and T3's weights are stored in bfloat16"
+        report(f"this processor has no bfloat16: {kept if stored else 'using float32, which is slower'}")
+    return torch.bfloat16 if stored else torch.float32, torch.float32
 
 
-def multiplies_float32_faster(processor: Mapping[str, Any]) -> bool:
-    """Whether oneDNN's packed products of many rows are faster in float32 than in bfloat16, on a processor that has it.
+def multiplies_bfloat16_faster(processor: Mapping[str, Any] | None = None) -> bool:
+    """Whether products of many rows are faster in bfloat16 than in float32 on a processor, by default this one.
 
-    They are on Intel's processors without AMX: 118 GFLOP/s against 84 (docs/log/cpu.md). On AMD's with AVX512-BF16
-    bfloat16 was 2.7 times as fast (docs/log/t3.md). A rule and not a measurement at start: a start beside other work
-    could choose differently, and other types give other speech.
+    They are not on Intel's without AMX: one thread made 144 GFLOP/s in float32 and 86 in bfloat16 (docs/log/cpu.md). On
+    AMD's with AVX512-BF16 bfloat16 was 2.7 times as fast (docs/log/t3.md). A rule and not a measurement at start: a
+    start beside other work could choose differently, and other types give other speech.
     """
-    return str(processor.get("cpu_name", "")).startswith("Intel") and not processor.get("amx_bf16")
+    processor = torch.cpu.get_capabilities() if processor is None else processor
+    # AVX512-BF16 also comes with every processor that has AMX.
+    intel = str(processor.get("cpu_name", "")).startswith("Intel")
+    return bool(processor.get("amx_bf16") if intel else processor.get("avx512_bf16"))
 
 
 def cores(environment: Mapping[str, str] | None = None) -> int:

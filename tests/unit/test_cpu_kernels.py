@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox_engine.kernels import cpu as cpu_kernels
-from chatterbox_engine.kernels.linear import Projection
+from chatterbox_engine.kernels.linear import Projection, widened
 from chatterbox_engine.kernels.shapes import Activation
 from chatterbox_engine.t3.attention import rotate
 
@@ -126,26 +126,25 @@ def test_a_product_takes_the_kernel_unless_a_row_is_no_multiple_of_its_vectors(m
     assert calls == [(3, 16)]
 
 
-@pytest.mark.parametrize("hardware", [True, False])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_prompts_take_the_kernel_where_the_processor_has_no_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, hardware: bool, dtype: torch.dtype
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: hardware)
-    calls = kernel_calls(monkeypatch)
-    x = numbers(2, 5, 16, dtype=dtype)
-    assert Projection(numbers(16, 16, dtype=dtype, seed=1))(x).shape == x.shape
-    assert bool(calls) == (dtype == torch.bfloat16 and not hardware)
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_widened_product_is_torchs_and_a_row_has_the_same_bits_in_every_batch(biased: bool) -> None:
+    dtype = torch.bfloat16
+    x, weight = numbers(5, 20, 48, dtype=dtype), numbers(700, 48, dtype=dtype, seed=1)
+    bias = numbers(700, dtype=dtype, seed=2) if biased else None
+    got = widened(x, weight, bias)
+    wanted = F.linear(x.double(), weight.double(), bias.double() if bias is not None else None)
+    assert got.dtype == dtype
+    assert error(got, wanted) < TOLERANCE[dtype]
+    for rows, length in ((1, 1), (1, 15), (2, 8), (3, 20)):
+        assert torch.equal(widened(x[:rows, :length], weight, bias), got[:rows, :length])
 
 
 @pytest.mark.parametrize("inputs", [16, 20])  # by the kernel and by torch
-@pytest.mark.parametrize("hardware", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", [(), (5,)])
 def test_the_residual_of_a_decode_step_becomes_the_result_and_a_prompts_stays(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, inputs: int, length: tuple[int, ...], hardware: bool
+    dtype: torch.dtype, inputs: int, length: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: hardware)
     x, weight = numbers(2, *length, inputs, dtype=dtype), numbers(6, inputs, dtype=dtype, seed=1)
     residual = numbers(2, *length, 6, dtype=dtype, seed=2)
     before = residual.clone()

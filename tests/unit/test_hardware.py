@@ -23,43 +23,38 @@ def test_a_device_that_does_not_exist_is_refused(name: str, message: str) -> Non
         hardware.choose_device(name)
 
 
-@pytest.mark.parametrize(
-    ("has_it", "compiled", "t3", "s3gen", "lines"),
-    [
-        (True, False, torch.bfloat16, torch.bfloat16, 0),
-        (False, False, torch.bfloat16, torch.float32, 1),
-        (False, True, torch.float32, torch.float32, 1),
-    ],
-)
-def test_a_processor_without_bfloat16_gets_it_for_t3_alone_and_a_line_that_says_so(
-    has_it: bool, compiled: bool, t3: torch.dtype, s3gen: torch.dtype, lines: int
-) -> None:
-    said: list[str] = []
-    choose = partial(hardware.choose_dtypes, processor={"avx512_bf16": has_it})
-    assert choose("auto", CPU, said.append, fused_products=not compiled) == (t3, s3gen)
-    assert len(said) == lines
-    assert choose("float32", CPU, said.append) == (torch.float32, torch.float32)
-    assert choose("bfloat16", CPU, said.append) == (torch.bfloat16, torch.bfloat16)
-    assert len(said) == lines
+INTEL, AMX = {"cpu_name": "Intel Xeon", "avx512_bf16": True}, {"amx_bf16": True}
+AMD = {"cpu_name": "AMD EPYC", "avx512_bf16": True}
+NARROW, WIDE = torch.bfloat16, torch.float32
+T3_BY = {
+    "fused": {},
+    "compiled or quantised": {"fused_products": False},
+    "packed": {"fused_products": False, "packed_products": True},
+}
 
 
 @pytest.mark.parametrize(
-    ("processor", "t3", "s3gen"),
+    ("processor", "t3", "s3gen", "lines"),
     [
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, torch.float32, torch.float32),
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16, torch.bfloat16),
-        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16, torch.bfloat16),
-        ({"cpu_name": "AMD EPYC", "avx512_bf16": False, "amx_bf16": False}, torch.float32, torch.float32),
-        ({"cpu_name": "Intel Xeon"}, torch.float32, torch.float32),
+        (AMD, (NARROW, NARROW, NARROW), NARROW, 0),
+        (INTEL | AMX, (NARROW, NARROW, NARROW), NARROW, 0),
+        (INTEL, (NARROW, NARROW, WIDE), WIDE, 0),  # multiplies float32 faster
+        ({"cpu_name": "AMD EPYC"}, (NARROW, WIDE, WIDE), WIDE, 1),
+        ({"cpu_name": "Intel Xeon"}, (NARROW, WIDE, WIDE), WIDE, 1),
     ],
 )
-def test_products_of_many_rows_are_float32_where_the_processor_multiplies_that_faster(
-    processor: dict[str, Any], t3: torch.dtype, s3gen: torch.dtype
+def test_a_processor_takes_the_type_that_it_multiplies_faster_and_stores_t3_in_bfloat16_where_that_is_read_faster(
+    processor: dict[str, Any], t3: tuple[torch.dtype, ...], s3gen: torch.dtype, lines: int
 ) -> None:
-    choose = partial(hardware.choose_dtypes, fused_products=False, packed_products=True, processor=processor)
-    assert choose("auto", CPU, lambda _line: None) == (t3, s3gen)
-    assert choose("float16", CPU, lambda _line: None) == (t3, s3gen)
-    assert choose("bfloat16", CPU, lambda _line: None) == (torch.bfloat16, torch.bfloat16)
+    for by, dtype in zip(T3_BY.values(), t3, strict=True):
+        said: list[str] = []
+        choose = partial(hardware.choose_dtypes, processor=processor, **by)
+        assert choose("auto", CPU, said.append) == (dtype, s3gen)
+        assert len(said) == lines
+        assert choose("float16", CPU, lambda _line: None) == (dtype, s3gen)
+        assert choose("float32", CPU, said.append) == (WIDE, WIDE)
+        assert choose("bfloat16", CPU, said.append) == (NARROW, NARROW)
+        assert len(said) == lines
 
 
 def test_a_gpu_takes_bfloat16_for_products_of_many_rows_regardless_of_the_processor() -> None:

@@ -5,7 +5,7 @@
     weights             a decode step, [rows, inputs]            a prompt, [rows, length, inputs]
     GPU, two bytes      `linear_cuda` up to FEW_ROWS rows        torch
     GPU, float32        torch                                    torch
-    CPU, bfloat16       `cpu`                                    torch, or `cpu` where the processor has no bfloat16
+    CPU, bfloat16       `cpu`                                    torch, or `widened` where float32 is faster
     CPU, float32        `cpu`                                    torch
     CPU, float16        torch                                    torch
     quantised           `linear`                                 `linear`
@@ -25,16 +25,21 @@ use it, and prompts use torchao's.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chatterbox_engine.hardware import multiplies_bfloat16_faster
 from chatterbox_engine.kernels.shapes import CPU_GRAIN, FEW_ROWS, SHIFT_ROWS, Activation
 
 PACKED_ROWS = 64
 """Rows of the products that `packed` chooses its order for."""
+WIDENED_ROWS = 16
+WIDENED_OUTPUTS = 512
+"""Of a matrix that is float32 at a time: they stay in the cache."""
 
 
 class Projection:
@@ -56,7 +61,6 @@ class Projection:
         self._plain_on_cuda = _plain_on_cuda(weight)
         self._kernel: Any = None
         self._kernel_rows = 0  # maximum rows of the kernel in a decode step
-        self._kernel_prompts = False  # whether the kernel supports prompts too
         if self._plain_on_cuda and weight.dtype in (torch.bfloat16, torch.float16):
             from chatterbox_engine.kernels import linear_cuda
 
@@ -65,7 +69,6 @@ class Projection:
             from chatterbox_engine.kernels import cpu
 
             self._kernel, self._kernel_rows = cpu.project, sys.maxsize
-            self._kernel_prompts = weight.dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported()
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x: [..., inputs], residual: [..., outputs]. Returns [..., outputs].
@@ -74,13 +77,8 @@ class Projection:
         GPU the kernel may read all but x and `residual` before the kernel that was launched last is done
         (`overlap_cuda`), which must have made none of the others.
         """
-        if not torch.compiler.is_compiling():
-            if x.dim() == 2:
-                if len(x) <= self._kernel_rows:
-                    return self._by_kernel(x, residual)
-            elif self._kernel_prompts:
-                rows = self._by_kernel(x.flatten(0, -2), None if residual is None else residual.flatten(0, -2).clone())
-                return rows.unflatten(0, x.shape[:-1])
+        if x.dim() == 2 and len(x) <= self._kernel_rows and not torch.compiler.is_compiling():
+            return self._by_kernel(x, residual)
         return self._by_torch(x, residual)
 
     def _by_kernel(self, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -130,11 +128,40 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.is_mkldnn:
         rows: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return rows
-    if weight.device.type == "cpu" and x.dim() == 2 and is_quantized(weight):
-        quantized: Any = weight
-        product = int8_rows(x, quantized.qdata, quantized.scale.flatten())
-        return product if bias is None else product + bias
+    in_prompt = x.dim() > 2
+    if weight.device.type == "cpu":
+        if is_quantized(weight) and not in_prompt:
+            quantized: Any = weight
+            product = int8_rows(x, quantized.qdata, quantized.scale.flatten())
+            return product if bias is None else product + bias
+        if weight.dtype == torch.bfloat16 and not is_quantized(weight) and in_prompt and not _bfloat16_is_faster():
+            return widened(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+_bfloat16_is_faster = cache(multiplies_bfloat16_faster)
+
+
+def widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` of bfloat16 tensors in float32, to which a part of the matrix after the other is widened: on a
+    processor that multiplies float32 faster, reading the matrix is little of a product of many rows. x: [..., inputs].
+
+    A row has the same bits in every batch: MKL adds in the same order from `WIDENED_ROWS` rows on, and fewer are
+    padded.
+    """
+    rows = x.flatten(0, -2)
+    count, size = len(rows), weight.shape[1]
+    wide = rows.new_zeros(max(count, WIDENED_ROWS), size, dtype=torch.float32)
+    wide[:count] = rows
+    result = wide.new_empty(len(wide), len(weight))
+    part = wide.new_empty(min(WIDENED_OUTPUTS, len(weight)), size)
+    for first in range(0, len(weight), WIDENED_OUTPUTS):
+        narrow = weight[first : first + WIDENED_OUTPUTS]
+        columns = slice(first, first + len(narrow))
+        torch.mm(wide, part[: len(narrow)].copy_(narrow).T, out=result[:, columns])
+    if bias is not None:
+        result += bias
+    return result[:count].to(x.dtype).unflatten(0, x.shape[:-1])
 
 
 def packed(weight: Tensor) -> Tensor:
