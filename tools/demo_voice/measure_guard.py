@@ -22,6 +22,7 @@ import json
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,16 +144,18 @@ def report(rows: Sequence[Row]) -> None:
             own = [row for row in rows if (row["set"], row["guard"]) == (name, mode)]
             rates = {what: value for what in RATES if (value := rate(own, what)) is not None}
             base = base or rates
-            shown = [f"{RATES[what]} {value:.3f} ({value / base[what]:.2f})" for what, value in rates.items()]
+            errors = [
+                f"{RATES[what]} {value:.3f}" + (f" ({value / base[what]:.2f})" if base[what] else "")
+                for what, value in rates.items()
+            ]
             lengths = [row["seconds"] / row["expected"] for row in own]
             again = [row["retries"] for row in own]
-            events = [event for row in own for event in row["events"]]
-            found = ", ".join(f"{event} {events.count(event)}" for event in sorted(set(events))) or "nothing"
+            events = Counter[str](event for row in own for event in row["events"])
             print(
-                f"{name}, {mode}: {len(own)} answers; {', '.join(shown)}; longer than twice expected "
+                f"{name}, {mode}: {len(own)} answers; {', '.join(errors)}; longer than twice expected "
                 f"{sum(length > TOO_LONG for length in lengths)}, the longest {max(lengths):.1f} times; spoken again "
                 f"{sum(again)} times in {sum(map(bool, again))} answers; {sum(row['wall'] for row in own):.0f} s; "
-                f"found: {found}",
+                f"found: {shown(events)}",
                 flush=True,
             )
 
@@ -164,20 +167,26 @@ def rate(rows: Iterable[Row], what: str) -> float | None:
 
 
 def clean(voice: Voice, first: int, count: int) -> None:
-    """What `stop` cuts, and what it finds."""
+    """What `stop` cuts, and what it finds: of a poor score only how often."""
     texts = part(sentences(voice), first, count)
-    cut = events = 0
+    cut, events = 0, Counter[str]()
     for at in range(0, len(texts), TOGETHER):
         some = texts[at : at + TOGETHER]
         results = voice.speak([voice.request(text, seed, guard="stop") for text, seed in some])
         for (text, seed), result in zip(some, results, strict=True):
             found, trimmed = result.stats["guard_events"], result.stats["trimmed_seconds"]
-            cut, events = cut + (trimmed > 0), events + bool(found)
-            if found or trimmed:
+            cut += trimmed > 0
+            events.update(found)
+            if trimmed or found not in ([], ["score"]):
                 row = judged(voice, text, result, None)
                 wrong = f"{row['wrong_phones']} of {row['phones']} phones wrong"
                 print(f"  seed {seed}: {', '.join(found)}; {trimmed} s cut; {wrong}: {text}", flush=True)
-    print(f"{len(texts)} sentences: {cut} were cut, and in {events} something was found")
+    print(f"{len(texts)} sentences: {cut} were cut; found: {shown(events)}")
+
+
+def shown(events: Counter[str]) -> str:
+    """What was found, and how often."""
+    return ", ".join(f"{event} {times}" for event, times in sorted(events.items())) or "nothing"
 
 
 def main() -> None:
