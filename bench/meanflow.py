@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from bench.engine import compare
+from functools import partial
+
+from bench.engine import compare, upstream_speed
 from bench.t3 import full_size_checkpoint
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from tests.fidelity import upstream
@@ -12,4 +14,4 @@ from tests.fidelity import upstream
 def main() -> None:
     english, other = full_size_checkpoint(stops=False), full_size_checkpoint("nano", stops=False)
     checkpoint = Checkpoint.open(english.path, vocoder=other.s3gen_file)
-    compare("meanflow", checkpoint, upstream.tts(checkpoint))
+    compare("meanflow", checkpoint, partial(upstream_speed, "meanflow", checkpoint, upstream.tts(checkpoint)))
