@@ -36,9 +36,9 @@ SENTENCES = [*HELD_OUT[:8], *HELD_OUT[-8:]]
 """Half of them with a word that is in no training text."""
 PROSE = PAGE[: PAGE.index("\n\n", 700)]
 """Three segments or more."""
-DEMO_BOUND = 0.35
-BOUND = 0.5
-PAGE_BOUND = 0.75
+DEMO_BOUND = 0.3
+BOUND = 0.4
+PAGE_BOUND = 0.5
 """Of segments of up to 300 characters."""
 SAME = 0.22
 """Between two ways to the same words."""
