@@ -10,6 +10,7 @@ import torch
 
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.kernels.device import cuda
+from chatterbox_engine.kernels.processor import multiplies_bfloat16_faster
 
 Report = Callable[[str], None]
 
@@ -72,19 +73,6 @@ def choose_dtypes(
         kept = "S3Gen is float32, which is slower, and T3's weights are stored in bfloat16"
         report(f"this processor has no bfloat16: {kept if stored else 'using float32, which is slower'}")
     return torch.bfloat16 if stored else torch.float32, torch.float32
-
-
-def multiplies_bfloat16_faster(processor: Mapping[str, Any] | None = None) -> bool:
-    """Whether products of many rows are faster in bfloat16 than in float32 on a processor, by default this one.
-
-    They are not on Intel's without AMX: one thread made 144 GFLOP/s in float32 and 86 in bfloat16 (docs/log/cpu.md). On
-    AMD's with AVX512-BF16 bfloat16 was 2.7 times as fast (docs/log/t3.md). A rule and not a measurement at start: a
-    start beside other work could choose differently, and other types give other speech.
-    """
-    processor = torch.cpu.get_capabilities() if processor is None else processor
-    # AVX512-BF16 also comes with every processor that has AMX.
-    intel = str(processor.get("cpu_name", "")).startswith("Intel")
-    return bool(processor.get("amx_bf16") if intel else processor.get("avx512_bf16"))
 
 
 def cores(environment: Mapping[str, str] | None = None) -> int:

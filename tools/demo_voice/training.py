@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from chatterbox_engine.hardware import multiplies_bfloat16_faster
+from chatterbox_engine.kernels.processor import multiplies_bfloat16_faster
 
 COOLING = 0.4
 """The share of the time, at its end, in which the learning rate falls to zero."""

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_engine.hardware import multiplies_bfloat16_faster
+from chatterbox_engine.kernels.processor import multiplies_bfloat16_faster
 from chatterbox_engine.kernels.shapes import CPU_GRAIN, FEW_ROWS, SHIFT_ROWS, Activation
 
 PACKED_ROWS = 64
