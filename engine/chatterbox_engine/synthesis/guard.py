@@ -31,7 +31,7 @@ BACK, SKIPPED = 6.0, 12.0
 """Characters by which the place must be before what has been spoken, and by which it must have jumped on."""
 POOR, UNSURE = 0.7, 0.97
 """The score below which an answer is poor: of the path alone, and where the usual attention is known too. Of the demo
-voice's sentences at temperature 0.8 16 in a hundred are below the second (2026-11-29)."""
+voice's sentences at temperature 0.8 four in a hundred are below the second (2026-11-29)."""
 COOLER = 0.5
 """Temperature of an attempt, as a share of that of the attempt before: at a lower one less goes wrong."""
 BASE_SECONDS, CHARACTERS_PER_SECOND = 0.6, 13.0
