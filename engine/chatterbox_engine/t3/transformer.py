@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from chatterbox_engine.checkpoint.dims import T3Dims
 from chatterbox_engine.errors import CheckpointError
 from chatterbox_engine.kernels.linear import Projection
+from chatterbox_engine.kernels.pages import in_large_pages
 from chatterbox_engine.t3.attention import Context
 from chatterbox_engine.t3.extents import round_up
 from chatterbox_engine.t3.kv_cache import KVCache
@@ -91,7 +92,9 @@ class Transformer(nn.Module, abc.ABC):
             model = cls(dims)
         ours = model.renamed(state)
         _check(ours, model)
-        ours = {k: v.to(device, torch.float32 if k.startswith(cls.float32) else dtype) for k, v in ours.items()}
+        for name, tensor in ours.items():
+            own = torch.float32 if name.startswith(cls.float32) else dtype
+            ours[name] = in_large_pages(tensor, own) if device.type == "cpu" else tensor.to(device, own)
         model.load_state_dict(ours, assign=True)
         model.requires_grad_(False)
         model.prepare()
@@ -117,7 +120,7 @@ class Transformer(nn.Module, abc.ABC):
 
     def qkv(self, block: Block, x: Tensor) -> Tensor:
         """Query, key and value of a block's input, without RoPE: [..., 3, heads, head_dim]."""
-        return block.attention_in(x).unflatten(-1, (3, self.dims.heads, self.dims.head_dim))
+        return block.attention_in(x).view(*x.shape[:-1], 3, self.dims.heads, self.dims.head_dim)
 
     @property
     def device(self) -> torch.device:
