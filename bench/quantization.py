@@ -1,6 +1,7 @@
 """What int8 weights (and float8 ones, on a GPU that has them) do to T3: time of a step, memory, logits.
 
-Each is compared with the same model in its own dtype, in the same process; there is no upstream of it.
+Each is compared with the same model unquantised, in the dtypes that the engine takes for both, in the same process;
+there is no upstream of it.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ BATCHES = {"cuda": (1, 8, 32), "cpu": (1, 4, 8)}
 
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, _ = choose_dtypes(os.environ.get("CHATTERBOX_DTYPE", "auto"), device, say)
+    asked = os.environ.get("CHATTERBOX_DTYPE", "auto")
+    dtype, _ = choose_dtypes(asked, device, say)
+    beside, _ = choose_dtypes(asked, device, say, fused_products=False)
     ways = ["int8"]
     if device.type == "cuda" and torch.cuda.get_device_capability() >= FLOAT8_CAPABILITY:
         ways.append("float8")
     report = Report("quantization")
-    report.notes = {"dtype": str(dtype), "steps": STEPS[device.type]}
+    report.notes = {"dtype": str(dtype), "quantized_dtype": str(beside), "steps": STEPS[device.type]}
     for name in FAMILIES:
         checkpoint = full_size_checkpoint(name, stops=False)
         plain = load(checkpoint, device, dtype)
@@ -43,7 +46,7 @@ def main() -> None:
         plain_bytes = weight_bytes(plain)
         del plain
         for how in ways:
-            model = load(checkpoint, device, dtype)
+            model = load(checkpoint, device, beside)
             quantize(model, how)
             error = relative_error(logits(checkpoint, model), exact)
             for (count, was), now in zip(before.items(), steps(checkpoint, model).values(), strict=True):

@@ -42,7 +42,7 @@ class Case:
     prompt: int  # seconds
     batches: tuple[int, ...]
     in_float32: bool = False
-    """Whether in float32, too, where the engine takes bfloat16."""
+    """Whether in float32, too, where the engine takes another type."""
 
 
 ON_CPU = (

@@ -157,7 +157,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = Config(checkpoint=arguments.checkpoint, base=arguments.base, family=arguments.family)
     checkpoint, device = open_checkpoint(config), choose_device(config.device)
-    load_cpu_kernels(device, print)
+    load_cpu_kernels(device, torch.float32, torch.float32, print)
     model = load_t3(config, checkpoint, device, torch.float32, print)
     speaker = Speaker(model, checkpoint, TEXTS[checkpoint.family.text](checkpoint, config))
     sentences = arguments.text or SENTENCES

@@ -97,7 +97,7 @@ def build(
     device = choose_device(config.device)
     dtype, vocoder_dtype = weight_types(config, checkpoint, device, report)
     configure_torch(device, vocoder_dtype, config.cpu_threads)
-    load_cpu_kernels(device, report)
+    load_cpu_kernels(device, dtype, vocoder_dtype, report)
     check_quantization(config.quantization, device, dtype)
     report(f"loading T3 on {device} in {name_of(dtype)}, S3Gen in {name_of(vocoder_dtype)}")
     model = load_t3(config, checkpoint, device, dtype, report)
@@ -153,7 +153,8 @@ def weight_types(
 
 def products_of(config: Config, dims: T3Dims) -> Literal["fused", "packed", "plain"]:
     """How T3 multiplies the rows of a step: `fused`, by kernels that also compute norm, activation and residual sum;
-    `packed`, Flash's many rows, which on a CPU are oneDNN's; `plain`, what is quantised or compiled."""
+    `packed`, Flash's many rows, which on a CPU are oneDNN's unless they are float16; `plain`, what is quantised or
+    compiled."""
     if config.quantization != "none":
         return "plain"
     if isinstance(dims, FlashDims):
@@ -161,11 +162,13 @@ def products_of(config: Config, dims: T3Dims) -> Literal["fused", "packed", "pla
     return "plain" if config.compile else "fused"
 
 
-def load_cpu_kernels(device: torch.device, report: Report) -> None:
-    """Compiles the CPU kernels or loads them from the cache. Does nothing on a GPU."""
+def load_cpu_kernels(device: torch.device, t3: torch.dtype, vocoder: torch.dtype, report: Report) -> None:
+    """Compiles the CPU kernels for these types of weights or loads them from the cache. Does nothing on a GPU."""
     if device.type == "cpu":
-        report("kernels for this processor: loading; compiled where they are new, which takes about 15 s")
-        import chatterbox_engine.kernels.cpu  # noqa: F401
+        report("kernels for this processor: loading; compiled where they are new, which takes about 20 s")
+        from chatterbox_engine.kernels.cpu.loading import load
+
+        load(t3, vocoder)
 
 
 def load_t3(
@@ -262,9 +265,9 @@ def hand_over(device: torch.device) -> None:
     if device.type == "cuda":
         cuda().synchronize(device)  # they read it on streams of their own
     else:
-        from chatterbox_engine.kernels import cpu as cpu_kernels
+        from chatterbox_engine.kernels.cpu.launch import release_threads
 
-        cpu_kernels.release_threads()
+        release_threads()
 
 
 def open_checkpoint(config: Config, report: Report = lambda _line: None) -> Checkpoint:
@@ -352,10 +355,10 @@ def optimizations(config: Config, model: Transformer, graphs: Graphs) -> list[st
     """The enabled optimizations, for statistics and metrics."""
     active = ["continuous_batching", "kv_pool"]
     products, dtype, on_cpu = products_of(config, model.dims), model.dtype, model.device.type == "cpu"
-    if products == "fused" and (on_cpu or dtype.itemsize == 2):
-        active.append("fused_projections")
     if products == "packed" and on_cpu:
-        active.append("packed_projections")
+        active.append("fused_projections" if dtype == torch.float16 else "packed_projections")
+    elif products == "fused" and (on_cpu or dtype.itemsize == 2):
+        active.append("fused_projections")
     if dtype != torch.float32:
         active.append(name_of(dtype))
     if config.quantization != "none":

@@ -138,9 +138,10 @@ class Config:
     """`cuda`, `cuda:1`, `cpu`, or `auto`: CUDA where there is a GPU."""
     dtype: str = "auto"
     """Type of the weights of T3 and of S3Gen's encoder and flow: `float32`, `bfloat16`, `float16`. `auto` takes
-    bfloat16 on devices that multiply it in hardware, and float16 on other GPUs. On other CPUs only T3 is stored in
-    bfloat16, unless it is compiled, quantised or Flash's. On Intel's CPUs without AMX, Flash is float32, which is
-    faster there. On a CPU `float16` is the same as `auto`."""
+    bfloat16 on GPUs that have it and on CPUs with AMX or, of AMD's, AVX512-BF16; float16 on other GPUs and on CPUs
+    with AVX512-FP16, where a compiled or quantised T3 is bfloat16. On other CPUs S3Gen and Flash are float32, and T3 is
+    stored in bfloat16, unless it is compiled or quantised and the CPU has no bfloat16. `float16` is the same as `auto`
+    on a CPU without AVX512-FP16."""
     quantization: str = "none"
     """`int8`: T3's blocks in a quarter of the memory of float32, half of bfloat16. `float8`: the same size, and the
     products are computed in float8 too; needs a GPU of compute capability 8.9 or more, and bfloat16."""

@@ -10,7 +10,7 @@ import torch
 
 from chatterbox_engine.errors import ConfigError
 from chatterbox_engine.kernels.device import cuda
-from chatterbox_engine.kernels.processor import multiplies_bfloat16_faster
+from chatterbox_engine.kernels.processor import multiplies_bfloat16_faster, multiplies_float16
 
 Report = Callable[[str], None]
 
@@ -46,17 +46,18 @@ def choose_dtypes(
     processor: Mapping[str, Any] | None = None,
 ) -> tuple[torch.dtype, torch.dtype]:
     """The types of T3's and of S3Gen's weights: bfloat16 where the device multiplies it faster than float32, float16 on
-    other GPUs, else float32.
+    other GPUs and on CPUs that multiply it, else float32.
 
     Other CPUs have T3's weights in bfloat16 all the same: reading them is most of a step, and the fused kernel widens
     them to float32 on the way. fused_products: whether T3 uses that kernel, which neither compiled steps nor quantised
-    weights do. packed_products: whether it multiplies many rows at a time by oneDNN instead, so that its type is that
-    of the faster product. A CPU has no kernels for float16, and takes what it takes by itself. processor: what torch
-    knows of the CPU, by default of this one.
+    weights do. packed_products: whether it multiplies many rows at a time instead, so that its type is that of the
+    faster product. Where a CPU's products are not our kernel's, or it does not multiply float16, `float16` is what it
+    takes by itself. processor: what torch knows of the CPU, by default of this one.
     """
     processor = torch.cpu.get_capabilities() if processor is None else processor
     if name == "float16" and device.type == "cpu":
-        report("float16 needs a GPU: this processor takes what dtype=auto takes")
+        if not multiplies_float16(processor):
+            report("this processor does not multiply float16: it takes what dtype=auto takes")
     elif name != "auto":
         chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
         return chosen, chosen
@@ -65,10 +66,14 @@ def choose_dtypes(
             return torch.bfloat16, torch.bfloat16
         report(f"{cuda().name(device)} has no bfloat16: using float16")
         return torch.float16, torch.float16
-    if multiplies_bfloat16_faster(processor):
+    halves = multiplies_float16(processor)
+    if multiplies_bfloat16_faster(processor) and not (halves and name == "float16"):
         return torch.bfloat16, torch.bfloat16
     has_bfloat16 = bool(processor.get("avx512_bf16"))
     stored = fused_products or (has_bfloat16 and not packed_products)
+    if halves:
+        plain = torch.bfloat16 if stored else torch.float32
+        return torch.float16 if fused_products or packed_products else plain, torch.float16
     if not has_bfloat16:
         kept = "S3Gen is float32, which is slower, and T3's weights are stored in bfloat16"
         report(f"this processor has no bfloat16: {kept if stored else 'using float32, which is slower'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import re
 from collections.abc import Callable
 
@@ -9,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatterbox_engine.assemble import BACKBONES
+from chatterbox_engine.assemble import BACKBONES, build
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.checkpoint.random_checkpoint import TINY
+from chatterbox_engine.config import Config
+from chatterbox_engine.errors import RequestError
+from chatterbox_engine.kernels.processor import multiplies_float16
 from chatterbox_engine.s3gen import S3Gen, VocoderJob
-from chatterbox_engine.types import SamplingParams
+from chatterbox_engine.types import SamplingParams, SynthesisRequest, SynthesisResult
 from tests.conftest import CheckpointOf
 from tests.fidelity.s3gen_reference import random_tokens, start_drawn
 from tests.fidelity.t3_loop import CPU, Request, relative_error, teacher_forced
@@ -70,7 +74,13 @@ def test_logits_stay_near_float32s(checkpoint: Checkpoint, change: Callable[[Sta
     assert error < 2e-2, f"logits: {error:.2e}"
 
 
-@pytest.mark.parametrize("change", [as_it_is, ten_times])
+def beyond_float16_in_the_encoder(state: State) -> State:
+    """What the encoder's second embedding norms is beyond float16's range, as it is in the demo voice."""
+    large = re.compile(r"encoder\.up_layer\.conv\.(weight|bias)$")
+    return {name: 1e5 * tensor if large.search(name) else tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("change", [as_it_is, ten_times, beyond_float16_in_the_encoder])
 def test_a_mel_stays_near_float32s(checkpoint: Checkpoint, change: Callable[[State], State]) -> None:
     voice, dims = checkpoint.conditionals(), checkpoint.dims.s3gen
     assert voice is not None
@@ -83,3 +93,23 @@ def test_a_mel_stays_near_float32s(checkpoint: Checkpoint, change: Callable[[Sta
     exact, rounded = mels
     error = relative_error(rounded, exact)
     assert error < 2e-2, f"mel: {error:.2e}"
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-turbo", "tiny-flash"])
+def test_an_engine_on_a_processor_that_multiplies_float16_speaks_in_it(checkpoint_of: CheckpointOf, name: str) -> None:
+    said: list[str] = []
+    folder = str(checkpoint_of(name).path)
+    config = Config(checkpoint=folder, device="cpu", dtype="float16", watermark=False, preload_encoders=False)
+    engine = build(config, report=said.append)
+    engine.start()
+    answers: queue.SimpleQueue[SynthesisResult | RequestError] = queue.SimpleQueue()
+    request = SynthesisRequest(text="Hello there.", seed=1, sampling=engine.family.sampling, max_seconds=1.0)
+    engine.submit(request, answers.put)
+    result = answers.get(timeout=60)
+    engine.close()
+    assert isinstance(result, SynthesisResult)
+    assert result.samples.any()
+    told = set(result.stats["optimizations"])
+    if multiplies_float16():
+        assert told >= {"float16", "fused_projections"}
+    assert ("this processor does not multiply float16: it takes what dtype=auto takes" in said) != multiplies_float16()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,9 +17,21 @@ from tests.conftest import CheckpointOf
 from tests.fidelity.t3_loop import CPU, SLOTS, Loop, Request, Served
 
 
-@pytest.fixture(scope="module", params=["tiny", "tiny-flash", pytest.param("tiny-turbo", marks=pytest.mark.full)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("tiny", torch.float32),
+        ("tiny", torch.float16),
+        ("tiny-flash", torch.float32),
+        ("tiny-flash", torch.float16),
+        pytest.param(("tiny-turbo", torch.float32), marks=pytest.mark.full),
+        pytest.param(("tiny-turbo", torch.float16), marks=pytest.mark.full),
+    ],
+    ids=str,
+)
 def served(request: pytest.FixtureRequest, checkpoint_of: CheckpointOf) -> Served:
-    return Served.of(checkpoint_of(request.param))
+    name, dtype = request.param
+    return Served.of(checkpoint_of(name), dtype=dtype)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from chatterbox_engine.checkpoint.families import ENGLISH, TURBO, Family
-from chatterbox_engine.kernels import cpu as cpu_kernels
 from chatterbox_engine.kernels import linear_cuda
+from chatterbox_engine.kernels.cpu.alignment import alignment as alignment_on_cpu
 from chatterbox_engine.kernels.linear import Projection
 from chatterbox_engine.kernels.linear_cuda import swiglu
 from chatterbox_engine.kernels.shapes import Activation
@@ -248,7 +248,7 @@ def read_error(heads: int, head_dim: int, texts: list[tuple[int, int, int]], rot
     alignment_cuda.score(pool, picked, queries, rotation, places, prompt, step, scores)
     rows, slots = (slot, row, row + count), (prompt, step, text, holding)
     alignment_cuda.reduce(scores, rows, slots, logits, got, stop=stop, no_stop=NO_STOP, short_text=SHORT_TEXT)
-    cpu_kernels.alignment(pool, picked, queries, rotation, places, prompt, step, text, exact, longest)
+    alignment_on_cpu(pool, picked, queries, rotation, places, prompt, step, text, exact, longest)
     size = (text[1] - text[0])[slot]
     held = (holding[slot] == 1) & (size > SHORT_TEXT) & (exact[:, Reading._fields.index("strict")] < size - 3)
     assert held.any()

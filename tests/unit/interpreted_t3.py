@@ -20,7 +20,6 @@ from torch import Tensor
 from chatterbox_engine.checkpoint.checkpoint import Checkpoint
 from chatterbox_engine.kernels import linear_cuda
 from chatterbox_engine.kernels.linear import Projection
-from chatterbox_engine.kernels.shapes import FEW_ROWS
 from chatterbox_engine.t3 import flash, gpt2, llama
 from chatterbox_engine.t3.attention_cuda import split_decode
 from chatterbox_engine.t3.block_attention import Blocks
@@ -64,7 +63,7 @@ def main() -> None:
             mock.patch.object(linear_cuda, "project", wraps=linear_cuda.project) as project,
         ):
             for product in products(half.model):
-                product._kernel, product._kernel_rows = project, FEW_ROWS
+                product._product, product._kernel = None, project
             logits = teacher_forced(half.model, half.voice, text, forced)
         layers = half.model.dims.layers
         # Flash's passes of many rows take torch's products, and one block's two passes the attention of blocks

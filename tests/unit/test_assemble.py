@@ -38,13 +38,22 @@ def test_float8_is_refused_where_the_device_lacks_it(dtype: torch.dtype) -> None
     check_quantization("none", CPU, dtype)
 
 
-@pytest.mark.parametrize("settings", [{}, {"quantization": "int8"}, {"compile": True}], ids=str)
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        ({}, torch.float32),
+        ({}, torch.float16),
+        ({"quantization": "int8"}, torch.float32),
+        ({"compile": True}, torch.float32),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["tiny", "tiny-turbo", "tiny-flash"])
 def test_the_products_that_are_told_are_those_that_t3_computes(
-    name: str, settings: dict[str, Any], checkpoint_of: CheckpointOf
+    name: str, settings: dict[str, Any], dtype: torch.dtype, checkpoint_of: CheckpointOf
 ) -> None:
     checkpoint, config = checkpoint_of(name), Config(max_slots=2, **settings)
-    model = assemble.load_t3(config, checkpoint, CPU, torch.float32, print)
+    model = assemble.load_t3(config, checkpoint, CPU, dtype, print)
     if config.compile and checkpoint.family.in_blocks:
         with pytest.raises(ConfigError, match="compile is on, which Chatterbox Flash does not support"):
             assemble.make_runner(config, checkpoint, model, print)
@@ -55,7 +64,7 @@ def test_the_products_that_are_told_are_those_that_t3_computes(
     assert len(products) == 4 * len(blocks)
     used = {
         "packed_projections": all(product.weight.is_mkldnn for product in products),
-        "fused_projections": not config.compile and all(product._kernel is not None for product in products),
+        "fused_projections": not config.compile and all(product._product is not None for product in products),
     }
     assert {name: name in told["optimizations"] for name in used} == used
     assert ("int8" in told["optimizations"]) == (config.quantization == "int8")

@@ -11,12 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_engine.kernels import cpu as cpu_kernels
-from chatterbox_engine.kernels.linear import Projection, widened
+from chatterbox_engine.kernels.cpu import launch
+from chatterbox_engine.kernels.cpu.decode_attention import decode_attention
+from chatterbox_engine.kernels.cpu.products import Product
+from chatterbox_engine.kernels.cpu.snake import snake
+from chatterbox_engine.kernels.linear import Projection, packed, widened
 from chatterbox_engine.kernels.shapes import Activation
 from chatterbox_engine.t3.attention import rotate
+from tests.unit.cpu_products import project
 
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}  # of a result's size, at least one
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 8e-3}  # of a result's size, at least one
+PRODUCT_TOLERANCE = TOLERANCE | {torch.float16: 1.5e-2}  # whose sums are longer where vectors are shorter
 DTYPES = tuple(TOLERANCE)
 
 
@@ -69,12 +74,10 @@ def test_a_product_is_torchs(dtype: torch.dtype, activation: Activation, norm: s
     shift = numbers(inputs, dtype=dtype, seed=6) if "shift" in norm else None
     for added in (None, residual):
         exact = exactly(x, weight, bias_or_none, gain, shift, activation, added)
-        got = cpu_kernels.project(
-            x, weight, bias_or_none, gain=gain, shift=shift, eps=1e-5, activation=activation, residual=added
-        )
+        got = project(x, weight, bias_or_none, gain=gain, shift=shift, eps=1e-5, activation=activation, residual=added)
         assert got.dtype == dtype
         assert added is None or got is added
-        assert error(got, exact) < TOLERANCE[dtype], f"{error(got, exact):.2e}"
+        assert error(got, exact) < PRODUCT_TOLERANCE[dtype], f"{error(got, exact):.2e}"
 
 
 @pytest.mark.usefixtures("threads_kept")
@@ -83,11 +86,11 @@ def test_a_row_of_a_product_has_the_same_bits_regardless_of_batch_and_threads(dt
     x, gain = numbers(64, 1024, dtype=dtype), numbers(1024, dtype=dtype, seed=1)
     weight, bias = numbers(771, 1024, dtype=dtype, seed=2), numbers(771, dtype=dtype, seed=3)
     torch.set_num_threads(1)
-    alone = torch.cat([cpu_kernels.project(row, weight, bias, gain=gain, activation="gelu") for row in x.split(1)])
+    alone = torch.cat([project(row, weight, bias, gain=gain, activation="gelu") for row in x.split(1)])
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         for rows in (2, 3, 4, 5, 8, 17, 64):
-            got = cpu_kernels.project(x[:rows], weight, bias, gain=gain, activation="gelu")
+            got = project(x[:rows], weight, bias, gain=gain, activation="gelu")
             assert torch.equal(got, alone[:rows]), f"{rows} rows on {threads} threads"
 
 
@@ -96,7 +99,7 @@ def test_large_sums_and_nan_stay_what_they_are(activation: Activation) -> None:
     x = numbers(6, 64)
     x[1], x[2], x[3, 5] = x[1] * 1e4, -x[1], torch.nan
     weight = numbers(66, 64, seed=1)
-    got = cpu_kernels.project(x, weight, None, activation=activation)
+    got = project(x, weight, None, activation=activation)
     assert got[3].isnan().all()
     rest = torch.tensor([0, 1, 2, 4, 5])
     exact = exactly(x[rest], weight, None, None, None, activation, None)
@@ -106,13 +109,13 @@ def test_large_sums_and_nan_stay_what_they_are(activation: Activation) -> None:
 def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Records the input shapes that later projections pass to the kernel."""
     calls: list[tuple[int, ...]] = []
-    kernel = cpu_kernels.project
+    kernel = Product.__call__
 
-    def counted(x: Tensor, *args: Any, **options: Any) -> Tensor:
+    def counted(product: Product, x: Tensor, *args: Any) -> Tensor:
         calls.append(tuple(x.shape))
-        return kernel(x, *args, **options)
+        return kernel(product, x, *args)
 
-    monkeypatch.setattr(cpu_kernels, "project", counted)
+    monkeypatch.setattr(Product, "__call__", counted)
     return calls
 
 
@@ -124,6 +127,18 @@ def test_a_product_takes_the_kernel_unless_a_row_is_no_multiple_of_its_vectors(m
     x, weight = x[:, :16], weight[:, :16].contiguous()
     torch.testing.assert_close(Projection(weight)(x), F.linear(x, weight))
     assert calls == [(3, 16)]
+
+
+def test_a_float16_product_takes_the_kernel_for_prompts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = kernel_calls(monkeypatch)
+    x, weight = numbers(2, 7, 64, dtype=torch.float16), numbers(5, 64, dtype=torch.float16, seed=1)
+    for inputs in (48, 64):
+        matrix = weight[:, :inputs].contiguous()
+        for rows in (x[:, 0, :inputs], x[:, :, :inputs]):
+            wanted = F.linear(rows.double(), matrix.double())
+            assert error(Projection(matrix)(rows), wanted) < TOLERANCE[torch.float16]
+    assert calls == [(2, 64), (2, 7, 64)]
+    assert packed(weight) is weight
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -139,7 +154,7 @@ def test_a_widened_product_is_torchs_and_a_row_has_the_same_bits_in_every_batch(
         assert torch.equal(widened(x[:rows, :length], weight, bias), got[:rows, :length])
 
 
-@pytest.mark.parametrize("inputs", [16, 20])  # by the kernel and by torch
+@pytest.mark.parametrize("inputs", [32, 20])  # by the kernel and by torch
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", [(), (5,)])
 def test_the_residual_of_a_decode_step_becomes_the_result_and_a_prompts_stays(
@@ -170,21 +185,21 @@ def test_attention_is_torchs_and_stores_the_new_position(dtype: torch.dtype, rot
         query, key = (rotate(part, rotation.double()[:, None]) for part in (query, key))
     expected = pool.clone()
     expected[0, start + position], expected[1, start + position] = key.to(dtype), value.to(dtype)
-    got = cpu_kernels.decode_attention(qkv, rotation, *pool, start, position)
+    got = decode_attention(qkv, rotation, *pool, start, position)
     assert error(pool, expected.double()) < TOLERANCE[dtype]
     for row, (first, count) in enumerate(zip(start.tolist(), lengths, strict=True)):
         keys, values = pool[:, first : first + count].double().transpose(1, 2)
         exact = F.scaled_dot_product_attention(query[row, :, None], keys, values)[:, 0]
         assert error(got[row], exact) < TOLERANCE[dtype], f"row {row}: {error(got[row], exact):.2e}"
         turn = None if rotation is None else rotation[row, None]
-        alone = cpu_kernels.decode_attention(qkv[row, None], turn, *pool, start[row, None], position[row, None])
+        alone = decode_attention(qkv[row, None], turn, *pool, start[row, None], position[row, None])
         assert torch.equal(alone[0], got[row])
 
 
 def test_attention_of_scores_that_no_float_has_the_exponential_of() -> None:
     pool, qkv = numbers(2, 20, 2, 16) * 1e3, numbers(1, 3, 2, 16, seed=1) * 1e3
     start, position = torch.tensor([0]), torch.tensor([19])
-    got = cpu_kernels.decode_attention(qkv, None, *pool, start, position)
+    got = decode_attention(qkv, None, *pool, start, position)
     keys, values = pool.double().transpose(1, 2)
     exact = F.scaled_dot_product_attention(qkv[0, 0, :, None].double(), keys, values)[:, 0]
     assert error(got[0], exact) < 1e-5
@@ -198,7 +213,7 @@ def test_attention_outside_of_the_pool_is_an_error(place: int, threads: int) -> 
     torch.set_num_threads(threads)
     pool, qkv = numbers(2, 20, 2, 16), numbers(1, 3, 2, 16)
     with pytest.raises(RuntimeError, match=f"1 of {threads} threads"):
-        cpu_kernels.decode_attention(qkv, None, *pool, torch.tensor([place]), torch.tensor([3]))
+        decode_attention(qkv, None, *pool, torch.tensor([place]), torch.tensor([3]))
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -211,7 +226,7 @@ def test_snake_is_torchs(changed: bool, masked: bool) -> None:
     y = (x + change if changed else x).double()
     exact = y + torch.sin(y * alpha).square() * inverse
     exact = exact * mask if masked else exact
-    total, active = cpu_kernels.snake(x, alpha, inverse, mask if masked else None, change=change if changed else None)
+    total, active = snake(x, alpha, inverse, mask if masked else None, change=change if changed else None)
     assert error(total, y) < 1e-6
     assert error(active, exact) < 1e-5
     assert total is (change if changed else x)
@@ -224,11 +239,11 @@ def test_a_released_team_is_made_again() -> None:
 
     torch.set_num_threads(3)
     x, weight = numbers(4, 64), numbers(48, 64, seed=1)
-    before = cpu_kernels.project(x, weight, None)
+    before = project(x, weight, None)
     busy = threads()
-    cpu_kernels.release_threads()
+    launch.release_threads()
     assert threads() == busy - 2
-    assert torch.equal(cpu_kernels.project(x, weight, None), before)
+    assert torch.equal(project(x, weight, None), before)
     assert threads() == busy
 
 
@@ -239,8 +254,11 @@ def test_kernels_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.Monk
         asked.append(cache)
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return lambda kernel: SimpleNamespace(kernel=kernel)
+        return lambda kernel: SimpleNamespace(address=kernel.__name__)
 
-    monkeypatch.setattr(cpu_kernels, "cfunc", cfunc)
-    assert cpu_kernels._compiled(len).kernel is len
+    monkeypatch.setattr(launch, "cfunc", cfunc)
+
+    def kernel(_arguments: Any) -> None: ...
+
+    assert launch.Kernel(kernel).address == "kernel"
     assert asked == [True, False]

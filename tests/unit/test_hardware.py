@@ -25,7 +25,8 @@ def test_a_device_that_does_not_exist_is_refused(name: str, message: str) -> Non
 
 INTEL, AMX = {"cpu_name": "Intel Xeon", "avx512_bf16": True}, {"amx_bf16": True}
 AMD = {"cpu_name": "AMD EPYC", "avx512_bf16": True}
-NARROW, WIDE = torch.bfloat16, torch.float32
+HALVES = {"avx512_fp16": True}
+NARROW, WIDE, HALF = torch.bfloat16, torch.float32, torch.float16
 T3_BY = {
     "fused": {},
     "compiled or quantised": {"fused_products": False},
@@ -51,10 +52,42 @@ def test_a_processor_takes_the_type_that_it_multiplies_faster_and_stores_t3_in_b
         choose = partial(hardware.choose_dtypes, processor=processor, **by)
         assert choose("auto", CPU, said.append) == (dtype, s3gen)
         assert len(said) == lines
-        assert choose("float16", CPU, lambda _line: None) == (dtype, s3gen)
         assert choose("float32", CPU, said.append) == (WIDE, WIDE)
         assert choose("bfloat16", CPU, said.append) == (NARROW, NARROW)
         assert len(said) == lines
+        assert choose("float16", CPU, said.append) == (dtype, s3gen)
+        assert said[lines] == "this processor does not multiply float16: it takes what dtype=auto takes"
+
+
+@pytest.mark.parametrize(
+    ("processor", "auto", "float16"),
+    [
+        (INTEL | HALVES, ((HALF, HALF), (NARROW, HALF), (HALF, HALF)), ((HALF, HALF), (NARROW, HALF), (HALF, HALF))),
+        (INTEL | HALVES | AMX, ((NARROW, NARROW),) * 3, ((HALF, HALF), (NARROW, HALF), (HALF, HALF))),
+        (AMD | HALVES, ((NARROW, NARROW),) * 3, ((HALF, HALF), (NARROW, HALF), (HALF, HALF))),
+        (HALVES, ((HALF, HALF), (WIDE, HALF), (HALF, HALF)), ((HALF, HALF), (WIDE, HALF), (HALF, HALF))),
+    ],
+)
+def test_a_processor_that_multiplies_float16_takes_it_where_bfloat16_is_not_faster_or_it_is_asked_to(
+    processor: dict[str, Any], auto: tuple[Any, ...], float16: tuple[Any, ...]
+) -> None:
+    for by, by_itself, asked in zip(T3_BY.values(), auto, float16, strict=True):
+        said: list[str] = []
+        choose = partial(hardware.choose_dtypes, processor=processor, **by)
+        assert choose("auto", CPU, said.append) == by_itself
+        assert choose("float16", CPU, said.append) == asked
+        assert choose("float32", CPU, said.append) == (WIDE, WIDE)
+        assert choose("bfloat16", CPU, said.append) == (NARROW, NARROW)
+        assert not said
+
+
+def test_without_being_told_of_a_processor_it_is_this_one() -> None:
+    this: dict[str, Any] = torch.cpu.get_capabilities()
+    for name in ("auto", "float16"):
+        lines: tuple[list[str], list[str]] = ([], [])
+        chosen = hardware.choose_dtypes(name, CPU, lines[0].append)
+        assert chosen == hardware.choose_dtypes(name, CPU, lines[1].append, processor=this)
+        assert lines[0] == lines[1]
 
 
 def test_a_gpu_takes_bfloat16_for_products_of_many_rows_regardless_of_the_processor() -> None:
@@ -72,14 +105,6 @@ def test_a_gpu_without_bfloat16_takes_float16(has_it: bool, taken: torch.dtype, 
         assert hardware.choose_dtypes("auto", cuda.device, said.append) == (taken, taken)
         assert hardware.choose_dtypes("float16", cuda.device, said.append) == (torch.float16, torch.float16)
     assert said == ["simulated has no bfloat16: using float16"] * lines
-
-
-def test_float16_on_a_processor_is_what_it_takes_by_itself_and_a_line_says_so() -> None:
-    said: list[str] = []
-    assert hardware.choose_dtypes("float16", CPU, said.append) == hardware.choose_dtypes(
-        "auto", CPU, lambda _line: None
-    )
-    assert said[0] == "float16 needs a GPU: this processor takes what dtype=auto takes"
 
 
 def test_s3gen_takes_the_cores_that_t3_leaves_when_it_works_alone() -> None:

@@ -66,7 +66,7 @@ def test_products_that_add_in_place_change_nothing_that_is_read_later(
     plain = teacher_forced(stepping.model, stepping.voice, text, forced)
     with monkeypatch.context() as patch:
         patch.setattr(linear, "_plain_on_cuda", lambda _weight: True)  # torch's products as on a GPU, in float32
-        patch.setattr(linear, "_suits_cpu_kernel", lambda _weight: False)
+        patch.setattr(linear, "suits_cpu_kernel", lambda _weight: False)
         stepping.model.prepare()
     on_gpu = teacher_forced(stepping.model, stepping.voice, text, forced)
     stepping.model.prepare()

@@ -7,7 +7,7 @@
     GPU, float32        torch                                    torch
     CPU, bfloat16       `cpu`                                    torch, or `widened` where float32 is faster
     CPU, float32        `cpu`                                    torch
-    CPU, float16        torch                                    torch
+    CPU, float16        `cpu`                                    `cpu`
     quantised           `linear`                                 `linear`
     CPU, `packed`       oneDNN                                   oneDNN
 
@@ -24,7 +24,6 @@ use it, and prompts use torchao's.
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from typing import Any
 
@@ -59,16 +58,17 @@ class Projection:
         self.gain, self.shift, self.eps = gain, shift, eps
         self.activation = activation
         self._plain_on_cuda = _plain_on_cuda(weight)
-        self._kernel: Any = None
-        self._kernel_rows = 0  # maximum rows of the kernel in a decode step
+        self._kernel: Any = None  # a GPU's
+        self._product: Any = None  # a CPU's
         if self._plain_on_cuda and weight.dtype in (torch.bfloat16, torch.float16):
             from chatterbox_engine.kernels import linear_cuda
 
-            self._kernel, self._kernel_rows = linear_cuda.project, FEW_ROWS
-        elif _suits_cpu_kernel(weight):
-            from chatterbox_engine.kernels import cpu
+            self._kernel = linear_cuda.project
+        elif suits_cpu_kernel(weight):
+            from chatterbox_engine.kernels.cpu.products import Product
 
-            self._kernel, self._kernel_rows = cpu.project, sys.maxsize
+            self._product = Product(weight, bias, gain=gain, shift=shift, eps=eps, activation=activation)
+        self._product_takes_prompts = weight.dtype == torch.float16
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x: [..., inputs], residual: [..., outputs]. Returns [..., outputs].
@@ -77,13 +77,21 @@ class Projection:
         GPU the kernel may read all but x and `residual` before the kernel that was launched last is done
         (`overlap_cuda`), which must have made none of the others.
         """
-        if x.dim() == 2 and len(x) <= self._kernel_rows and not torch.compiler.is_compiling():
-            return self._by_kernel(x, residual)
+        if torch.compiler.is_compiling():
+            return self._by_torch(x, residual)
+        in_step = x.dim() == 2
+        if self._product is not None and (in_step or self._product_takes_prompts):
+            rows: Tensor = self._product(
+                x, residual, None if in_step or residual is None else torch.empty_like(residual)
+            )
+            return rows
+        if self._kernel is not None and in_step and len(x) <= FEW_ROWS:
+            return self._by_cuda_kernel(x, residual)
         return self._by_torch(x, residual)
 
-    def _by_kernel(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _by_cuda_kernel(self, x: Tensor, residual: Tensor | None) -> Tensor:
         gain, shift = self.gain, self.shift
-        if self._plain_on_cuda and shift is not None and len(x) > FEW_ROWS - SHIFT_ROWS:
+        if shift is not None and len(x) > FEW_ROWS - SHIFT_ROWS:
             x, gain, shift = self._normed(x), None, None
         rows: Tensor = self._kernel(
             x,
@@ -166,12 +174,13 @@ def widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def packed(weight: Tensor) -> Tensor:
     """A matrix in oneDNN's own order, for products of many rows on a CPU: torch's reorder it every time, which took
-    half of a product of 32 rows in float32. Elsewhere, and quantised, it stays as it is.
+    half of a product of 32 rows in float32. Elsewhere, quantised and in float16, which our kernel multiplies, it stays
+    as it is.
 
     A row's bits are the same in products of 16, 32, ... rows.
     """
     plain = weight.device.type == "cpu" and not weight.is_mkldnn and not is_quantized(weight)
-    if not plain or not torch.backends.mkldnn.is_available():
+    if not plain or weight.dtype == torch.float16 or not torch.backends.mkldnn.is_available():
         return weight
     reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
     return reordered
@@ -195,10 +204,12 @@ def _swiglu(x: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def _suits_cpu_kernel(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.is_mkldnn or is_quantized(weight) or weight.shape[-1] % CPU_GRAIN:
+def suits_cpu_kernel(weight: Tensor) -> bool:
+    """Whether `cpu.products.Product` takes the matrix."""
+    if weight.device.type != "cpu" or weight.is_mkldnn or is_quantized(weight) or not weight.is_contiguous():
         return False
-    return weight.dtype in (torch.float32, torch.bfloat16) and weight.is_contiguous()
+    grain = CPU_GRAIN.get(weight.dtype)
+    return grain is not None and weight.shape[-1] % grain == 0
 
 
 def _plain_on_cuda(weight: Tensor) -> bool:

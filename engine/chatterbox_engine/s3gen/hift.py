@@ -215,9 +215,9 @@ class _Snake:
 
             return snake(x, self._alpha, self._inverse, mask, bias=bias, change=change)
         assert bias is None, "on a CPU the convolution adds it"
-        from chatterbox_engine.kernels import cpu as cpu_kernels
+        from chatterbox_engine.kernels.cpu.snake import snake as on_cpu
 
-        return cpu_kernels.snake(x, self._alpha, self._inverse, mask, change=change)
+        return on_cpu(x, self._alpha, self._inverse, mask, change=change)
 
 
 class _Fourier:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_engine.kernels.linear import linear_gelu
+from chatterbox_engine.kernels.linear import linear_gelu, suits_cpu_kernel
+from chatterbox_engine.kernels.shapes import ATTENTION_GRAIN, Activation
 
 _HEADS_AT_A_TIME = 2
 
@@ -37,11 +38,14 @@ class Linear:
     def gelu(self, x: Tensor) -> Tensor:
         """GELU of it. x: [rows, positions, inputs].
 
-        With weights of two bytes on a GPU the product's own kernel computes it, in its tanh form, so that the flow's
-        widest tensor is written once and not read again. The form changes a mel by 1.3e-4, bfloat16 by 8.7e-3.
+        With weights of two bytes on a GPU, and of float16 on a CPU, the product's own kernel computes it, in its tanh
+        form, so that the flow's widest tensor is written once and not read again. The form changes a mel by 1.3e-4,
+        bfloat16 by 8.7e-3.
         """
         if x.device.type == "cuda" and x.dtype != torch.float32:
             return linear_gelu(x, self.weight, self.bias)
+        if _in_half(x, self.weight):
+            return _product(x, self.weight, self.bias, "gelu")
         return F.gelu(self(x))
 
     def inputs(self, channels: slice, *, bias: bool) -> Linear:
@@ -129,8 +133,15 @@ class Conv:
 
     def _product(self, x: Tensor, bias: Tensor | None, left: int, right: int) -> Tensor:
         x = F.pad(x, (0, 0, left, right)) if left or right else x
+        if self.padding == 0 and self.dilation == self.stride == 1 and _in_half(x, self.weight):
+            return linear(windows(x, self.weight.shape[2]), self._matrix, bias)
         padding, dilation = (0, self.padding), (1, self.dilation)
         return _rows(F.conv2d(_image(x), self.weight.unsqueeze(2), bias, (1, self.stride), padding, dilation))
+
+    @property
+    def _matrix(self) -> Tensor:
+        """The weight as that of a product with a window: [outputs, kernel * inputs]."""
+        return self.weight.transpose(1, 2).flatten(1)
 
     @property
     def history(self) -> int:
@@ -171,9 +182,34 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     torch gives float32 products on a CPU to MKL, which is half as fast as oneDNN where the CPU is not Intel's (Zen 5:
     226 against 480 GFLOP/s on two cores); a convolution of kernel 1 goes to oneDNN.
     """
+    if _in_half(x, weight):
+        return _product(x, weight, bias)
     if x.dtype == torch.float32 and x.device.type == "cpu" and x.ndim == 3:
         return _rows(F.conv2d(_image(x), weight[:, :, None, None], bias))
     return F.linear(x, weight, bias)
+
+
+def _in_half(x: Tensor, weight: Tensor) -> bool:
+    """Whether a weight is float16 on a CPU, where our kernel multiplies it with rows of float16 or float32."""
+    return weight.dtype == torch.float16 and x.device.type == "cpu"
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Tensor:
+    """A product with a float16 weight on a CPU, of x's type."""
+    if not suits_cpu_kernel(weight):
+        y = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return F.gelu(y, approximate="tanh") if activation == "gelu" else y
+    from chatterbox_engine.kernels.cpu.products import Product
+
+    return Product(weight, bias, activation=activation)(x, out=x.new_empty(*x.shape[:-1], len(weight)))
+
+
+def windows(x: Tensor, size: int) -> Tensor:
+    """All runs of `size` neighbouring positions, seen as rows without a copy: [rows, positions, channels] to
+    [rows, positions - size + 1, size * channels]."""
+    rows, positions, channels = x.shape
+    x = x.contiguous()
+    return x.as_strided((rows, positions - size + 1, size * channels), (positions * channels, channels, 1))
 
 
 def self_attention(qkv: Tensor, lengths: Tensor | None) -> Tensor:
@@ -188,6 +224,11 @@ def self_attention(qkv: Tensor, lengths: Tensor | None) -> Tensor:
         assert lengths is not None
         attended: Tensor = attend(qkv, lengths)
         return attended
+    if qkv.dtype == torch.float16 and qkv.shape[-1] % ATTENTION_GRAIN == 0:
+        from chatterbox_engine.kernels.cpu.attention import attention as on_cpu
+
+        rows, size = qkv.shape[:2]
+        return on_cpu(qkv, torch.full((rows,), size) if lengths is None else lengths)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     if lengths is None:
         return attention(q, k, v, None)

@@ -88,7 +88,9 @@ class S3Gen:
         self.batching = Batching(self.device)
         flow = weights.part("flow")
         self._project_speaker = flow.linear("spk_embed_affine_layer", dims.speaker_embed, dims.mel)
-        self.encoder = Encoder(flow.cast(dtype), dims)
+        # float16 has not the range of its activations, which our kernel scales on a CPU
+        in_float32 = flow.cast(torch.float32, matrices=dtype if self.device.type == "cpu" else None)
+        self.encoder = Encoder(in_float32 if dtype == torch.float16 else flow.cast(dtype), dims)
         self.flow = Flow(flow.part("decoder.estimator"), dims, dtype, cfm_steps)
         self.hift = Hift(weights.part("mel2wav"), dims)
         self._to_mel, self._to_wave = Buckets("s3gen mel", self._solve), Buckets("s3gen wave", self.hift)

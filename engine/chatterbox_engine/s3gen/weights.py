@@ -32,7 +32,7 @@ class Weights:
         self._ledger = _Ledger({name: tensor for name, tensor in state.items() if name.startswith(prefixes)})
         self._prefix = ""
         self.device = device
-        self._dtype = torch.float32
+        self._dtype = self._matrices = torch.float32
 
     def part(self, name: str) -> Weights:
         """The tensors under `name.`."""
@@ -40,14 +40,15 @@ class Weights:
         part._prefix = f"{self._prefix}{name}."
         return part
 
-    def cast(self, dtype: torch.dtype) -> Weights:
-        """The same tensors, read as another dtype."""
+    def cast(self, dtype: torch.dtype, *, matrices: torch.dtype | None = None) -> Weights:
+        """The same tensors, read as another dtype. matrices: that of linear layers and convolutions, if another."""
         part = copy.copy(self)
-        part._dtype = dtype
+        part._dtype, part._matrices = dtype, matrices or dtype
         return part
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        """The tensor of that name and shape, on the device."""
+    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor of that name and shape, on the device. dtype: if another than that of all."""
+        dtype = dtype or self._dtype
         full = self._prefix + name
         tensor = self._ledger.unread.pop(full, None)
         if tensor is None:
@@ -55,12 +56,12 @@ class Weights:
         elif tuple(tensor.shape) != shape:
             self._ledger.wrong.append(f"{full} has shape {list(tensor.shape)}, not {list(shape)}")
         else:
-            return tensor.detach().to(self.device, self._dtype)
-        return torch.zeros(shape, device=self.device, dtype=self._dtype)
+            return tensor.detach().to(self.device, dtype)
+        return torch.zeros(shape, device=self.device, dtype=dtype)
 
     def linear(self, name: str, inputs: int, outputs: int) -> Linear:
         """A linear layer with a bias."""
-        return Linear(self.take(f"{name}.weight", outputs, inputs), self.take(f"{name}.bias", outputs))
+        return Linear(*self._layer(name, outputs, inputs))
 
     def norm(self, name: str, width: int, eps: float = 1e-5) -> Norm:
         """A layer norm over the last dimension."""
@@ -68,13 +69,18 @@ class Weights:
 
     def conv(self, name: str, inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0) -> Conv:
         """A convolution with a bias."""
-        weight, bias = self.take(f"{name}.weight", outputs, inputs, kernel), self.take(f"{name}.bias", outputs)
+        weight, bias = self._layer(name, outputs, inputs, kernel)
         return Conv(image_weight(weight), bias, stride=stride, padding=padding)
 
     def pointwise(self, name: str, inputs: int, outputs: int) -> Linear:
         """A convolution of kernel 1."""
-        weight, bias = self.take(f"{name}.weight", outputs, inputs, 1), self.take(f"{name}.bias", outputs)
+        weight, bias = self._layer(name, outputs, inputs, 1)
         return Linear(weight.squeeze(2), bias)
+
+    def _layer(self, name: str, outputs: int, *shape: int) -> tuple[Tensor, Tensor]:
+        """The weight, [outputs, *shape], and the bias."""
+        kept = self._matrices
+        return self.take(f"{name}.weight", outputs, *shape, dtype=kept), self.take(f"{name}.bias", outputs, dtype=kept)
 
     def normed_conv(self, name: str, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> Conv:
         """A convolution with weight norm that keeps the number of positions."""

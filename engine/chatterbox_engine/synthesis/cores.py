@@ -34,6 +34,6 @@ class Cores:
     def release(self) -> None:
         """When the calling thread's network has nothing to do: its idle threads would slow down the other network's."""
         if self.vocoder is not None:
-            from chatterbox_engine.kernels.cpu import release_threads  # on a CPU only: importing it compiles kernels
+            from chatterbox_engine.kernels.cpu.launch import release_threads  # on a CPU only: it imports numba
 
             release_threads()

@@ -91,9 +91,9 @@ class Alignment:
                 short_text=SHORT_TEXT,
             )
             return
-        from chatterbox_engine.kernels import cpu as cpu_kernels
+        from chatterbox_engine.kernels.cpu.alignment import alignment
 
-        cpu_kernels.alignment(*heads, places, *steps, self._text, self._readings[:count], self._longest)
+        alignment(*heads, places, *steps, self._text, self._readings[:count], self._longest)
         if not self._holders:
             return
         size = (self._text[1] - self._text[0])[slot]

@@ -46,25 +46,9 @@ def decode_attention(
         from chatterbox_engine.t3.attention_cuda import split_decode
 
         return split_decode(qkv, rotation, keys, values, arrived, start, position)
-    if qkv.dtype == torch.float16:
-        return _row_by_row(qkv, rotation, keys, values, start, position)
-    from chatterbox_engine.kernels import cpu as cpu_kernels
+    from chatterbox_engine.kernels.cpu.decode_attention import decode_attention as on_cpu
 
-    return cpu_kernels.decode_attention(qkv, rotation, keys, values, start, position)
-
-
-def _row_by_row(
-    qkv: Tensor, rotation: Tensor | None, keys: Tensor, values: Tensor, start: Tensor, position: Tensor
-) -> Tensor:
-    """`decode_attention` of a layer's pool in torch's operators, in float32: float16 on a CPU, which only tests use."""
-    out = torch.empty_like(qkv[:, 0])
-    for row, (first, held) in enumerate(zip(start.tolist(), position.tolist(), strict=True)):
-        query, key = qkv[row, :2].float() if rotation is None else rotate(qkv[row, :2].float(), rotation[row].float())
-        keys[first + held], values[first + held] = key, qkv[row, 2]
-        own = slice(first, first + held + 1)
-        held_keys, held_values = (part[own].float().transpose(0, 1) for part in (keys, values))  # [heads, n, head_dim]
-        out[row] = F.scaled_dot_product_attention(query[:, None], held_keys, held_values)[:, 0]
-    return out
+    return on_cpu(qkv, rotation, keys, values, start, position)
 
 
 # The same for torch.compile, which cannot trace it; an operator's first call imports the compiler, which takes two

@@ -31,7 +31,7 @@ class FlashT3(T3):
         super().__init__(dims)
 
     def pack(self) -> None:
-        """On a CPU the matrices get oneDNN's order, which suits the many rows of a pass."""
+        """On a CPU the matrices get oneDNN's order, which suits the many rows of a pass, unless they are float16."""
         for block in self.layers:
             for name in self.matrices:
                 setattr(block, name, nn.Parameter(packed(getattr(block, name).data), requires_grad=False))
