@@ -20,7 +20,7 @@ def in_large_pages(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     would give them to every short-lived tensor too.
     """
     size = tensor.numel() * dtype.itemsize
-    if tensor.device.type != "cpu" or size < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if size < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return tensor.to(dtype)
     area = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without large pages

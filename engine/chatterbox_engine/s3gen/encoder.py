@@ -25,9 +25,9 @@ _QUERIES = 128
 class Encoder:
     """Token ids to the mean of the flow, 80 values per mel frame.
 
-    Computed in the weights' type, beside float16 in float32, as the demo voice's activations exceed float16's range: in
-    bfloat16 the mean is 1% off, which the mel does not show (0.0125 from float32
-    with a bfloat16 flow, both after a float32 and after a bfloat16 encoder; full size, random weights).
+    Computed in the weights' type; beside float16 in float32, as the demo voice's activations exceed float16's range. In
+    bfloat16 the mean is 1% off, which the mel does not show (0.0125 from float32 with a bfloat16 flow, both after a
+    float32 and after a bfloat16 encoder; full size, random weights).
     """
 
     def __init__(self, weights: Weights, dims: S3GenDims) -> None:

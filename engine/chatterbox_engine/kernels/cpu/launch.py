@@ -26,7 +26,11 @@ _SOURCES = hashlib.sha256(
 
 
 class Kernel:
-    """A kernel as a C function, which is compiled or loaded from the cache when it is first asked for."""
+    """A kernel as a C function, which is compiled or loaded from the cache when it is first asked for.
+
+    Each type of tensors has a function of its own, written out: numba does not find a function in its cache again that
+    was made for a type by another function.
+    """
 
     def __init__(self, function: Callable[[Any], None]) -> None:
         # numba compiles a cached function again when its own file has changed, and would miss a change of a file that
